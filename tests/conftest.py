@@ -1,0 +1,16 @@
+"""Where the real data is, and what every test shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("YOLO_PRUNE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real images and trained detectors; tests that need it skip where it is missing."""
+    if not (SHARED / "data" / "bccd" / "data.yaml").is_file():
+        pytest.skip(f"real data not found under {SHARED} (set YOLO_PRUNE_SHARED)")
+    return SHARED

@@ -1,0 +1,1 @@
+"""Ultralytics as a host: load, evaluate, train, export."""

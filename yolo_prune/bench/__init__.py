@@ -1,0 +1,1 @@
+"""Latency and throughput under one timing protocol, one file per runtime."""

@@ -1,0 +1,39 @@
+"""The errors that a user can cause; each is also the builtin a caller would expect to catch."""
+
+from __future__ import annotations
+
+
+class YoloPruneError(Exception):
+    """Base of every error raised on purpose; its text is what the command line prints."""
+
+
+class ConfigError(YoloPruneError, ValueError):
+    """An option has an unknown name or a value outside its range."""
+
+
+class CheckpointError(YoloPruneError, ValueError):
+    """A checkpoint is missing, truncated, unsafe to load or of a kind that cannot be pruned."""
+
+
+class DataError(YoloPruneError, ValueError):
+    """A data set is missing, empty, or does not fit the model."""
+
+
+class BudgetError(YoloPruneError, ValueError):
+    """No plan meets the budget; the text says what is possible."""
+
+
+class PlanError(YoloPruneError, ValueError):
+    """A plan does not fit the model it is applied to."""
+
+
+class EquivalenceError(YoloPruneError, RuntimeError):
+    """The cut model does not compute what the zeroed model computes: the cut would be wrong."""
+
+
+class RebuiltError(YoloPruneError, RuntimeError):
+    """The host rebuilt the model during training, so the pruning was lost."""
+
+
+class MissingRuntimeError(YoloPruneError, ImportError):
+    """An optional package is not installed; the text names the extra to install."""
