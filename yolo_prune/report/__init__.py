@@ -1,1 +1,44 @@
-"""A run as rows (JSON) and everything made from them: Markdown, CSV, HTML."""
+"""Reports: report.json first, then Markdown, CSV and HTML, all made from the JSON."""
+
+from __future__ import annotations
+
+from yolo_prune.report.rows import (
+    ClassAp,
+    Conditions,
+    CurvePoint,
+    Equivalence,
+    Histogram,
+    HostMap,
+    Latency,
+    LayerWidth,
+    PlanSummary,
+    Row,
+    RunReport,
+    Speedup,
+    StageAp,
+    make_row,
+    report_from_json,
+)
+from yolo_prune.report.table import render_table
+from yolo_prune.report.write import rebuild_report, write_report
+
+__all__ = [
+    "ClassAp",
+    "Conditions",
+    "CurvePoint",
+    "Equivalence",
+    "Histogram",
+    "HostMap",
+    "Latency",
+    "LayerWidth",
+    "PlanSummary",
+    "Row",
+    "RunReport",
+    "Speedup",
+    "StageAp",
+    "make_row",
+    "rebuild_report",
+    "render_table",
+    "report_from_json",
+    "write_report",
+]

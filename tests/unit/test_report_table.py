@@ -1,0 +1,93 @@
+"""The table: every cell from the rows, nothing invented, conditions beside it."""
+
+from yolo_prune.report import RunReport, render_table
+from yolo_prune.report.csv import render_csv
+from yolo_prune.report.table import make_table
+
+SETTING = {"runtime": "onnxruntime", "device": "cpu", "threads": 2, "batch": 1}
+
+
+def report(**more) -> RunReport:
+    rows = [
+        {"model": "parent", "gmacs": 1.0, "params_m": 2.5, "ap": 0.6, "fps": 50.0, "imgsz": 320, **SETTING},
+        {"model": "pruned", "gmacs": 0.5, "params_m": 1.0, "ap": 0.55, "fps": 75.0, "imgsz": 320, **SETTING},
+        {"model": "control", "gmacs": 0.5, "params_m": 2.5, "ap": 0.51, "imgsz": 224, **SETTING},
+    ]
+    return RunReport.from_dict({"rows": rows, **more})
+
+
+def cells(table_of: RunReport) -> list[dict[str, str]]:
+    table = make_table(table_of)
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+def test_changes_are_against_the_parent():
+    parent, pruned, control = cells(report())
+    assert (parent["MACs kept"], parent["AP change"], parent["speed-up"]) == ("100.0 %", "", "1.00x")
+    assert (pruned["MACs kept"], pruned["AP change"], pruned["speed-up"]) == ("50.0 %", "-0.050", "1.50x")
+    assert (control["model"], control["AP change"]) == ("parent at 224 px", "-0.090")
+
+
+def test_a_missing_cell_says_so_and_a_missing_column_is_named_once():
+    assert cells(report())[2]["FPS"] == "not measured"
+    assert "Not measured: size MB, AP50, p50 ms." in render_table(report())
+
+
+def test_the_alternating_measurement_beats_the_quotient_of_two_fps():
+    made = report(speedups=[{"model": "pruned", "ratio": 1.44, "runtime": "onnxruntime", "threads": 2}])
+    assert cells(made)[1]["speed-up"] == "1.44x"
+
+
+def test_speed_is_compared_within_one_runtime_only():
+    rows = [
+        {"model": "parent", "fps": 10.0, "runtime": "torch"},
+        {"model": "pruned", "fps": 90.0, "runtime": "ort"},
+    ]
+    made = cells(RunReport.from_dict({"rows": rows}))
+    assert made[1]["speed-up"] == "not measured"
+    assert [row["runtime"] for row in made] == ["torch", "ort"]
+
+
+def test_a_second_runtime_borrows_accuracy_that_was_measured_once():
+    rows = [
+        {"model": "parent", "ap": 0.5, "runtime": "torch"},
+        {"model": "parent", "fps": 9.0, "runtime": "ort"},
+    ]
+    assert cells(RunReport.from_dict({"rows": rows}))[1]["COCO AP"] == "0.500"
+
+
+def test_every_line_of_the_grid_is_equally_wide():
+    grid = [line for line in render_table(report()).splitlines() if line.startswith("|")]
+    assert len({len(line) for line in grid}) == 1
+    assert len(grid) == 5
+
+
+def test_the_conditions_name_what_was_timed_and_what_was_evaluated():
+    text = render_table(
+        report(
+            conditions={
+                "timed": "network",
+                "data": "bccd",
+                "split": "val",
+                "images": 87,
+                "evaluator": "pycocotools",
+            },
+            versions={"onnxruntime": "1.32.0"},
+            host_map=[{"model": "parent", "map": 0.61}],
+        )
+    )
+    assert "Speed: network; onnxruntime 1.32.0 on cpu, 2 threads, batch 1; input 320 px." in text
+    assert "COCO AP (IoU 0.50 to 0.95, 100 boxes an image): bccd val; 87 images; pycocotools." in text
+    assert "The host's own mAP, another number than COCO AP: parent 0.610 (mAP50 not measured)." in text
+
+
+def test_an_empty_report_says_so():
+    assert render_table(RunReport()).startswith("No model was measured.")
+
+
+def test_csv_leaves_unmeasured_cells_empty():
+    header, line = render_csv(
+        RunReport.from_dict({"rows": [{"model": "parent", "latency_ms": {"p50": 4.0}}]})
+    ).splitlines()
+    values = dict(zip(header.split(","), line.split(","), strict=True))
+    assert (values["latency_ms_p50"], values["latency_ms_p10"], values["ap"]) == ("4.0", "", "")

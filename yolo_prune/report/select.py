@@ -1,0 +1,134 @@
+"""Which row answers which question: the parent, the final model, the control at equal cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from yolo_prune.report.rows import ACCURACY, COST, Row, RunReport, Speedup
+
+FINAL_ORDER = ("retrained", "pruned")
+"""The model a run is judged by: the first of these that has a row."""
+
+
+def parent_imgsz(report: RunReport) -> int | None:
+    """Return the parent's input size in pixels."""
+    return next((row.imgsz for row in report.rows if row.model == "parent"), None)
+
+
+def label(report: RunReport, row: Row) -> str:
+    """Return a row's name for a reader; a control says what it is."""
+    if row.model == "control":
+        return f"parent at {row.imgsz} px" if row.imgsz else "control"
+    size = parent_imgsz(report)
+    if row.imgsz and size and row.imgsz != size:
+        return f"{row.model} at {row.imgsz} px"
+    return row.model
+
+
+def setting(row: Row) -> tuple[str | None, str | None, int | None, int | None]:
+    """Return what must be equal for two rows' times to be comparable: runtime, device, threads, batch."""
+    return (row.runtime, row.device, row.threads, row.batch)
+
+
+def settings(report: RunReport) -> list[tuple[str | None, str | None, int | None, int | None]]:
+    """Return the distinct runtime settings in order of first appearance, timed ones only if there are any."""
+    timed = [setting(row) for row in report.rows if row.fps is not None]
+    return list(dict.fromkeys(timed or [setting(row) for row in report.rows]))
+
+
+def parent_row(report: RunReport, like: Row | None = None) -> Row | None:
+    """Return the parent's row under the same runtime setting as ``like`` (any setting when None)."""
+    rows = [row for row in report.rows if row.model == "parent"]
+    if like is not None:
+        rows = [row for row in rows if setting(row) == setting(like)]
+    return rows[0] if rows else None
+
+
+def models(report: RunReport) -> list[Row]:
+    """Return one row per model and input size, with what any of its rows says of accuracy and cost."""
+    found: dict[tuple[str, int | None], Row] = {}
+    for row in report.rows:
+        key = (row.model, row.imgsz)
+        known = found.setdefault(key, row)
+        gaps = {
+            name: getattr(row, name)
+            for name in (*COST, *ACCURACY)
+            if getattr(known, name) is None and getattr(row, name) is not None
+        }
+        found[key] = replace(known, **gaps)
+    return list(found.values())
+
+
+def model_row(report: RunReport, model: str) -> Row | None:
+    """Return the first model of that name, merged over runtimes."""
+    return next((row for row in models(report) if row.model == model), None)
+
+
+def merged(report: RunReport, row: Row) -> Row:
+    """Return ``row`` with accuracy and cost that another runtime's row of the same model knows."""
+    twin = next(one for one in models(report) if (one.model, one.imgsz) == (row.model, row.imgsz))
+    return replace(row, **{name: getattr(twin, name) for name in (*COST, *ACCURACY)})
+
+
+def final_row(report: RunReport) -> Row | None:
+    """Return the model that the run is judged by: retrained, else pruned."""
+    return next((row for name in FINAL_ORDER if (row := model_row(report, name)) is not None), None)
+
+
+def kept_macs(report: RunReport, row: Row) -> float | None:
+    """Return the fraction of the parent's MACs that ``row`` needs."""
+    parent = model_row(report, "parent")
+    gmacs = merged(report, row).gmacs
+    return gmacs / parent.gmacs if parent and parent.gmacs and gmacs is not None else None
+
+
+def ap_change(report: RunReport, row: Row) -> float | None:
+    """Return AP minus the parent's AP."""
+    parent = model_row(report, "parent")
+    ap = merged(report, row).ap
+    return ap - parent.ap if parent and parent.ap is not None and ap is not None else None
+
+
+def speedup(report: RunReport, row: Row) -> Speedup | None:
+    """Return FPS over the parent's under the same setting: the alternating measurement where there is one."""
+    for one in report.speedups:
+        known = (
+            (one.runtime, row.runtime),
+            (one.device, row.device),
+            (one.threads, row.threads),
+            (one.imgsz, row.imgsz),
+        )
+        if one.model == row.model and all(mine in (None, theirs) for mine, theirs in known):
+            return one
+    parent = parent_row(report, row)
+    if parent is None or not parent.fps or row.fps is None:
+        return None
+    return Speedup(
+        row.model, row.fps / parent.fps, None, None, row.runtime, row.device, row.threads, row.imgsz
+    )
+
+
+def equal_cost_control(report: RunReport, row: Row) -> Row | None:
+    """Return the control whose MACs are nearest to those of ``row``, by ratio."""
+    controls = [one for one in models(report) if one.model == "control" and one.gmacs and one.ap is not None]
+    if not row.gmacs or not controls:
+        return None
+    gmacs = row.gmacs
+    return min(controls, key=lambda one: abs(math.log((one.gmacs or gmacs) / gmacs)))
+
+
+def ap_noise(report: RunReport) -> tuple[float, bool] | None:
+    """Return the AP difference that chance explains, and whether it was measured.
+
+    Without a measured bound the rule of thumb 0.1 / sqrt(images) is used: 0.011 for 87 images.
+    """
+    conditions = report.conditions
+    if conditions.ap_noise is not None:
+        return conditions.ap_noise, True
+    return (0.1 / math.sqrt(conditions.images), False) if conditions.images else None
+
+
+def count_threads(threads: int | None) -> str:
+    """Return "1 thread", "2 threads" or "threads not stated"."""
+    return f"{threads} thread{'' if threads == 1 else 's'}" if threads else "threads not stated"

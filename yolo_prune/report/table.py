@@ -1,0 +1,171 @@
+"""The mAP and FPS table, aligned, as Markdown that also reads well in a console."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from yolo_prune.report.rows import Row, RunReport
+from yolo_prune.report.select import (
+    ap_change,
+    count_threads,
+    kept_macs,
+    label,
+    merged,
+    setting,
+    settings,
+    speedup,
+)
+from yolo_prune.report.verdicts import verdicts
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text: ``columns`` heads, ``rows`` of the same length, ``absent`` what nobody measured."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    absent: tuple[str, ...]
+
+
+def _text(value: float | None, form: str) -> str:
+    return NOT_MEASURED if value is None else format(value, form)
+
+
+def _speedup(report: RunReport, row: Row) -> str:
+    gain = speedup(report, row)
+    return NOT_MEASURED if gain is None else f"{gain.ratio:.2f}x"
+
+
+def _kept(report: RunReport, row: Row) -> str:
+    kept = kept_macs(report, row)
+    return NOT_MEASURED if kept is None else f"{100 * kept:.1f} %"
+
+
+_COLUMNS: dict[str, Callable[[RunReport, Row], str]] = {
+    "MACs kept": _kept,
+    "GMACs": lambda report, row: _text(merged(report, row).gmacs, ".3f"),
+    "params M": lambda report, row: _text(merged(report, row).params_m, ".3f"),
+    "size MB": lambda report, row: _text(merged(report, row).size_mb, ".2f"),
+    "COCO AP": lambda report, row: _text(merged(report, row).ap, ".3f"),
+    "AP change": lambda report, row: _text(ap_change(report, row), "+.3f"),
+    "AP50": lambda report, row: _text(merged(report, row).ap50, ".3f"),
+    "p50 ms": lambda report, row: _text(row.p50_ms, ".1f"),
+    "FPS": lambda report, row: _text(row.fps, ".1f"),
+    "speed-up": _speedup,
+}
+
+
+def make_table(report: RunReport) -> Table:
+    """Lay out the rows: one line per model, input size and runtime setting, the parent's change left out.
+
+    Args:
+        report: A run; an empty one gives an empty table.
+
+    Returns:
+        The table; columns without any measurement are named in ``absent`` instead of shown.
+    """
+    several = len(settings(report)) > 1
+    cells = {name: [fill(report, row) for row in report.rows] for name, fill in _COLUMNS.items()}
+    absent = tuple(name for name, column in cells.items() if all(text == NOT_MEASURED for text in column))
+    for i, row in enumerate(report.rows):
+        if row.model == "parent" and cells["AP change"][i] != NOT_MEASURED:
+            cells["AP change"][i] = ""
+    columns = {"model": [label(report, row) for row in report.rows]}
+    if several:
+        columns["runtime"] = [setting_text(row) for row in report.rows]
+    columns.update({name: column for name, column in cells.items() if name not in absent})
+    return Table(tuple(columns), tuple(zip(*columns.values(), strict=True)), absent if report.rows else ())
+
+
+def setting_text(row: Row) -> str:
+    """Return the runtime, the device where it is not the CPU, and the threads."""
+    parts = [row.runtime or NOT_MEASURED]
+    if row.device not in (None, "cpu"):
+        parts.append(str(row.device))
+    if row.threads:
+        parts.append(f"{row.threads} thr")
+    return " ".join(parts)
+
+
+def render_table(report: RunReport) -> str:
+    """Return the table, its conditions and the verdicts as Markdown.
+
+    Args:
+        report: A run.
+
+    Returns:
+        Text with columns padded to equal width, ending in a newline.
+    """
+    table = make_table(report)
+    parts = [_grid(table)] if table.rows else ["No model was measured."]
+    if table.absent:
+        parts.append(f"Not measured: {', '.join(table.absent)}.")
+    parts.append("\n".join(conditions_lines(report)))
+    parts.append("\n".join(f"* {one.text}" for one in verdicts(report)))
+    parts.append("\n".join(f"* Warning: {text}" for text in report.warnings))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _grid(table: Table) -> str:
+    lines = [table.columns, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    left = {i for i, name in enumerate(table.columns) if name in ("model", "runtime")}
+
+    def draw(line: tuple[str, ...]) -> str:
+        cells = [text.ljust(widths[i]) if i in left else text.rjust(widths[i]) for i, text in enumerate(line)]
+        return f"| {' | '.join(cells)} |"
+
+    marks = ["-" * (width + 2) if i in left else "-" * (width + 1) + ":" for i, width in enumerate(widths)]
+    rule = f"|{'|'.join(marks)}|"
+    return "\n".join([draw(lines[0]), rule, *(draw(line) for line in lines[1:])])
+
+
+def conditions_lines(report: RunReport) -> list[str]:
+    """Return the sentences that every number of the table depends on."""
+    return [line for line in (_timing_line(report), _accuracy_line(report), _host_line(report)) if line]
+
+
+def _timing_line(report: RunReport) -> str:
+    timed = [row for row in report.rows if row.fps is not None]
+    if not timed:
+        return "Speed: not measured."
+    conditions = report.conditions
+    found = []
+    for one in dict.fromkeys(setting(row) for row in timed):
+        runtime, device, threads, batch = one
+        name = f"{runtime or 'unnamed runtime'} {report.versions.get(runtime or '', '')}".strip()
+        found.append(
+            f"{name} on {device or 'unnamed device'}, {count_threads(threads)}, batch {batch or 'unstated'}"
+        )
+    sizes = sorted({row.imgsz for row in timed if row.imgsz}, reverse=True)
+    text = f"Speed: {conditions.timed or 'what was timed is not stated'}; {'; '.join(found)}"
+    text += f"; input {', '.join(map(str, sizes))} px" if sizes else ""
+    text += f"; {conditions.machine}" if conditions.machine else ""
+    text += f"; load average {conditions.load1:.1f}" if conditions.load1 is not None else ""
+    text += f"; {conditions.samples} samples a model" if conditions.samples else ""
+    return text + ". FPS is images per second at the median latency."
+
+
+def _accuracy_line(report: RunReport) -> str:
+    conditions = report.conditions
+    if all(row.ap is None for row in report.rows):
+        return "COCO AP: not measured."
+    where = " ".join(part for part in (conditions.data, conditions.split) if part)
+    numbers = {"images": conditions.images, "boxes": conditions.boxes}
+    counts = [f"{number:,} {what}" for what, number in numbers.items() if number]
+    parts = [part for part in (where, ", ".join(counts), conditions.evaluator) if part]
+    return f"COCO AP (IoU 0.50 to 0.95, 100 boxes an image): {'; '.join(parts) or 'data not stated'}."
+
+
+def _host_line(report: RunReport) -> str:
+    if not report.host_map:
+        return ""
+    found = [
+        f"{one.model}{f' at {one.imgsz} px' if one.model == 'control' and one.imgsz else ''} "
+        f"{_text(one.map, '.3f')} (mAP50 {_text(one.map50, '.3f')})"
+        for one in report.host_map
+    ]
+    return f"The host's own mAP, another number than COCO AP: {', '.join(found)}."

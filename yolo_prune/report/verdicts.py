@@ -1,0 +1,194 @@
+"""Sentences that say what the numbers mean, computed from them: won, lost, no speed gained, or noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from yolo_prune.report.rows import Row, RunReport, Speedup
+from yolo_prune.report.select import (
+    ap_noise,
+    count_threads,
+    equal_cost_control,
+    final_row,
+    kept_macs,
+    label,
+    merged,
+    model_row,
+    setting,
+    settings,
+    speedup,
+)
+
+NO_GAIN = 1.05
+"""A speed-up up to this is reported as no speed gained."""
+SAME_COST = 0.1
+"""Controls within this fraction of the MACs count as the same cost."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence and its tone: ``good``, ``bad`` or ``plain``."""
+
+    text: str
+    tone: str = "plain"
+
+
+def verdicts(report: RunReport) -> tuple[Verdict, ...]:
+    """Return every sentence that the measured numbers support, most important first."""
+    final = final_row(report)
+    if final is None:
+        return ()
+    found: list[Verdict] = []
+    judges: tuple[Callable[[RunReport, Row], list[Verdict]], ...] = (
+        judge_accuracy,
+        judge_speed,
+        judge_control,
+        judge_retraining,
+        judge_noise,
+        judge_proof,
+    )
+    for judge in judges:
+        found.extend(judge(report, final))
+    return tuple(found)
+
+
+def judge_accuracy(report: RunReport, final: Row) -> list[Verdict]:
+    """Say what AP the final model kept of the parent's, and for which share of the MACs."""
+    parent = model_row(report, "parent")
+    if parent is None or parent.ap is None or final.ap is None:
+        missing = f"the {final.model} model" if final.ap is None else "the parent"
+        return [Verdict(f"Accuracy: AP of {missing} was not measured.")]
+    change, noise = final.ap - parent.ap, ap_noise(report)
+    kept = kept_macs(report, final)
+    cost = f" with {_percent(kept)} of the MACs" if kept is not None else ""
+    text = f"The {final.model} model reaches AP {final.ap:.3f}{cost}"
+    text += f"; the parent has {parent.ap:.3f} ({change:+.3f})."
+    if noise is not None and abs(change) <= noise[0]:
+        return [Verdict(text, "good")]
+    return [Verdict(text, "good" if change > 0 else "bad" if change < -0.05 else "plain")]
+
+
+def judge_speed(report: RunReport, final: Row) -> list[Verdict]:
+    """Say per runtime whether fewer MACs became more FPS."""
+    kept = kept_macs(report, final)
+    found: list[Verdict] = []
+    for one in settings(report):
+        rows = [row for row in report.rows if _is(row, final) and setting(row) == one and row.fps is not None]
+        gains = [(row, gain) for row in rows if (gain := speedup(report, row)) is not None]
+        found.extend(_speed_sentence(kept, gain, _where(row)) for row, gain in gains)
+    return found or [Verdict("Speed was not measured: fewer MACs alone promise nothing.")]
+
+
+def _is(row: Row, other: Row) -> bool:
+    return (row.model, row.imgsz) == (other.model, other.imgsz)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _where(row: Row) -> str:
+    parts = [
+        row.runtime or "this runtime",
+        row.device or "",
+        count_threads(row.threads) if row.threads else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _speed_sentence(kept: float | None, gain: Speedup, where: str) -> Verdict:
+    ratio, low, high = gain.ratio, gain.low, gain.high
+    bounds = f" (95 % interval {low:.2f} to {high:.2f})" if low is not None and high is not None else ""
+    start = f"MACs fell by {_percent(1 - kept)}" if kept is not None else "The model shrank"
+    if ratio < 1 and (high is None or high < 1):
+        text = f"{start} but FPS fell to {ratio:.2f}x{bounds} on {where}: slower than the parent."
+        return Verdict(text, "bad")
+    if ratio <= NO_GAIN or (low is not None and low <= 1):
+        text = f"{start} but FPS rose only {ratio:.2f}x{bounds} on {where}: no speed gained there."
+        return Verdict(text, "bad")
+    ideal = f", where MACs alone would promise {1 / kept:.2f}x" if kept else ""
+    return Verdict(f"{start} and FPS rose {ratio:.2f}x{bounds} on {where}{ideal}.", "good")
+
+
+def judge_control(report: RunReport, final: Row) -> list[Verdict]:
+    """Compare with what a user would do instead: run the parent at a lower resolution of equal cost."""
+    control = equal_cost_control(report, final)
+    if control is None or control.ap is None or final.ap is None or not control.gmacs or not final.gmacs:
+        return [Verdict("No control was measured: the parent at a lower resolution might do as well.")]
+    share = control.gmacs / final.gmacs
+    cost = "reaches the same MACs" if abs(share - 1) <= SAME_COST else f"needs {share:.2f}x the MACs"
+    start = f"The {label(report, control)} {cost} with AP {control.ap:.3f}"
+    margin, noise = final.ap - control.ap, ap_noise(report)
+    if abs(margin) <= (noise[0] if noise else 0.0):
+        found = [Verdict(f"{start}: a draw, the difference of {margin:+.3f} is within noise.")]
+    else:
+        won = margin > 0
+        text = f"{start}: pruning {'won' if won else 'lost'} by {abs(margin):.3f}."
+        found = [Verdict(text, "good" if won else "bad")]
+    return found + (_dominating_control(report, final) or _faster_control(report, final, control))
+
+
+def _faster_control(report: RunReport, final: Row, control: Row) -> list[Verdict]:
+    found: list[Verdict] = []
+    for row in (one for one in report.rows if _is(one, control) and one.fps):
+        twin = next((one for one in report.rows if _is(one, final) and setting(one) == setting(row)), None)
+        if twin is None or not twin.fps or not row.fps or row.fps <= twin.fps * NO_GAIN:
+            continue
+        text = f"The {label(report, row)} runs {row.fps / twin.fps:.2f}x as fast as the {final.model} model"
+        found.append(Verdict(f"{text} ({row.fps:.0f} against {twin.fps:.0f} FPS on {_where(row)}).", "bad"))
+    return found
+
+
+def _dominating_control(report: RunReport, final: Row) -> list[Verdict]:
+    noise = ap_noise(report)
+    margin = noise[0] if noise else 0.0
+    mine = [row for row in report.rows if _is(row, final) and row.fps]
+    for row in (one for one in report.rows if one.model == "control"):
+        rival = merged(report, row)
+        twin = next((one for one in mine if setting(one) == setting(row)), None)
+        if twin is None or not twin.fps or not rival.fps or rival.ap is None or final.ap is None:
+            continue
+        if rival.ap > final.ap + margin and rival.fps > twin.fps * NO_GAIN:
+            text = (
+                f"The {label(report, row)} is both more accurate ({rival.ap:.3f} against {final.ap:.3f}) and "
+                f"faster ({rival.fps:.0f} against {twin.fps:.0f} FPS on {_where(row)}): prefer it."
+            )
+            return [Verdict(text, "bad")]
+    return []
+
+
+def judge_retraining(report: RunReport, final: Row) -> list[Verdict]:
+    """Say what retraining gave, or that it took accuracy away."""
+    pruned = model_row(report, "pruned")
+    if final.model != "retrained" or pruned is None or pruned.ap is None or final.ap is None:
+        return []
+    gain = final.ap - pruned.ap
+    noise = ap_noise(report)
+    if gain < 0 and (noise is None or -gain > noise[0]):
+        text = f"Retraining lost {-gain:.3f} AP: use weights/pruned.pt, which had {pruned.ap:.3f} before it."
+        return [Verdict(text, "bad")]
+    text = f"Before retraining the pruned model had AP {pruned.ap:.3f}; retraining changed it by {gain:+.3f}."
+    return [Verdict(text)]
+
+
+def judge_noise(report: RunReport, final: Row) -> list[Verdict]:
+    """Say from which AP difference on a reader should believe it."""
+    noise = ap_noise(report)
+    if noise is None or final.ap is None:
+        return []
+    bound, measured = noise
+    images = f" on {report.conditions.images:,} images" if report.conditions.images else ""
+    source = "" if measured else " (rule of thumb, 0.1 / sqrt(images))"
+    return [Verdict(f"An AP difference below {bound:.3f}{images} is noise{source}.")]
+
+
+def judge_proof(report: RunReport, final: Row) -> list[Verdict]:
+    """Repeat the proof of the cut, when it failed or is missing."""
+    proof = report.equivalence
+    if proof is None:
+        return [Verdict("The cut was not checked against the zeroed model.", "bad")]
+    text = f"largest difference {proof.difference:.1e} on outputs of scale {proof.scale:.3g}"
+    if proof.verdict == "exact":
+        return [Verdict(f"The cut is exact: zeroed and cut model agree, {text}.", "good")]
+    return [Verdict(f"The cut is not exact ({proof.verdict}): {text}.", "bad")]
