@@ -37,3 +37,7 @@ class RebuiltError(YoloPruneError, RuntimeError):
 
 class MissingRuntimeError(YoloPruneError, ImportError):
     """An optional package is not installed; the text names the extra to install."""
+
+
+class BenchmarkError(YoloPruneError, RuntimeError):
+    """The process that measures speed died; the text says how."""
