@@ -1,0 +1,225 @@
+"""Load Ultralytics checkpoints without running their code, and build its architectures."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
+from yolo_prune.checkpoint import METADATA_KEY, LoadedModel, check_file
+from yolo_prune.errors import CheckpointError
+
+_DEFAULT_IMGSZ = 640
+_BROKEN = (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, pickle.UnpicklingError)
+_ACTIVATION = re.compile(r"(torch\.)?nn\.\w+\([\w\s=.,-]*\)")
+_QUANTISED_FILES = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "modelopt.", "torchao.")
+
+
+def load_detector(
+    path: Path | str, *, trust: bool = False, device: str = "cpu", seed: int = 0
+) -> LoadedModel:
+    """Load a checkpoint or build an architecture; see ``yolo_prune.checkpoint.load_detector``."""
+    name = str(path).strip()
+    if "://" in name:
+        raise CheckpointError(f"'{name}' is an address: download the checkpoint first and name the file.")
+    if name.lower().endswith((".yaml", ".yml")):
+        return _build_from_yaml(name, device, seed)
+    file = _find(name)
+    checkpoint = read_checkpoint(file, trust=trust)
+    module = checkpoint.get("ema") or checkpoint.get("model")
+    if not isinstance(module, nn.Module):
+        kind = "only weights, without their architecture" if _has_tensors(checkpoint) else "no model"
+        raise CheckpointError(f"'{file}' holds {kind}. Save it with the host's model.save().")
+    if checkpoint.get("modelopt"):
+        _refuse_quantised(file)
+    module = module.float()
+    _check_prunable(module, file)
+    train_args = dict(checkpoint.get("train_args") or {})
+    return _loaded(module, file, train_args, checkpoint.get(METADATA_KEY), device)
+
+
+def _find(name: str) -> Path:
+    """Return the local file of a checkpoint; let the host download it only when it is an official model."""
+    if not name:
+        raise CheckpointError("the name of the checkpoint is empty.")
+    if Path(name).exists():
+        return Path(name)
+    from ultralytics.utils.checks import check_yolov5u_filename
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
+
+    official = name if Path(name).suffix else f"{name}.pt"
+    official = check_yolov5u_filename(official, verbose=False)
+    if official not in GITHUB_ASSETS_NAMES or not official.endswith(".pt"):
+        return Path(name)  # check_file says that it is missing
+    try:
+        return Path(attempt_download_asset(official))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"'{official}' is not here and could not be downloaded: {error}") from error
+
+
+def read_checkpoint(file: Path, *, trust: bool) -> dict[str, Any]:
+    """Unpickle a checkpoint under the allow-list, or in full when the user trusts it.
+
+    Raises:
+        CheckpointError: The file is damaged, or wants a class that is not stock and is not trusted.
+    """
+    check_file(file)
+    try:
+        entries, refused = allow(wanted_by(file))
+    except _BROKEN as error:
+        raise CheckpointError(f"checkpoint '{file}' is truncated or damaged: copy it again.") from error
+    if refused and not trust:
+        _refuse_classes(file, refused)
+    try:
+        with torch.serialization.safe_globals(entries):
+            checkpoint = torch.load(file, map_location="cpu", weights_only=not refused)
+    except ImportError as error:
+        raise CheckpointError(
+            f"'{file}' needs the package of '{error.name}', which is not installed."
+        ) from error
+    except _BROKEN as error:
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()[:1]
+        raise CheckpointError(f"checkpoint '{file}' cannot be unpickled: {''.join(reason)[:200]}.") from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"'{file}' holds a {type(checkpoint).__name__}, not a checkpoint of the host.")
+    return checkpoint
+
+
+def _refuse_classes(file: Path, refused: list[str]) -> NoReturn:
+    """Say which class was wanted and the way out."""
+    if any(name.startswith(_QUANTISED_FILES) for name in refused):
+        _refuse_quantised(file)
+    more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+    raise CheckpointError(
+        f"'{file}' wants to load '{refused[0]}'{more}, which is not a stock class and could run any code. "
+        "If you made the file yourself, pass trust=true."
+    )
+
+
+def _refuse_quantised(file: Path) -> NoReturn:
+    raise CheckpointError(f"'{file}' is quantised. Prune the model first and quantise the pruned one.")
+
+
+def _has_tensors(checkpoint: Mapping[str, Any]) -> bool:
+    """Tell a state dict, bare or under one key, from a checkpoint that holds no model at all."""
+    inner = [value for value in checkpoint.values() if isinstance(value, Mapping)]
+    return any(isinstance(v, torch.Tensor) for group in (checkpoint, *inner) for v in group.values())
+
+
+def _check_prunable(module: nn.Module, file: Path) -> None:
+    """Refuse a module whose channels cannot be ranked or cut.
+
+    Raises:
+        CheckpointError: It is quantised, fused, has no BatchNorm or holds NaN.
+    """
+    from ultralytics.nn.modules.conv import Conv
+
+    layers = list(module.modules())
+    if any(type(layer).__module__.startswith(_QUANTISED_FILES) for layer in layers):
+        _refuse_quantised(file)
+    if any(isinstance(layer, Conv) and not hasattr(layer, "bn") for layer in layers):
+        raise CheckpointError(
+            f"'{file}' is fused: its BatchNorm layers are merged into the convolutions. "
+            "Prune the checkpoint that training wrote (weights/best.pt)."
+        )
+    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers):
+        raise CheckpointError(f"'{file}' has no BatchNorm layers, so its channels cannot be ranked.")
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"'{file}' holds NaN or infinity in '{name}': its training diverged.")
+
+
+def _loaded(
+    module: nn.Module, file: Path, train_args: dict[str, Any], meta: dict[str, Any] | None, device: str
+) -> LoadedModel:
+    """Give the module the attributes that the host's own loader gives it."""
+    from ultralytics.nn.tasks import guess_model_task
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    host: Any = module
+    host.args = {**DEFAULT_CFG_DICT, **train_args}
+    host.pt_path = str(file)
+    host.task = getattr(host, "task", None) or guess_model_task(module)
+    if not hasattr(host, "stride"):
+        host.stride = torch.tensor([32.0])
+    for layer in module.modules():
+        if hasattr(layer, "inplace"):
+            layer.inplace = True  # type: ignore[assignment]
+        elif isinstance(layer, nn.Upsample) and not hasattr(layer, "recompute_scale_factor"):
+            layer.recompute_scale_factor = None
+    names = host.names if isinstance(host.names, dict) else dict(enumerate(host.names))
+    return LoadedModel(
+        module=module.eval().to(device),
+        task=str(host.task),
+        names={int(index): str(name) for index, name in names.items()},
+        imgsz=_square(train_args.get("imgsz")),
+        path=file,
+        meta=meta,
+        train_args=train_args,
+    )
+
+
+def _square(imgsz: object) -> int:
+    """Return the longer side of a recorded image size, or the host's default when there is none."""
+    sides = imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]
+    return max((side for side in sides if isinstance(side, int)), default=_DEFAULT_IMGSZ)
+
+
+def _build_from_yaml(name: str, device: str, seed: int) -> LoadedModel:
+    """Build a stock architecture with random weights.
+
+    Raises:
+        CheckpointError: There is no such architecture, or the file does not describe one.
+    """
+    from ultralytics import RTDETR, YOLO
+    from ultralytics.nn.tasks import yaml_model_load
+
+    try:
+        description = yaml_model_load(name)
+    except FileNotFoundError as error:
+        message = f"architecture '{name}' is neither a file nor one of the host's own."
+        raise CheckpointError(message) from error
+    except _BROKEN as error:
+        raise CheckpointError(f"architecture '{name}' is not a readable YAML file.") from error
+    rows = _check_architecture(description, name)
+    build = RTDETR if rows[-1][2] == "RTDETRDecoder" else YOLO
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = build(name).model
+    except (*_BROKEN, SyntaxError) as error:
+        raise CheckpointError(f"'{name}' does not describe a model of the host: {error}.") from error
+    file = Path(name)
+    _check_prunable(module, file)
+    return _loaded(module, file, {}, None, device)
+
+
+def _check_architecture(description: Mapping[str, Any], name: str) -> list[Any]:
+    """Return the rows of an architecture, but refuse one that names anything else than layers.
+
+    The host would evaluate or call it.
+
+    Raises:
+        CheckpointError: A row names no layer of the host or of torch, or the activation is more than one.
+    """
+    from ultralytics.nn import tasks
+
+    rows = [*(description.get("backbone") or ()), *(description.get("head") or ())]
+    if not rows or not all(isinstance(row, list) and len(row) == 4 for row in rows):
+        raise CheckpointError(f"'{name}' describes no model: it needs 'backbone' and 'head' rows of 4 items.")
+    activation = description.get("activation")
+    if activation and not _ACTIVATION.fullmatch(str(activation).strip()):
+        raise CheckpointError(f"'{name}' has activation {activation!r}: expected one like 'nn.ReLU()'.")
+    for row in rows:
+        layer = str(row[2])
+        found = getattr(tasks, layer, None)
+        is_layer = isinstance(found, type) and issubclass(found, nn.Module)
+        if not (is_layer or layer.startswith(("nn.", "torchvision.ops."))):
+            raise CheckpointError(f"'{name}' names '{layer}', which is no layer of the host.")
+    return rows
