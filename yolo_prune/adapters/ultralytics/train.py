@@ -1,0 +1,280 @@
+"""Retrain a pruned model through the host's own trainer: its data, augmentations, schedules, loggers.
+
+Files of ``retrain``: the host works in ``run_dir/train`` (args.yaml, plots, results.csv, weights), so it can
+neither overwrite nor, under DDP, delete what else is in the run folder. When it is done, best.pt and last.pt
+move up to ``run_dir/weights`` and results.csv is copied to ``run_dir``. A run that was interrupted resumes from
+``run_dir/train/weights/last.pt``.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from yolo_prune.adapters.ultralytics.trainer import TrainSettings, prune_trainer
+from yolo_prune.checkpoint import METADATA_KEY
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.files import replacing
+from yolo_prune.progress import LOGGER
+from yolo_prune.retrain import RetrainResult, check_still_cut, count_parameters
+
+TRAINERS = {
+    "detect": "DetectionTrainer",
+    "segment": "SegmentationTrainer",
+    "pose": "PoseTrainer",
+    "obb": "OBBTrainer",
+    "classify": "ClassificationTrainer",
+}
+
+
+def gentle_recipe(epochs: int, batch: int) -> dict[str, Any]:
+    """Return the host's arguments that improve a recovered model and do not undo its recovery first.
+
+    A low rate for AdamW, no bias kick while warming up, a cosine, one optimizer step a batch (the host would
+    gather 64 images first: three steps an epoch on a small data set), and the last third without mosaics.
+
+    Args:
+        epochs: Length of the retraining.
+        batch: Images in a batch.
+    """
+    return {
+        "optimizer": "AdamW",
+        "lr0": 2e-4,
+        "lrf": 0.05,
+        "momentum": 0.9,
+        "cos_lr": True,
+        "warmup_epochs": min(1.0, epochs / 10),
+        "warmup_bias_lr": 0.0,
+        "warmup_momentum": 0.9,
+        "nbs": batch if batch > 0 else 16,
+        "close_mosaic": max(1, epochs // 3),
+    }
+
+
+def retrain(
+    module: nn.Module,
+    *,
+    data: str | Path,
+    epochs: int,
+    imgsz: int,
+    batch: int = 16,
+    device: str | None = "cpu",
+    seed: int = 0,
+    run_dir: Path,
+    teacher: nn.Module | None = None,
+    distill: bool = True,
+    workers: int = 2,
+    lr0: float | None = None,
+    extra: dict[str, Any] | None = None,
+    resume: bool = False,
+    meta: dict[str, Any] | None = None,
+    task: str | None = None,
+    settings: TrainSettings | None = None,
+) -> RetrainResult:
+    """Train ``module`` on and keep it cut; best.pt is never worse on the validation split than ``module``.
+
+    Args:
+        module: The pruned model of the host; it is copied, not changed.
+        data: The data's yaml (or folder, for classification).
+        epochs: How long.
+        imgsz: Side of the images in pixels.
+        batch: Images in a batch.
+        device: As the host spells it.
+        seed: Of everything random.
+        run_dir: ``weights/best.pt``, ``weights/last.pt`` and ``results.csv`` appear here.
+        teacher: The parent, to learn from; None for labels alone.
+        distill: False ignores the teacher.
+        workers: Processes that load data (the host uses none on a CPU).
+        lr0: Initial rate; None for that of the recipe.
+        extra: More arguments of the host, which win over the recipe.
+        resume: Go on from an interrupted run in ``run_dir``; a finished one is returned as it is.
+        meta: Plain dictionary stored under "yolo_prune" in the checkpoints.
+        task: "detect", "segment", "pose", "obb" or "classify"; None reads it off the module.
+        settings: The trainer's own settings; None for the recipe's.
+
+    Raises:
+        DataError: The data has other classes than the model.
+        RebuiltError: The host built another model than the one it was handed.
+        ConfigError: There is no trainer for the task.
+    """
+    run_dir = Path(run_dir).absolute()
+    host = run_dir / "train"
+    if resume and _finished(host, run_dir):
+        return _result(run_dir / "weights", run_dir / "results.csv", count_parameters(module))
+    host_last = _resumable(host) if resume else None
+    settings = replace(
+        settings or TrainSettings(ema_steps=100.0, ema_decay=0.99),
+        teacher=deepcopy(teacher) if distill and teacher is not None else None,
+        meta=dict(meta or {}),
+    )
+    overrides = {
+        "model": str(run_dir / "weights" / "pruned.pt"),
+        "task": task or _task_of(module),
+        "data": str(data),
+        "epochs": epochs,
+        "imgsz": imgsz,
+        "batch": batch,
+        "device": device,
+        "seed": seed,
+        "workers": workers,
+        **gentle_recipe(epochs, batch),
+        **({} if lr0 is None else {"lr0": lr0}),
+        **(extra or {}),
+        "project": str(run_dir),
+        "name": host.name,
+        "exist_ok": True,
+    }
+    trainer = _trainer(overrides, settings, module, host_last)
+    trainer.train()
+    _publish(trainer.save_dir, run_dir)
+    return _result(run_dir / "weights", run_dir / "results.csv", count_parameters(module))
+
+
+def train_pruned(
+    model: str | Path,
+    *,
+    data: str | Path,
+    epochs: int = 20,
+    teacher: str | Path | None = None,
+    recipe: str = "gentle",
+    resume: bool = False,
+    trust: bool = False,
+    **host_args: Any,
+) -> RetrainResult:
+    """Go on training a pruned checkpoint, with every argument that the host's own ``train`` takes.
+
+    Args:
+        model: The pruned checkpoint; with ``resume`` the last.pt of an interrupted run.
+        data: The data's yaml (or folder, for classification).
+        epochs: How long.
+        teacher: The parent's checkpoint, to learn from; None for labels alone.
+        recipe: "gentle" for our defaults where ``host_args`` say nothing, "host" for the host's.
+        resume: Go on with an interrupted run.
+        trust: Load a checkpoint that wants arbitrary code.
+        **host_args: Arguments of the host (``imgsz``, ``batch``, ``project``, ``name``, ``cos_lr``, ...).
+
+    Returns:
+        The result; its files are in the host's own run folder.
+
+    Raises:
+        CheckpointError: The checkpoint is missing or cannot be trained.
+        ConfigError: The recipe is unknown.
+    """
+    from yolo_prune.adapters.ultralytics.load import load_detector
+
+    if recipe not in ("gentle", "host"):
+        raise ConfigError(f"unknown recipe '{recipe}'. Use gentle or host.")
+    loaded = load_detector(model, trust=trust)
+    gentle = gentle_recipe(epochs, int(host_args.get("batch", 16))) if recipe == "gentle" else {}
+    settings = TrainSettings(
+        meta=dict(loaded.meta or {}),
+        teacher=None if teacher is None else load_detector(teacher, trust=trust).module,
+        ema_steps=100.0 if recipe == "gentle" else None,
+        ema_decay=0.99,
+    )
+    overrides = {
+        "imgsz": loaded.imgsz,
+        **gentle,
+        **host_args,
+        "model": str(model),
+        "task": loaded.task,
+        "data": str(data),
+        "epochs": epochs,
+    }
+    trainer = _trainer(overrides, settings, loaded.module, Path(model) if resume else None)
+    trainer.train()
+    return _result(trainer.wdir, trainer.csv, count_parameters(loaded.module))
+
+
+def _trainer(overrides: dict[str, Any], settings: TrainSettings, module: nn.Module, last: Path | None) -> Any:
+    """Return a trainer of the host that will train ``module``, or go on from the checkpoint ``last``."""
+    from ultralytics.models import yolo
+
+    task = overrides["task"]
+    if task not in TRAINERS:
+        raise ConfigError(f"cannot retrain a model for '{task}'. Known tasks: {', '.join(TRAINERS)}.")
+    cls = prune_trainer(getattr(getattr(yolo, task), TRAINERS[task]), settings)
+    if last is not None:
+        return cls(overrides={**overrides, "resume": str(last)})
+    trainer = cls(overrides=overrides)
+    for stale in (trainer.last, trainer.best):
+        stale.unlink(missing_ok=True)
+    trainer.model = trainer.get_model(weights=module)
+    return trainer
+
+
+def _task_of(module: nn.Module) -> str:
+    """Return the task that a host's model was built for."""
+    from ultralytics.nn.tasks import guess_model_task
+
+    return str(getattr(module, "task", None) or guess_model_task(module))
+
+
+def _finished(host: Path, run_dir: Path) -> bool:
+    """Return whether the retraining in ``run_dir`` is over; publish its files if only that is missing."""
+    last = host / "weights" / "last.pt"
+    if not last.is_file():
+        return (run_dir / "weights" / "best.pt").is_file() and (run_dir / "weights" / "last.pt").is_file()
+    if (
+        torch.load(last, map_location="cpu", weights_only=False)["epoch"] != -1
+    ):  # -1: the host's mark of the end
+        return False
+    _publish(host, run_dir)
+    return True
+
+
+def _resumable(host: Path) -> Path | None:
+    """Return the checkpoint to go on from, or None for a run that was killed in its first epoch."""
+    last = host / "weights" / "last.pt"
+    if not last.is_file():
+        LOGGER.info("nothing to resume in %s: retraining starts from the beginning", host)
+        return None
+    return last
+
+
+def _publish(host: Path, run_dir: Path) -> None:
+    """Move the host's checkpoints up to where the run's own are, and copy its table of epochs."""
+    (run_dir / "weights").mkdir(parents=True, exist_ok=True)
+    for name in ("best.pt", "last.pt"):
+        (host / "weights" / name).replace(run_dir / "weights" / name)
+    with replacing(run_dir / "results.csv") as temporary:
+        shutil.copyfile(host / "results.csv", temporary)
+
+
+def _result(weights: Path, results_csv: Path, params_before: int) -> RetrainResult:
+    """Read the outcome of a retraining back from its files.
+
+    Raises:
+        CheckpointError: The host left no checkpoint.
+        RebuiltError: A checkpoint has another number of parameters than ``params_before``.
+    """
+    best, last = weights / "best.pt", weights / "last.pt"
+    if not last.is_file():
+        raise CheckpointError(f"the host finished training but left no checkpoint in {weights}.")
+    counts: dict[Path, int] = {}
+    history: dict[str, Any] = {}
+    for path in (last, best if best.is_file() else last):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        counts[path] = count_parameters(checkpoint["model"])
+        check_still_cut(params_before, counts[path])
+        history = dict(checkpoint.get(METADATA_KEY) or {}).get("retrain") or {}
+    with results_csv.open(newline="", encoding="utf-8") as table:
+        epochs_run = sum(1 for _ in csv.DictReader(table))
+    return RetrainResult(
+        best=path,
+        last=last,
+        results_csv=results_csv,
+        params_before=params_before,
+        params_after=counts[path],
+        epochs_run=epochs_run,
+        best_epoch=int(history.get("epoch") or 0),
+        start_fitness=history.get("start_fitness"),
+        best_fitness=history.get("fitness"),
+    )
