@@ -1,0 +1,248 @@
+"""Options: words and YAML in, typed and checked configurations out, with sentences that help."""
+
+from pathlib import Path
+
+import pytest
+
+from yolo_prune.config import (
+    BenchConfig,
+    DemoConfig,
+    EvalConfig,
+    PruneConfig,
+    TrainConfig,
+    make_config,
+    to_yaml,
+)
+from yolo_prune.errors import ConfigError
+from yolo_prune.options import config_from, option_fields, parse_overrides
+
+NEEDED = ["model=best.pt", "data=data.yaml"]
+
+
+def prune_config(*words):
+    return make_config(PruneConfig, [*NEEDED, *words])
+
+
+def sentence(kind, words):
+    with pytest.raises(ConfigError) as caught:
+        make_config(kind, words)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a=1"], {"a": "1"}),
+        (["--a", "1"], {"a": "1"}),
+        (["--a=1"], {"a": "1"}),
+        (["--a"], {"a": "true"}),
+        (["--a", "--b", "2"], {"a": "true", "b": "2"}),
+        (["--a", "b=2"], {"a": "true", "b": "2"}),
+        (["--keep-macs", "0.5"], {"keep_macs": "0.5"}),
+        (["keep-macs=0.5"], {"keep_macs": "0.5"}),
+        (["a=x=y"], {"a": "x=y"}),
+        (["a="], {"a": ""}),
+        (["--degrees", "-5"], {"degrees": "-5"}),
+        ([], {}),
+    ],
+)
+def test_every_spelling_of_a_word_means_the_same(words, expected):
+    assert parse_overrides(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["best.pt"], "'best.pt' is not key=value. Options look like model=best.pt or --model best.pt."),
+        (["a=1", "--a", "2"], "key 'a' is given twice: '1' and '2'."),
+        (["=1"], "'=1' has no usable key. Options look like model=best.pt."),
+        (["--"], "'--' has no usable key. Options look like model=best.pt."),
+    ],
+)
+def test_a_word_that_is_no_option_is_named(words, expected):
+    with pytest.raises(ConfigError) as caught:
+        parse_overrides(words)
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("epochs=3", "epochs", 3),
+        ("epochs=3.0", "epochs", 3),
+        ("lr0=1e-3", "lr0", 0.001),
+        ("lr0=none", "lr0", None),
+        ("device=0", "device", "0"),
+        ("name=null", "name", None),
+        ("fold=False", "fold", False),
+        ("fold=0", "fold", False),
+        ("trust=yes", "trust", True),
+        ("--exist_ok", "exist_ok", True),
+        ("recalibrate_bn=auto", "recalibrate_bn", "auto"),
+        ("recalibrate_bn=true", "recalibrate_bn", True),
+        ("freeze=model.0,model.1", "freeze", ("model.0", "model.1")),
+        ("freeze=[model.0, model.1]", "freeze", ("model.0", "model.1")),
+        ("freeze=", "freeze", ()),
+        ("runtimes=torch", "runtimes", ("torch",)),
+        ("imgsz=416", "imgsz", 416),
+    ],
+)
+def test_texts_become_the_type_of_their_field(word, key, value):
+    found = getattr(prune_config("keep_macs=0.5", word), key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("epochs=three", "epochs must be a whole number, got 'three'."),
+        ("epochs=2.5", "epochs must be a whole number, got '2.5'."),
+        ("epochs=true", "epochs must be a whole number, got 'true'."),
+        ("epochs=", "epochs must be a whole number, got ''."),
+        ("epochs=-1", "epochs must be at least 0, got -1."),
+        ("lr0=nan", "lr0 must be a number, got 'nan'."),
+        ("fold=maybe", "fold must be true or false, got 'maybe'."),
+        ("batch=0", "batch must be at least 1, got 0."),
+        ("round_to=0", "round_to must be between 1 and 64, got 0."),
+        ("rounds=101", "rounds must be between 1 and 100, got 101."),
+        ("imgsz=330", "imgsz must be a multiple of 32, got 330: try 352."),
+        ("imgsz=0", "imgsz must be at least 32, got 0."),
+        ("split=vla", "split must be one of 'val', 'test', 'train', got 'vla'. Did you mean 'val'?"),
+        ("runtimes=torch,onx", "runtimes must be one of 'torch', 'onnxruntime', got 'onx'."),
+        ("recalibrate_bn=7", "recalibrate_bn must be one of 'auto', true, false, got '7'."),
+        ("keep_masc=0.5", "unknown key 'keep_masc'. Did you mean 'keep_macs'?"),
+        ("mosaik=0.5", "unknown key 'mosaik'. Did you mean 'mosaic'?"),
+        ("zzz=0.5", "unknown key 'zzz'."),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(word, expected):
+    assert sentence(PruneConfig, [*NEEDED, "keep_macs=0.5", word]) == expected
+
+
+@pytest.mark.parametrize("value", ["0", "1", "1.5", "-0.5", "50"])
+@pytest.mark.parametrize("key", ["keep_macs", "keep_params"])
+def test_a_fraction_lies_inside_zero_and_one(key, value):
+    expected = f"{key} must be larger than 0 and smaller than 1, got {value}."
+    assert sentence(PruneConfig, [*NEEDED, f"{key}={value}"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "got"),
+    [
+        ([], "got none"),
+        (["keep_macs=0.5", "gmacs=1"], "got keep_macs and gmacs"),
+        (["keep_macs=0.5", "keep_params=0.5"], "got keep_macs and keep_params"),
+    ],
+)
+def test_exactly_one_budget_is_wanted(words, got):
+    expected = f"give exactly one budget of keep_macs, gmacs, keep_params; {got}."
+    assert sentence(PruneConfig, [*NEEDED, *words]) == expected
+
+
+def test_a_missing_key_says_what_it_is():
+    assert sentence(PruneConfig, ["model=a.pt", "keep_macs=0.5"]) == (
+        "'data' is missing: data set: a data.yaml in the host's format, or a name it knows. Give data=..."
+    )
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path: Path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("keep_macs: 0.7\nepochs: 3\nround_to: 4\nmosaic: 0.5\nfreeze: [model.0]\n", "utf-8")
+    config = prune_config(f"cfg={recipe}", "epochs=9")
+    assert (config.keep_macs, config.epochs, config.round_to, config.min_width) == (0.7, 9, 4, 8)
+    assert config.freeze == ("model.0",)
+    assert config.train_args == {"mosaic": 0.5}
+
+
+def test_a_budget_on_the_command_line_replaces_the_one_of_the_recipe(tmp_path: Path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("keep_macs: 0.7\n", "utf-8")
+    config = prune_config(f"cfg={recipe}", "gmacs=1.5")
+    assert (config.keep_macs, config.gmacs) == (None, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("l1_strenght: 1\n", "unknown key 'l1_strenght' in {file}."),
+        ("epoch: 1\n", "unknown key 'epoch' in {file}. Did you mean 'epochs'?"),
+        ("cfg: other.yaml\n", "unknown key 'cfg' in {file}."),
+        ("- 1\n", "recipe '{file}' must map keys to values, such as 'keep_macs: 0.5'."),
+        ("text\n", "recipe '{file}' must map keys to values, such as 'keep_macs: 0.5'."),
+        ("epochs: 1\nbatch: [1\n", "recipe '{file}' is not valid YAML (line 3)."),
+        ("a: !!python/object/apply:os.getcwd []\n", "recipe '{file}' is not valid YAML (line 1)."),
+        (None, "recipe '{file}' cannot be read: No such file or directory."),
+    ],
+)
+def test_a_bad_recipe_is_named_with_the_place(tmp_path: Path, content, expected):
+    recipe = tmp_path / "x.yaml"
+    if content is not None:
+        recipe.write_text(content, "utf-8")
+    found = sentence(PruneConfig, [*NEEDED, "keep_macs=0.5", f"cfg={recipe}"])
+    assert found == expected.format(file=recipe)
+
+
+def test_an_empty_recipe_changes_nothing(tmp_path: Path):
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text("# nothing\n", "utf-8")
+    assert prune_config("keep_macs=0.5", f"cfg={recipe}") == prune_config("keep_macs=0.5")
+
+
+def test_args_yaml_gives_the_same_configuration_back(tmp_path: Path):
+    config = prune_config(
+        "keep_params=0.25", "freeze=model.0", "mosaic=0", "lr0=1e-4", "recalibrate_bn=false"
+    )
+    file = tmp_path / "args.yaml"
+    file.write_text(to_yaml(config), "utf-8")
+    assert make_config(PruneConfig, [f"cfg={file}"]) == config
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("mosaic=0", 0),
+        ("hsv_h=1e-3", 0.001),
+        ("cos_lr=true", True),
+        ("cache=ram", "ram"),
+        ("classes=[0, 1]", [0, 1]),
+    ],
+)
+def test_training_arguments_of_the_host_ride_along(word, value):
+    key = word.partition("=")[0]
+    assert make_config(TrainConfig, [*NEEDED, word]).train_args == {key: value}
+
+
+def test_commands_that_do_not_train_refuse_training_arguments():
+    assert sentence(EvalConfig, [*NEEDED, "mosaic=0"]) == "unknown key 'mosaic'."
+
+
+def test_python_values_are_accepted_as_they_are(tmp_path: Path):
+    config = PruneConfig(model=tmp_path / "a.pt", data="d.yaml", keep_macs=0.5, device=0, freeze=["model.0"])
+    assert (config.model, config.device, config.freeze) == (str(tmp_path / "a.pt"), "0", ("model.0",))
+
+
+def test_several_models_are_a_list_with_commas():
+    assert make_config(BenchConfig, ["model=a.pt, b.pt"]).model == ("a.pt", "b.pt")
+    assert sentence(BenchConfig, ["model="]) == "'model' names no checkpoint: give model=parent.pt,pruned.pt."
+
+
+@pytest.mark.parametrize("kind", [PruneConfig, TrainConfig, EvalConfig, BenchConfig, DemoConfig])
+def test_every_option_is_documented_in_one_line(kind):
+    for name, field in option_fields(kind).items():
+        text = field.metadata["help"]
+        assert 10 < len(text) < 100, name
+        assert "\n" not in text
+        assert not text.endswith("."), name
+
+
+def test_keys_of_the_host_do_not_hide_our_own():
+    from yolo_prune.config import HOST_TRAIN_KEYS
+
+    assert not set(HOST_TRAIN_KEYS) & set(option_fields(PruneConfig))
+    assert len(set(HOST_TRAIN_KEYS)) == len(HOST_TRAIN_KEYS)
+
+
+def test_a_configuration_without_a_place_for_them_takes_no_other_keys():
+    with pytest.raises(ConfigError, match="unknown key 'epochz'"):
+        config_from(EvalConfig, {"epochz": 1})

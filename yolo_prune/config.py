@@ -1,0 +1,251 @@
+"""The options of every command. Command-line keys, YAML keys and field names are the same words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import yaml
+
+from yolo_prune.errors import ConfigError
+from yolo_prune.options import REST, coerce_, config_from, option, option_fields, parse_overrides
+
+BUDGET_KEYS = ("keep_macs", "gmacs", "keep_params")
+RUNTIMES = ("torch", "onnxruntime")
+
+HOST_TRAIN_KEYS = (
+    *("patience", "cache", "fraction", "rect", "single_cls", "multi_scale", "cos_lr", "close_mosaic", "amp"),
+    *("lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "nbs"),
+    *("box", "cls", "cls_pw", "dfl", "dropout", "time", "save_period", "plots", "val"),
+    *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr"),
+    *("bgr", "mosaic", "mixup", "cutmix", "copy_paste", "copy_paste_mode", "auto_augment", "erasing"),
+    *("deterministic", "compile", "profile", "pretrained", "overlap_mask", "mask_ratio", "classes", "conf"),
+    *("iou", "max_det", "save", "save_json", "channels_last"),
+)
+"""Training arguments of the host that ride along untouched; the host checks them when it trains."""
+
+_MODEL = "checkpoint (*.pt), official model name or architecture (*.yaml)"
+_DATA = "data set: a data.yaml in the host's format, or a name it knows"
+_IMGSZ = "side of the square input in pixels; the checkpoint's own when not given"
+_DEVICE = "cpu, cuda:0 or the number of a GPU; chosen when not given"
+_TRUST = "load classes that are not stock: they can run any code, so only for files of your own"
+_DEBUG = "show the traceback of an error"
+_VERBOSE = "print progress"
+_PROJECT = "folder of the run folders"
+_NAME = "name of the run folder; numbered when not given"
+_EXIST_OK = "write into a run folder that exists"
+_WORKERS = "processes that load images"
+_OPTIMIZER = "the host's optimizer for retraining; auto is the package's gentle recipe"
+_LR0 = "first learning rate of retraining; chosen when not given"
+_SPLIT = "split of the data set to evaluate on"
+
+_Config = TypeVar("_Config")
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Options of ``prune``: what to cut, how far, how to recover, and what to measure."""
+
+    model: str = option(_MODEL)
+    data: str = option(_DATA)
+    keep_macs: float | None = option(
+        "budget: fraction of the MACs that stays, such as 0.5", None, low=0, high=1, inside=True
+    )
+    gmacs: float | None = option("budget: MACs that stay, in 1e9 at imgsz", None, low=1e-6)
+    keep_params: float | None = option(
+        "budget: fraction of the parameters that stays", None, low=0, high=1, inside=True
+    )
+    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    device: str | None = option(_DEVICE, None)
+    seed: int = option("seed of everything random", 0, low=0)
+    round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
+    min_width: int = option("no layer gets narrower than this many channels", 8, low=1)
+    criterion: str = option("what a channel is worth: auto, or the name of a criterion", "auto")
+    rounds: int = option("rounds of measuring and cutting on the way to the budget", 12, low=1, high=100)
+    freeze: tuple[str, ...] = option("modules that keep their channels, such as model.0,model.22", ())
+    epochs: int = option("epochs of retraining after the cut; 0 for none", 0, low=0)
+    batch: int = option("images per batch of evaluation and training", 16, low=1)
+    workers: int = option(_WORKERS, 2, low=0)
+    recalibrate_bn: bool | str = option(
+        "estimate BatchNorm statistics again after the cut; auto keeps what validates better",
+        "auto",
+        choices=("auto", True, False),
+    )
+    fold: bool = option("fold what removed channels contributed into the kept ones", True)
+    calibration_images: int = option("training images that folding and scoring look at", 96, low=1)
+    distill: bool = option("learn from the parent while retraining", True)
+    lr0: float | None = option(_LR0, None, low=0)
+    optimizer: str = option(_OPTIMIZER, "auto")
+    split: str = option(_SPLIT, "val", choices=("val", "test", "train"))
+    bench: bool = option("measure latency and FPS of parent and pruned model", True)
+    runtimes: tuple[str, ...] = option("runtimes to measure on", RUNTIMES, choices=RUNTIMES)
+    threads: int | None = option("CPU threads while measuring; all when not given", None, low=1)
+    project: str = option(_PROJECT, "runs/prune")
+    name: str | None = option(_NAME, None)
+    exist_ok: bool = option(_EXIST_OK, False)
+    resume: bool = option("go on with an interrupted retraining in the run folder", False)
+    trust: bool = option(_TRUST, False)
+    verbose: bool = option(_VERBOSE, True)
+    debug: bool = option(_DEBUG, False)
+    train_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+        given = [key for key in BUDGET_KEYS if getattr(self, key) is not None]
+        if len(given) != 1:
+            found = f"got {' and '.join(given)}" if given else "got none"
+            raise ConfigError(f"give exactly one budget of {', '.join(BUDGET_KEYS)}; {found}.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of ``train``: go on training a pruned checkpoint through the host's own trainer."""
+
+    model: str = option("pruned checkpoint; with resume, the last.pt of the interrupted run")
+    data: str = option(_DATA)
+    epochs: int = option("epochs of training", 20, low=1)
+    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    batch: int = option("images per batch", 16, low=1)
+    device: str | None = option(_DEVICE, None)
+    seed: int = option("seed of everything random", 0, low=0)
+    workers: int = option(_WORKERS, 2, low=0)
+    teacher: str | None = option("checkpoint of the parent to learn from; labels alone when not given", None)
+    recipe: str = option("defaults of the training arguments", "gentle", choices=("gentle", "host"))
+    lr0: float | None = option(_LR0, None, low=0)
+    optimizer: str = option(_OPTIMIZER, "auto")
+    project: str = option(_PROJECT, "runs/train")
+    name: str | None = option(_NAME, None)
+    exist_ok: bool = option(_EXIST_OK, False)
+    resume: bool = option("go on with an interrupted training", False)
+    trust: bool = option(_TRUST, False)
+    verbose: bool = option(_VERBOSE, True)
+    debug: bool = option(_DEBUG, False)
+    train_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Options of ``eval``: COCO AP of a checkpoint, beside the host's own number."""
+
+    model: str = option(_MODEL)
+    data: str = option(_DATA)
+    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    batch: int = option("images per batch", 16, low=1)
+    device: str | None = option(_DEVICE, None)
+    split: str = option(_SPLIT, "val", choices=("val", "test", "train"))
+    workers: int = option(_WORKERS, 2, low=0)
+    json: str | None = option("file for the result as JSON", None)
+    trust: bool = option(_TRUST, False)
+    verbose: bool = option(_VERBOSE, True)
+    debug: bool = option(_DEBUG, False)
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Options of ``bench``: latency and FPS of models against each other, in alternating rounds."""
+
+    model: tuple[str, ...] = option("models to compare, such as parent.pt,pruned.pt (*.pt or *.onnx)")
+    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    runtimes: tuple[str, ...] = option("runtimes to measure on", RUNTIMES, choices=RUNTIMES)
+    device: str = option("cpu, cuda:0 or the number of a GPU", "cpu")
+    threads: int | None = option("CPU threads; all when not given", None, low=1)
+    batch: int = option("images per step", 1, low=1)
+    rounds: int | None = option("rounds to measure; chosen from seconds when not given", None, low=2)
+    seconds: float = option("time to measure each model, without warm-up", 10.0, low=0.1)
+    half: bool = option("16-bit floating point, PyTorch on a GPU only", False)
+    json: str | None = option("file for the timings as JSON", None)
+    trust: bool = option(_TRUST, False)
+    verbose: bool = option(_VERBOSE, True)
+    debug: bool = option(_DEBUG, False)
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+        if not self.model:
+            raise ConfigError("'model' names no checkpoint: give model=parent.pt,pruned.pt.")
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Options of ``inspect``: the groups of channels that live and die together, and what each costs."""
+
+    model: str = option(_MODEL)
+    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    json: str | None = option("file for the groups as JSON", None)
+    trust: bool = option(_TRUST, False)
+    verbose: bool = option(_VERBOSE, True)
+    debug: bool = option(_DEBUG, False)
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Options of ``report``: write the report of a run folder again from its report.json."""
+
+    run: str = option("run folder, such as runs/prune/prune")
+    verbose: bool = option(_VERBOSE, True)
+    debug: bool = option(_DEBUG, False)
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Options of ``demo``: draw a data set, train a small detector on it, prune it, retrain it, report."""
+
+    project: str = option(_PROJECT, "runs/demo")
+    name: str | None = option(_NAME, None)
+    exist_ok: bool = option(_EXIST_OK, False)
+    model: str | None = option("your own detector instead of the one that the demo trains", None)
+    data: str | None = option("your own data set instead of the one that the demo draws", None)
+    keep_macs: float = option("budget: fraction of the MACs that stays", 0.5, low=0, high=1, inside=True)
+    train_epochs: int | None = option("epochs of the first training; chosen when not given", None, low=1)
+    epochs: int | None = option("epochs of retraining; chosen when not given", None, low=0)
+    device: str | None = option(_DEVICE, None)
+    seed: int = option("seed of everything random", 0, low=0)
+    verbose: bool = option(_VERBOSE, True)
+    debug: bool = option(_DEBUG, False)
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+
+
+def make_config(kind: type[_Config], overrides: Mapping[str, Any] | Sequence[str]) -> _Config:
+    """Make the configuration of a command: defaults, then the ``cfg`` recipe, then ``overrides``.
+
+    Args:
+        kind: ``PruneConfig`` or another class of this file.
+        overrides: Values by key, or command-line words. A budget here replaces the recipe's.
+
+    Returns:
+        The checked configuration; host training arguments are in its ``train_args``, where it has that field.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value is of another type or outside its range.
+
+    Example:
+        >>> words = ["model=best.pt", "data=d.yaml", "--keep_macs", "0.5", "mosaic=0"]
+        >>> make_config(PruneConfig, words).train_args
+        {'mosaic': 0}
+    """
+    values = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    takes_rest = any(item.name == REST for item in dataclasses.fields(kind))  # type: ignore[arg-type]
+    return config_from(kind, values, rest=HOST_TRAIN_KEYS if takes_rest else (), exclusive=BUDGET_KEYS)
+
+
+def to_yaml(config: object) -> str:
+    """Return a configuration as YAML that ``cfg=`` reads back to an equal one (``args.yaml``)."""
+    values = {name: getattr(config, name) for name in option_fields(config)}
+    values.update(getattr(config, REST, {}))
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
