@@ -1,0 +1,264 @@
+"""The command line: help, errors in a sentence with exit code 2, and one stage called per command."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from yolo_prune import cli, commands
+from yolo_prune.config import PruneConfig
+from yolo_prune.errors import BudgetError
+from yolo_prune.options import option_fields
+
+PRUNE = ["prune", "model=best.pt", "data=d.yaml", "keep_macs=0.5"]
+
+
+def module_with(monkeypatch, name, **contents):
+    """Put a module that holds ``contents`` where the command will import its stage from."""
+    fake = types.ModuleType(name)
+    vars(fake).update(contents)
+    monkeypatch.setitem(sys.modules, name, fake)
+
+
+def run(capsys, words):
+    code = cli.main(words)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def raising(error):
+    def stage(*_, **__):
+        raise error
+
+    return stage
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"]])
+def test_help_lists_every_command(capsys, words):
+    code, out, err = run(capsys, words)
+    assert (code, err) == (0, "")
+    for name, command in cli.COMMANDS.items():
+        assert f"  {name:<8} {command.summary}" in out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_a_command_lists_every_option_with_its_documentation(capsys, name, flag):
+    code, out, _ = run(capsys, [name, flag])
+    assert code == 0
+    for key, field in option_fields(cli.COMMANDS[name].kind).items():
+        line = next(line for line in out.splitlines() if line.startswith(f"  {key}="))
+        assert field.metadata["help"] in line
+    assert cli.COMMANDS[name].example in out
+
+
+def test_help_shows_defaults_and_choices(capsys):
+    _, out, _ = run(capsys, ["prune", "-h"])
+    assert "imgsz=INT " in out
+    assert "(default 12)" in out
+    assert "split=val|test|train" in out
+    assert "(default torch,onnxruntime)" in out
+
+
+def test_the_examples_of_the_help_are_valid():
+    for name, command in cli.COMMANDS.items():
+        words = command.example.split()
+        assert words[:2] == ["yolo-prune", name]
+        cli.make_config(command.kind, words[2:])
+
+
+def test_version_names_the_versions_in_use(capsys):
+    code, out, _ = run(capsys, ["--version"])
+    assert code == 0
+    assert out.startswith(f"yolo-prune {cli.__version__} (Python 3.")
+    assert "torch " in out
+    assert "ultralytics " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["prnue"], "unknown command 'prnue'. Did you mean 'prune'?"),
+        (["help", "prnue"], "unknown command 'prnue'. Did you mean 'prune'?"),
+        (["zzz"], "unknown command 'zzz'. Commands: prune, train, eval, bench, inspect, report, demo."),
+        ([*PRUNE, "l1_strenght=1"], "unknown key 'l1_strenght'."),
+        ([*PRUNE, "epoch=1"], "unknown key 'epoch'. Did you mean 'epochs'?"),
+        (PRUNE[:-1], "give exactly one budget of keep_macs, gmacs, keep_params; got none."),
+        (
+            ["eval", "best.pt"],
+            "'best.pt' is not key=value. Options look like model=best.pt or --model best.pt.",
+        ),
+        (
+            ["bench", "model=a.pt,a.pt", "imgsz=320"],
+            "'a.pt' is listed twice: a comparison needs different files.",
+        ),
+        (["bench", "model=a.onnx"], "'a.onnx' does not say its image size: give imgsz=."),
+    ],
+)
+def test_a_mistake_costs_one_sentence_and_exit_code_2(capsys, words, sentence):
+    assert run(capsys, words) == (2, "", f"yolo-prune: error: {sentence}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (BudgetError("cannot meet 0.1 GMACs: 0.2 remain."), "cannot meet 0.1 GMACs: 0.2 remain."),
+        (PermissionError(13, "Permission denied", "runs/x"), "Permission denied 'runs/x'."),
+        (OSError(28, "No space left on device"), "No space left on device."),
+        (
+            RuntimeError("first line\nsecond"),
+            "unexpected RuntimeError: first line. Add debug=true to see where it came from.",
+        ),
+        (KeyError(), "unexpected KeyError: no message. Add debug=true to see where it came from."),
+    ],
+)
+def test_an_error_of_a_stage_is_one_sentence_without_a_traceback(monkeypatch, capsys, error, sentence):
+    module_with(monkeypatch, "yolo_prune.run", prune_from_config=raising(error))
+    assert run(capsys, PRUNE) == (2, "", f"yolo-prune: error: {sentence}\n")
+
+
+@pytest.mark.parametrize("words", [["debug=true"], ["--debug"], ["--debug=true"]])
+def test_debug_shows_the_traceback(monkeypatch, capsys, words):
+    module_with(monkeypatch, "yolo_prune.run", prune_from_config=raising(BudgetError("no")))
+    code, _, err = run(capsys, [*PRUNE, *words])
+    assert code == 2
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.endswith("yolo-prune: error: no\n")
+
+
+@pytest.mark.parametrize(
+    ("stop", "words", "line"),
+    [
+        (KeyboardInterrupt("runs/prune/a is readable"), [], "stopped: runs/prune/a is readable"),
+        (KeyboardInterrupt(), [], "stopped: what was finished is under runs/prune"),
+        (KeyboardInterrupt(), ["project=mine"], "stopped: what was finished is under mine"),
+    ],
+)
+def test_ctrl_c_exits_130_and_names_the_folder(monkeypatch, capsys, stop, words, line):
+    module_with(monkeypatch, "yolo_prune.run", prune_from_config=raising(stop))
+    assert run(capsys, [*PRUNE, *words]) == (130, "", f"yolo-prune: {line}\n")
+
+
+def test_prune_hands_over_the_configuration_and_prints_table_and_report(monkeypatch, capsys, tmp_path):
+    seen = []
+
+    def stage(config):
+        seen.append(config)
+        return types.SimpleNamespace(report="the report", folder=tmp_path)
+
+    module_with(monkeypatch, "yolo_prune.run", prune_from_config=stage)
+    monkeypatch.setattr("yolo_prune.report.render_table", lambda report: f"table of {report}")
+    code, out, _ = run(capsys, [*PRUNE, "epochs=3", "mosaic=0"])
+    assert code == 0
+    assert seen == [
+        PruneConfig(model="best.pt", data="d.yaml", keep_macs=0.5, epochs=3, train_args={"mosaic": 0})
+    ]
+    assert out == f"table of the report\n\nrun folder: {tmp_path}\nreport: {tmp_path / 'report.html'}\n"
+
+
+def test_train_passes_the_arguments_of_the_host_on(monkeypatch, capsys):
+    seen = {}
+    module_with(monkeypatch, "yolo_prune.adapters.ultralytics.options", check_train_args=seen.update)
+
+    def stage(model, **options):
+        seen.update(model=model, options=options)
+        return types.SimpleNamespace(
+            params_before=1000, params_after=1000, epochs_run=2, best=Path("b.pt"), last=Path("l.pt")
+        )
+
+    module_with(monkeypatch, "yolo_prune.adapters.ultralytics.train", train_pruned=stage)
+    code, out, _ = run(capsys, ["train", "model=p.pt", "data=d.yaml", "epochs=2", "mosaic=0", "imgsz=320"])
+    assert code == 0
+    assert out == "parameters: 1,000 before, 1,000 after training\nepochs: 2\nbest: b.pt\nlast: l.pt\n"
+    options = seen["options"]
+    assert (options["mosaic"], options["imgsz"], options["epochs"]) == (0, 320, 2)
+    assert "optimizer" not in options
+    assert "lr0" not in options
+    assert "debug" not in options
+
+
+def test_inspect_prints_an_aligned_table_and_writes_json(monkeypatch, capsys, tmp_path):
+    rows = [
+        {"group": "model.0", "width": 16, "gmacs": 0.123456, "frozen": False, "why": None},
+        {"group": "model.22.cv2.0", "width": 1024, "gmacs": 1.5, "frozen": True, "why": "read by 'view'"},
+    ]
+    module_with(monkeypatch, "yolo_prune.inspection", inspect_model=lambda *_, **__: rows)
+    code, out, _ = run(capsys, ["inspect", "model=best.pt", f"json={tmp_path / 'g.json'}"])
+    assert code == 0
+    assert out.splitlines()[:4] == [
+        "group           width   gmacs  frozen  why",
+        "model.0            16  0.1235      no  -",
+        "model.22.cv2.0  1,024     1.5     yes  read by 'view'",
+        "2 groups, 1 of them frozen",
+    ]
+    assert json.loads((tmp_path / "g.json").read_text("utf-8")) == rows
+
+
+def test_report_rebuilds_a_run_folder(monkeypatch, capsys):
+    monkeypatch.setattr("yolo_prune.report.rebuild_report", lambda run: f"{run}/report.html")
+    monkeypatch.setattr("yolo_prune.report.report_from_json", lambda run: run)
+    monkeypatch.setattr("yolo_prune.report.render_table", lambda report: f"table of {report}")
+    assert run(capsys, ["report", "run=runs/a"]) == (0, "table of runs/a\n\nreport: runs/a/report.html\n", "")
+
+
+def test_report_of_a_folder_that_is_none_is_an_error(capsys, tmp_path):
+    code, out, err = run(capsys, ["report", f"run={tmp_path / 'nothing'}"])
+    assert (code, out) == (2, "")
+    assert err.startswith("yolo-prune: error: ")
+    assert err.count("\n") == 1
+
+
+def test_demo_passes_its_options_on(monkeypatch, capsys, tmp_path):
+    seen = {}
+
+    def stage(**options):
+        seen.update(options)
+        return types.SimpleNamespace(report=None, folder=tmp_path)
+
+    module_with(monkeypatch, "yolo_prune.demo", run_demo=stage)
+    monkeypatch.setattr("yolo_prune.report.render_table", lambda _: "table")
+    code, _, _ = run(capsys, ["demo", "project=here", "seed=3"])
+    assert code == 0
+    assert (seen["project"], seen["seed"], seen["model"]) == ("here", 3, None)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a.pt", "b.pt"], ["a", "b"]),
+        (["run/weights/parent.pt", "run/weights/pruned.pt"], ["parent", "pruned"]),
+        (["x/weights/best.pt", "y/weights/best.pt"], ["x/weights/best", "y/weights/best"]),
+        (["a.pt", "a.onnx"], ["a.pt", "a.onnx"]),
+    ],
+)
+def test_models_are_called_by_the_shortest_name_that_tells_them_apart(paths, names):
+    assert commands.short_names(paths) == names
+
+
+def test_a_long_list_in_a_table_is_cut_and_counted():
+    text = commands.aligned_table([{"members": [f"model.{index}.conv" for index in range(40)]}])
+    assert text.endswith(", ... (40)")
+    assert len(text.splitlines()[1]) < 80
+
+
+def test_help_and_version_import_no_torch():
+    code = (
+        "import sys; from yolo_prune.cli import main; main(['-h']); main(['prune', '-h']);"
+        "main(['--version']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'ultralytics')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "yolo_prune", "prune", "keep_masc=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "yolo-prune: error: unknown key 'keep_masc'. Did you mean 'keep_macs'?\n"

@@ -1,0 +1,235 @@
+"""What each command does with its options: call one stage and print what it found.
+
+Stages are imported inside the functions, so that help and errors in the options need no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from yolo_prune.config import (
+    BenchConfig,
+    DemoConfig,
+    EvalConfig,
+    InspectConfig,
+    PruneConfig,
+    ReportConfig,
+    TrainConfig,
+)
+from yolo_prune.errors import ConfigError
+from yolo_prune.files import write_text
+
+_LONGEST_CELL = 60
+
+
+def say(text: str) -> None:
+    """Write a result to stdout; progress and messages go to stderr."""
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+
+
+def prune(config: PruneConfig) -> None:
+    """Run the whole flow and print the table of the report and where everything is."""
+    from yolo_prune.report import render_table
+    from yolo_prune.run import prune_from_config
+
+    result = prune_from_config(config)
+    say(render_table(result.report))
+    say(f"\nrun folder: {result.folder}\nreport: {Path(result.folder) / 'report.html'}")
+
+
+def train(config: TrainConfig) -> None:
+    """Go on training a pruned checkpoint."""
+    from yolo_prune.adapters.ultralytics.options import check_train_args
+    from yolo_prune.adapters.ultralytics.train import train_pruned
+
+    fixed = ("model", "data", "epochs", "teacher", "recipe", "resume", "trust", "debug", "train_args")
+    ours = {key: value for key, value in asdict(config).items() if key not in fixed}
+    host_args = {key: value for key, value in ours.items() if value is not None}
+    if config.optimizer == "auto":
+        del host_args["optimizer"]  # the recipe's
+    host_args.update(config.train_args)
+    check_train_args(host_args)
+    result = train_pruned(
+        config.model,
+        data=config.data,
+        epochs=config.epochs,
+        teacher=config.teacher,
+        recipe=config.recipe,
+        resume=config.resume,
+        trust=config.trust,
+        **host_args,
+    )
+    say(f"parameters: {result.params_before:,} before, {result.params_after:,} after training")
+    say(f"epochs: {result.epochs_run}\nbest: {result.best}\nlast: {result.last}")
+
+
+def evaluate(config: EvalConfig) -> None:
+    """Print COCO AP, with its parts, beside the number that the host itself would give."""
+    from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
+    from yolo_prune.checkpoint import load_detector
+    from yolo_prune.device import resolve_device
+
+    device = resolve_device(config.device)
+    loaded = load_detector(config.model, trust=config.trust)
+    imgsz = config.imgsz or loaded.imgsz
+    result = evaluate_detector(
+        loaded.module,
+        config.data,
+        imgsz=imgsz,
+        batch=config.batch,
+        device=device,
+        split=config.split,
+        workers=config.workers,
+        names=loaded.names,
+    )
+    coco = result.coco
+    rows = [
+        {"metric": name, "value": getattr(coco, name)}
+        for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    ]
+    rows += [
+        {"metric": "host map", "value": result.host_map},
+        {"metric": "host map50", "value": result.host_map50},
+    ]
+    rows += [{"metric": f"ap of {name}", "value": value} for name, value in coco.per_class.items()]
+    say(aligned_table(rows))
+    say(f"{coco.images} images, {coco.boxes} boxes, {imgsz} px, split {config.split}; {coco.evaluator}")
+    _write_json(config.json, {"imgsz": imgsz, "split": config.split, **asdict(result)})
+
+
+def bench(config: BenchConfig) -> None:
+    """Print the timings of models against each other, a table for all runtimes."""
+    from yolo_prune.bench import compare
+    from yolo_prune.bench.table import markdown_table
+
+    candidates = dict(zip(short_names(config.model), config.model, strict=True))
+    sizes = {name: config.imgsz or _own_size(path, config.trust) for name, path in candidates.items()}
+    comparisons = [
+        compare(
+            candidates,
+            runtime=runtime,
+            imgsz=sizes,
+            device=config.device,
+            threads=config.threads,
+            batch=config.batch,
+            rounds=config.rounds,
+            seconds=config.seconds,
+            half=config.half,
+            trust=config.trust,
+        )
+        for runtime in config.runtimes
+    ]
+    say(markdown_table(comparisons))
+    _write_json(config.json, [comparison.to_dict() for comparison in comparisons])
+
+
+def _own_size(path: str, trust: bool) -> int:
+    """Return the image size that a checkpoint was trained at.
+
+    Raises:
+        ConfigError: The file is an export, which does not say.
+    """
+    if Path(path).suffix != ".pt":
+        raise ConfigError(f"'{path}' does not say its image size: give imgsz=.")
+    from yolo_prune.checkpoint import load_detector
+
+    return load_detector(path, trust=trust).imgsz
+
+
+def inspect(config: InspectConfig) -> None:
+    """Print the groups of channels of a model."""
+    from yolo_prune.inspection import inspect_model
+
+    rows = inspect_model(config.model, config.imgsz, trust=config.trust)
+    say(aligned_table(rows))
+    frozen = sum(bool(row.get("frozen")) for row in rows)
+    say(f"{len(rows)} groups, {frozen} of them frozen")
+    _write_json(config.json, rows)
+
+
+def report(config: ReportConfig) -> None:
+    """Write the report of a run folder again and print its table."""
+    from yolo_prune.report import rebuild_report, render_table, report_from_json
+
+    page = rebuild_report(config.run)
+    say(render_table(report_from_json(config.run)))
+    say(f"\nreport: {page}")
+
+
+def demo(config: DemoConfig) -> None:
+    """Run the demonstration and print its table."""
+    from yolo_prune.demo import run_demo
+    from yolo_prune.report import render_table
+
+    options = {key: value for key, value in asdict(config).items() if key != "debug"}
+    result = run_demo(**options)
+    say(render_table(result.report))
+    say(f"\nreport: {Path(result.folder) / 'report.html'}")
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Return the shortest name that tells each file from the others: its stem, or more of its path.
+
+    Args:
+        paths: Files, each one once.
+
+    Raises:
+        ConfigError: A file is listed twice.
+    """
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ConfigError(f"'{path}' is listed twice: a comparison needs different files.")
+    parts = [Path(path).with_suffix("").parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def aligned_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as columns of text, numbers to the right; the keys of the first row are the header."""
+    if not rows:
+        return "(none)"
+    header = list(rows[0])
+    body = [[_cell(row.get(key)) for key in header] for row in rows]
+    numeric = [all(isinstance(row.get(key), (int, float, type(None))) for row in rows) for key in header]
+    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
+    lines = []
+    for line in [header, *body]:
+        cells = zip(line, widths, numeric, strict=True)
+        lines.append("  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in cells).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_cell(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        text = ", ".join(_cell(item) for item in value)
+        return (
+            text
+            if len(text) <= _LONGEST_CELL
+            else f"{text[:_LONGEST_CELL].rpartition(',')[0]}, ... ({len(value)})"
+        )
+    return str(value)
+
+
+def _write_json(path: str | None, content: object) -> None:
+    if path is not None:
+        write_text(Path(path), json.dumps(content, indent=1, default=str) + "\n")
+        say(f"json: {path}")
