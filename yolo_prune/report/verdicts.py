@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from yolo_prune.report.rows import Row, RunReport, Speedup
 from yolo_prune.report.select import (
@@ -119,25 +120,41 @@ def judge_control(report: RunReport, final: Row) -> list[Verdict]:
     share = control.gmacs / final.gmacs
     cost = "reaches the same MACs" if abs(share - 1) <= SAME_COST else f"needs {share:.2f}x the MACs"
     start = f"The {label(report, control)} {cost} with AP {control.ap:.3f}"
-    margin, noise = final.ap - control.ap, ap_noise(report)
-    if abs(margin) <= (noise[0] if noise else 0.0):
-        found = [Verdict(f"{start}: a draw, the difference of {margin:+.3f} is within noise.")]
-    else:
-        won = margin > 0
-        text = f"{start}: pruning {'won' if won else 'lost'} by {abs(margin):.3f}."
-        found = [Verdict(text, "good" if won else "bad")]
-    return found + (_dominating_control(report, final) or _faster_control(report, final, control))
+    found = [_margin_sentence(report, start, final.ap - control.ap)]
+    return found + (_dominating_control(report, final) or _at_equal_speed(report, final))
 
 
-def _faster_control(report: RunReport, final: Row, control: Row) -> list[Verdict]:
+def _at_equal_speed(report: RunReport, final: Row) -> list[Verdict]:
+    """Compare with the parent's AP at the final model's FPS, interpolated between measured resolutions."""
     found: list[Verdict] = []
-    for row in (one for one in report.rows if _is(one, control) and one.fps):
-        twin = next((one for one in report.rows if _is(one, final) and setting(one) == setting(row)), None)
-        if twin is None or not twin.fps or not row.fps or row.fps <= twin.fps * NO_GAIN:
+    for row in (one for one in report.rows if _is(one, final) and one.fps):
+        rivals = [merged(report, one) for one in report.rows if one.model in ("parent", "control")]
+        points = sorted(
+            (r.fps, r.ap) for r in rivals if setting(r) == setting(row) and r.fps and r.ap is not None
+        )
+        fps, ap = row.fps or 0.0, final.ap or 0.0
+        around = [(low, high) for low, high in pairwise(points) if low[0] <= fps <= high[0]]
+        if not around:
             continue
-        text = f"The {label(report, row)} runs {row.fps / twin.fps:.2f}x as fast as the {final.model} model"
-        found.append(Verdict(f"{text} ({row.fps:.0f} against {twin.fps:.0f} FPS on {_where(row)}).", "bad"))
+        (fps_low, ap_low), (fps_high, ap_high) = around[0]
+        share = (fps - fps_low) / (fps_high - fps_low) if fps_high > fps_low else 0.0
+        rival = ap_low + share * (ap_high - ap_low)
+        start = (
+            f"At the speed of the {final.model} model ({fps:.0f} FPS on {_where(row)}) the parent at a lower"
+        )
+        start = f"{start} resolution has AP {rival:.3f} (interpolated)"
+        found.append(_margin_sentence(report, start, ap - rival))
     return found
+
+
+def _margin_sentence(report: RunReport, start: str, margin: float) -> Verdict:
+    noise = ap_noise(report)
+    if abs(margin) <= (noise[0] if noise else 0.0):
+        return Verdict(f"{start}: a draw, the difference of {margin:+.3f} is within noise.")
+    won = margin > 0
+    return Verdict(
+        f"{start}: pruning {'won' if won else 'lost'} by {abs(margin):.3f}.", "good" if won else "bad"
+    )
 
 
 def _dominating_control(report: RunReport, final: Row) -> list[Verdict]:

@@ -6,8 +6,15 @@ from pathlib import Path
 
 from yolo_prune.files import write_text
 from yolo_prune.report.csv import render_csv
+from yolo_prune.report.html import render_html
 from yolo_prune.report.rows import RunReport, report_from_json, write_json
 from yolo_prune.report.table import render_table
+
+LINKED = (
+    *("plan.json", "args.yaml", "results.csv", "results.png", "report.json", "report.md", "report.csv"),
+    *("weights/parent.pt", "weights/pruned.pt", "weights/best.pt", "weights/last.pt"),
+)
+"""Files of a run folder that report.html links to, where they exist."""
 
 
 def write_report(report: RunReport, folder: Path) -> Path:
@@ -44,4 +51,5 @@ def rebuild_report(folder: Path | str) -> Path:
     report = report_from_json(folder)
     write_text(folder / "report.md", f"# {report.name}\n\n{render_table(report)}")
     write_text(folder / "report.csv", render_csv(report))
-    return folder / "report.html"
+    files = [name for name in LINKED if (folder / name).is_file()]
+    return write_text(folder / "report.html", render_html(report, files))

@@ -1,0 +1,226 @@
+"""report.html: one file with everything in it, no script, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from yolo_prune.report.plots import ap_against_fps, bn_histogram
+from yolo_prune.report.rows import ClassAp, Row, RunReport
+from yolo_prune.report.select import (
+    ap_change,
+    ap_noise,
+    count_threads,
+    final_row,
+    kept_macs,
+    model_row,
+    setting,
+    settings,
+    speedup,
+)
+from yolo_prune.report.table import NOT_MEASURED, conditions_lines, make_table
+from yolo_prune.report.verdicts import verdicts
+
+STAGES = {
+    "parent": "parent",
+    "cut": "bare cut",
+    "bn": "BatchNorm re-estimated",
+    "fold": "folded into the readers",
+    "retrained": "retrained",
+}
+"""What the usual stage names mean; others are printed as they are."""
+MANY_CLASSES = 16
+LOSERS = 3
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline number."""
+
+    title: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a list: ``value`` and ``mark`` in per cent of the widest, ``text`` beside it."""
+
+    name: str
+    value: float
+    mark: float
+    text: str
+    note: str = ""
+    kind: str = ""
+
+
+def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
+    """Return the report as one self-contained HTML page.
+
+    Args:
+        report: A run.
+        files: Paths relative to the page that deserve a link, for example ``plan.json``.
+
+    Returns:
+        HTML text: styles and charts inside, light and dark by the reader's preference, no script.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("yolo_prune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    final = final_row(report)
+    charts = [(_setting_title(one), ap_against_fps(report, one)) for one in settings(report)]
+    histogram = bn_histogram(report.bn_scales) if report.bn_scales else None
+    classes = class_rows(report)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        tiles=tiles(report, final) if final else (),
+        verdicts=verdicts(report),
+        table=make_table(report),
+        kinds=[row.model for row in report.rows],
+        starts=_starts(report),
+        conditions=conditions_lines(report),
+        charts=[(title, Markup(svg)) for title, svg in charts if svg],
+        histogram=Markup(histogram) if histogram else None,
+        noise=ap_noise(report),
+        stages=stage_bars(report),
+        layers=layer_bars(report),
+        classes=classes[:MANY_CLASSES],
+        more_classes=classes[MANY_CLASSES:],
+        losers=losers_sentence(report),
+        timings=timing_bars(report),
+        frozen=[layer for layer in report.layers if layer.frozen],
+        files=files,
+        final=final.model if final else "pruned",
+    )
+
+
+def _setting_title(one: tuple[Any, ...]) -> str:
+    runtime, device, threads, batch = one
+    parts = [runtime or "runtime not stated", device or "", count_threads(threads) if threads else ""]
+    return ", ".join([part for part in parts if part] + ([f"batch {batch}"] if batch else []))
+
+
+def _starts(report: RunReport) -> set[int]:
+    """Return the indices of rows where another runtime setting begins."""
+    places = enumerate(pairwise(report.rows), start=1)
+    return {index for index, (before, after) in places if setting(before) != setting(after)}
+
+
+def tiles(report: RunReport, final: Row) -> tuple[Tile, ...]:
+    """Return the four headline numbers: accuracy, MACs, speed, parameters."""
+    parent = model_row(report, "parent") or Row("parent")
+    kept, change = kept_macs(report, final), ap_change(report, final)
+    ap_note = (
+        f"{change:+.3f} against the parent's {parent.ap:.3f}"
+        if change is not None
+        else "no parent to compare"
+    )
+    gmacs = f"{final.gmacs:.3f} of {parent.gmacs:.3f} GMACs" if final.gmacs and parent.gmacs else NOT_MEASURED
+    params = f"{final.params_m / parent.params_m:.0%}" if final.params_m and parent.params_m else ""
+    return (
+        Tile("COCO AP", NOT_MEASURED if final.ap is None else f"{final.ap:.3f}", ap_note),
+        Tile("MACs kept", NOT_MEASURED if kept is None else f"{100 * kept:.1f} %", gmacs),
+        _speed_tile(report, final),
+        Tile(
+            "Parameters",
+            NOT_MEASURED if final.params_m is None else f"{final.params_m:.2f} M",
+            f"{params.replace('%', ' %')} of the parent's {parent.params_m:.2f} M" if params else "",
+        ),
+    )
+
+
+def _speed_tile(report: RunReport, final: Row) -> Tile:
+    rows = [row for row in report.rows if (row.model, row.imgsz) == (final.model, final.imgsz) and row.fps]
+    if not rows:
+        return Tile("Speed", NOT_MEASURED, "")
+    best = max(rows, key=lambda row: row.fps or 0.0)
+    gain = speedup(report, best)
+    note = f"{best.fps:.1f} FPS, {_setting_title(setting(best))}"
+    return Tile("Speed-up" if gain else "FPS", f"{gain.ratio:.2f}x" if gain else f"{best.fps:.1f}", note)
+
+
+def stage_bars(report: RunReport) -> list[Bar]:
+    """Return AP after each step of recovery; the mark is the parent's AP."""
+    parent = model_row(report, "parent")
+    goal = parent.ap if parent and parent.ap else 0.0
+    top = max([goal, *(stage.ap or 0.0 for stage in report.stages)]) or 1.0
+    return [
+        Bar(
+            STAGES.get(stage.name, stage.name),
+            100 * (stage.ap or 0.0) / top,
+            100 * goal / top,
+            NOT_MEASURED if stage.ap is None else f"{stage.ap:.3f}",
+            stage.note or "",
+            {"retrained": "retrained", "parent": "parent"}.get(stage.name, "pruned"),
+        )
+        for stage in report.stages
+    ]
+
+
+def layer_bars(report: RunReport) -> list[Bar]:
+    """Return kept over parent channels of every layer; bars are as long as the square root of the width."""
+    widest = max((layer.parent for layer in report.layers), default=1) or 1
+    return [
+        Bar(
+            layer.name,
+            100 * (layer.kept / widest) ** 0.5,
+            100 * (layer.parent / widest) ** 0.5,
+            f"{layer.kept}/{layer.parent}",
+            layer.frozen or "",
+            "frozen" if layer.frozen else "",
+        )
+        for layer in report.layers
+    ]
+
+
+def _final_ap(one: ClassAp) -> float | None:
+    return one.retrained if one.retrained is not None else one.pruned
+
+
+def _loss(one: ClassAp) -> float:
+    final = _final_ap(one)
+    return one.parent - final if one.parent is not None and final is not None else float("-inf")
+
+
+def class_rows(report: RunReport) -> list[Bar]:
+    """Return AP per class, largest loss first: ``value`` the final model's, ``mark`` the parent's."""
+    found = []
+    for one in sorted(report.per_class, key=_loss, reverse=True):
+        final = _final_ap(one)
+        text = NOT_MEASURED if final is None else f"{final:.3f}"
+        note = "" if one.boxes is None else f"{one.boxes:,} boxes"
+        change = f"{-_loss(one):+.3f}" if one.parent is not None and final is not None else ""
+        found.append(Bar(one.name, 100 * (final or 0.0), 100 * (one.parent or 0.0), text, note, change))
+    return found
+
+
+def losers_sentence(report: RunReport) -> str:
+    """Name the classes that lost most, or say that none did."""
+    compared = [one for one in report.per_class if _loss(one) > float("-inf")]
+    lost = sorted((one for one in compared if _loss(one) > 0), key=_loss, reverse=True)[:LOSERS]
+    if not lost:
+        return "No class lost AP." if compared else ""
+    named = ", ".join(f"{one.name} ({-_loss(one):+.3f}{_of(one)})" for one in lost)
+    return f"Largest losers: {named}. A class with few boxes is noisier than the mean."
+
+
+def _of(one: ClassAp) -> str:
+    return f" on {one.boxes:,} boxes" if one.boxes is not None else ""
+
+
+def timing_bars(report: RunReport) -> list[Bar]:
+    """Return seconds per stage of the run."""
+    longest = max(report.timing_s.values(), default=1.0) or 1.0
+    return [
+        Bar(name.replace("_", " "), 100 * seconds / longest, 0.0, f"{seconds:,.1f} s")
+        for name, seconds in report.timing_s.items()
+    ]
