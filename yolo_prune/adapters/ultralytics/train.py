@@ -2,8 +2,8 @@
 
 Files of ``retrain``: the host works in ``run_dir/train`` (args.yaml, plots, results.csv, weights), so it can
 neither overwrite nor, under DDP, delete what else is in the run folder. When it is done, best.pt and last.pt
-move up to ``run_dir/weights`` and results.csv is copied to ``run_dir``. A run that was interrupted resumes from
-``run_dir/train/weights/last.pt``.
+move up to ``run_dir/weights`` and results.csv is copied to ``run_dir``. A run that was interrupted resumes
+from ``run_dir/train/weights/last.pt``.
 """
 
 from __future__ import annotations
