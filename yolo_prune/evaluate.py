@@ -59,8 +59,8 @@ def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, A
     Annotation ids are renumbered from 1: pycocotools takes a match with an annotation of id 0 for no match.
 
     Args:
-        ground_truth: A COCO dictionary: ``images`` (id), ``annotations`` (image_id, category_id, bbox as x, y,
-            width, height in pixels; area and iscrowd where known) and ``categories`` (id, name).
+        ground_truth: A COCO dictionary: ``images`` (id), ``annotations`` (image_id, category_id, bbox as x,
+            y, width, height in pixels; area and iscrowd where known) and ``categories`` (id, name).
         detections: COCO results: image_id, category_id, bbox (x, y, width, height in pixels) and score.
 
     Returns:

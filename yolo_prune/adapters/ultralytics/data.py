@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from yolo_prune.adapters.ultralytics.annotations import annotation_files, one_line, read_annotations
 from yolo_prune.errors import DataError
 from yolo_prune.evaluate import coco_from_yolo
 from yolo_prune.progress import LOGGER, track
@@ -86,8 +87,8 @@ def resolve_data(data: str | Path | DetectionData, split: str = "val") -> Detect
     }
     category_ids = {index: index + 1 for index in names}
     source = "YOLO labels"
-    for candidate in _annotation_files(yaml, split, image_files[0]):
-        matched = _from_json(candidate, image_files, truth, names)
+    for candidate in annotation_files(yaml, split, image_files[0]):
+        matched = read_annotations(candidate, image_files, truth, names)
         if matched is not None:
             truth, image_ids, category_ids = matched
             source = f"COCO JSON {candidate}"
@@ -151,14 +152,14 @@ def calibration_batches(
     Raises:
         DataError: The yaml, the split or the images are missing, or an image cannot be read.
     """
-    from yolo_prune.adapters.ultralytics.images import letterboxed
+    from yolo_prune.adapters.ultralytics.images import listed
 
     yaml = read_data_yaml(data.file if isinstance(data, DetectionData) else data)
     files = list_images(yaml, split)
     if len(files) > images:
         chosen = np.random.default_rng(seed).choice(len(files), size=images, replace=False)
         files = [files[index] for index in sorted(chosen)]
-    samples = letterboxed(files, imgsz, yaml)
+    samples = listed(files, imgsz, yaml)
     loaded = [samples[index]["img"] for index in track(range(len(files)), "Loading calibration images")]
     return [torch.stack(loaded[at : at + batch]).float() / 255 for at in range(0, len(loaded), batch)]
 
@@ -182,16 +183,10 @@ def read_data_yaml(data: str | Path) -> dict[str, Any]:
     try:
         yaml: dict[str, Any] = check_det_dataset(where)
     except YAMLError as error:
-        raise DataError(f"{where} is not a valid yaml file: {_one_line(error)}.") from error
+        raise DataError(f"{where} is not a valid yaml file: {one_line(error)}.") from error
     except _HOST_ERRORS as error:
-        raise DataError(f"cannot use the data {where}: {_one_line(error)}.") from error
+        raise DataError(f"cannot use the data {where}: {one_line(error)}.") from error
     return yaml
-
-
-def _one_line(error: BaseException) -> str:
-    """Put the host's message on one line of plain text, without its pictures and its final full stop."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.encode("ascii", "ignore").decode().split()).rstrip(". ") or type(error).__name__
 
 
 def list_images(yaml: Mapping[str, Any], split: str) -> list[Path]:
@@ -216,7 +211,7 @@ def list_images(yaml: Mapping[str, Any], split: str) -> list[Path]:
     found: list[str] = []
     for source in map(Path, sources):
         if source.is_dir():
-            found += [os.fspath(path) for path in source.rglob("*.*") if path.is_file()]
+            found += glob(os.path.join(escape(os.fspath(source)), "**", "*.*"), recursive=True)
         elif source.is_file():
             lines = source.read_text(encoding="utf-8-sig").split("\n")
             paths = (line.strip() for line in lines)
@@ -258,77 +253,33 @@ def _host_image_size(path: Path) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _annotation_files(yaml: Mapping[str, Any], split: str, image: Path) -> list[Path]:
-    """Return the COCO files that may belong to a split: named after it or after its images' folder."""
-    folders = [Path(yaml["path"]), *image.parents]
-    if "images" in image.parts:  # ROOT/images/SPLIT/x.jpg -> ROOT
-        root = image
-        while root.name != "images":
-            root = root.parent
-        folders = [Path(yaml["path"]), root.parent]
-    sources = yaml[split] if isinstance(yaml[split], list) else [yaml[split]]
-    names = [split, *(Path(source).stem for source in sources)]
-    files = [folder / "annotations" / f"instances_{name}.json" for folder in folders for name in names]
-    return [file for file in dict.fromkeys(files) if file.is_file()]
+def find_class_folders(data: str | Path, split: str) -> Path:
+    """Find a classification data set, here or in the host's ``datasets_dir``; nothing is downloaded or split.
 
+    Args:
+        data: A folder with ``train`` and the split, each with one folder of images per class.
+        split: ``train``, ``val`` or ``test``.
 
-def _from_json(
-    file: Path, image_files: Sequence[Path], labels: Mapping[str, Any], names: Mapping[int, str]
-) -> tuple[dict[str, Any], dict[str, int], dict[int, int]] | None:
-    """Read COCO ground truth if it covers these images and classes; else say why not and return None."""
-    try:
-        truth = json.loads(file.read_text(encoding="utf-8"))
-        by_name = {entry["file_name"]: entry for entry in truth["images"]}
-        entries = [_entry(path, by_name) for path in image_files]
-        categories = {entry["name"]: entry["id"] for entry in truth["categories"]}
-        annotated = {entry["category_id"] for entry in truth["annotations"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        LOGGER.warning("%s is not COCO ground truth (%s); the labels are used.", file, _one_line(error))
-        return None
-    reason = _mismatch(entries, labels["images"], categories, annotated, names)
-    if reason:
-        LOGGER.warning("%s is not used: %s. The labels are used.", file, reason)
-        return None
-    kept = [entry for entry in entries if entry is not None]
-    ids = {entry["id"] for entry in kept}
-    unused = max([0, *categories.values()]) + 1  # classes the JSON does not know have no boxes in it
-    category_ids = {index: categories.get(name, unused + index) for index, name in names.items()}
-    ground_truth = {
-        "images": kept,
-        "annotations": [each for each in truth["annotations"] if each["image_id"] in ids],
-        "categories": [{"id": category_ids[index], "name": name} for index, name in names.items()],
-    }
-    image_ids = {os.fspath(path): entry["id"] for path, entry in zip(image_files, kept, strict=True)}
-    return ground_truth, image_ids, category_ids
+    Returns:
+        The absolute path of the folder.
 
+    Raises:
+        DataError: The folder, ``train``, the split or its images are missing.
+    """
+    from ultralytics.data.utils import IMG_FORMATS
+    from ultralytics.utils import DATASETS_DIR
 
-def _entry(path: Path, by_name: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """Find the COCO image entry of a file: the longest end of its path that is listed."""
-    ends = ["/".join(path.parts[-length:]) for length in range(min(4, len(path.parts)), 0, -1)]
-    return next((by_name[end] for end in ends if end in by_name), None)
-
-
-def _mismatch(
-    entries: Sequence[dict[str, Any] | None],
-    images: Sequence[dict[str, Any]],
-    categories: Mapping[str, int],
-    annotated: set[int],
-    names: Mapping[int, str],
-) -> str:
-    """Say in words why a COCO file does not describe these images and classes; empty when it does."""
-    missing = sum(1 for entry in entries if entry is None)
-    if missing:
-        return f"it does not list {missing} of the {len(entries)} images"
-    known = [entry for entry in entries if entry is not None]
-    if len({entry["id"] for entry in known}) < len(known):
-        return "several images share one entry"
-    for entry, image in zip(known, images, strict=True):
-        if (entry.get("width", image["width"]), entry.get("height", image["height"])) != (
-            image["width"],
-            image["height"],
-        ):
-            return f"it gives another size for {image['file_name']}"
-    foreign = annotated - {categories[name] for name in names.values() if name in categories}
-    if foreign or len(set(names.values())) < len(names):
-        return "its categories are not the classes of the data yaml"
-    return ""
+    folder = next((each for each in (Path(data), Path(DATASETS_DIR) / data) if each.is_dir()), None)
+    if folder is None:
+        raise DataError(
+            f"the folder {data} does not exist; a classifier's data is a folder of folders of images."
+        )
+    aliases = ("val", "validation", "valid") if split == "val" else (split,)
+    parts = [folder / name for name in aliases if (folder / name).is_dir()]
+    if not parts or not (folder / "train").is_dir():
+        raise DataError(
+            f"{folder} needs the folders 'train' and '{split}', with one folder of images per class."
+        )
+    if not any(path.suffix[1:].lower() in IMG_FORMATS for path in parts[0].rglob("*.*")):
+        raise DataError(f"no images in {parts[0]}.")
+    return folder.resolve()

@@ -9,28 +9,31 @@ from typing import Any
 
 import numpy as np
 from ultralytics.data.dataset import YOLODataset
+from ultralytics.models.rtdetr.val import RTDETRDataset
 
 from yolo_prune.errors import DataError
 
 
-class ListedImages(YOLODataset):  # type: ignore[misc]
-    """The host's dataset for a given list of images: its loading and letterbox, and no labels."""
+class _Listed:
+    """Mixin for the host's datasets: given images instead of searched ones, and no labels."""
 
-    def __init__(self, files: Sequence[Path], sizes: Mapping[str, tuple[int, int]], **options: Any) -> None:
-        """Keep the list; ``sizes``, (height, width) by path in pixels, serves rectangular batches."""
-        self._sizes = sizes
-        super().__init__([os.fspath(path) for path in files], augment=False, **options)
+    def __init__(
+        self, files: Sequence[Path], sizes: Sequence[tuple[int, int]] | None, **options: Any
+    ) -> None:
+        self.files = [os.fspath(path) for path in files]
+        self.sizes = sizes or [(0, 0)] * len(self.files)
+        super().__init__(self.files, augment=False, **options)  # type: ignore[call-arg]
 
     def get_img_files(self, img_path: list[str]) -> list[str]:
         """Return the list as it is, where the host would search folders."""
         return list(img_path)
 
     def get_labels(self) -> list[dict[str, Any]]:
-        """Return one empty label for each image, where the host would scan and cache label files."""
+        """Return an empty label for each image, where the host would scan and cache label files."""
         return [
             {
                 "im_file": path,
-                "shape": self._sizes.get(path, (0, 0)),
+                "shape": size,
                 "cls": np.zeros((0, 1), dtype=np.float32),
                 "bboxes": np.zeros((0, 4), dtype=np.float32),
                 "segments": [],
@@ -38,55 +41,45 @@ class ListedImages(YOLODataset):  # type: ignore[misc]
                 "normalized": True,
                 "bbox_format": "xywh",
             }
-            for path in self.im_files
+            for path, size in zip(self.files, self.sizes, strict=True)
         ]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Load one image; an unreadable one is named."""
+        host: Any = super()
         try:
-            return dict(super().__getitem__(index))
+            return dict(host.__getitem__(index))
         except FileNotFoundError as error:
-            raise DataError(f"cannot read the image {self.im_files[index]}.") from error
+            path = self.im_files[index]  # type: ignore[attr-defined]
+            raise DataError(f"cannot read the image {path}.") from error
 
 
-def letterboxed(files: Sequence[Path], imgsz: int, yaml: Mapping[str, Any]) -> ListedImages:
-    """Return the images as square uint8 tensors, resized and padded as for validation.
-
-    Args:
-        files: The images.
-        imgsz: Side of the square, in pixels.
-        yaml: What ``read_data_yaml`` returned.
-    """
-    return ListedImages(files, {}, data=dict(yaml), imgsz=imgsz, task="detect")
+class LetterboxedImages(_Listed, YOLODataset):  # type: ignore[misc]
+    """Resized with their proportions kept, and padded."""
 
 
-def rectangular(
+class StretchedImages(_Listed, RTDETRDataset):  # type: ignore[misc]
+    """Resized to the square, as RT-DETR takes them."""
+
+
+def listed(
     files: Sequence[Path],
-    sizes: Mapping[str, tuple[int, int]],
     imgsz: int,
     yaml: Mapping[str, Any],
     *,
-    batch: int,
-    stride: int,
-) -> ListedImages:
-    """Return the images in the order and the padded shapes of the host's rectangular validation batches.
+    sizes: Sequence[tuple[int, int]] | None = None,
+    stretched: bool = False,
+    **rules: Any,
+) -> YOLODataset:
+    """Return a dataset of the host over a list of images; ``img`` is uint8 (channels, height, width).
 
     Args:
         files: The images.
-        sizes: Height and width in pixels of each image, by path.
         imgsz: Longest side of the input, in pixels.
         yaml: What ``read_data_yaml`` returned.
-        batch: Images per batch; images of one batch share a shape.
-        stride: The model's largest stride, in pixels.
+        sizes: Height and width in pixels of each image; needed for rectangular batches.
+        stretched: Stretch to the square instead of padding.
+        rules: The host's ``rect``, ``batch_size``, ``stride`` and ``pad``; without them, images are square.
     """
-    return ListedImages(
-        files,
-        sizes,
-        data=dict(yaml),
-        imgsz=imgsz,
-        task="detect",
-        rect=True,
-        batch_size=batch,
-        stride=stride,
-        pad=0.5,
-    )
+    kind = StretchedImages if stretched else LetterboxedImages
+    return kind(files, sizes, data=dict(yaml), imgsz=imgsz, **rules)

@@ -1,0 +1,216 @@
+"""One validation pass of the host on a copy of a module, keeping the detections that it does not round."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.models.rtdetr.val import RTDETRValidator
+from ultralytics.models.yolo.classify import ClassificationValidator
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.models.yolo.obb import OBBValidator
+from ultralytics.models.yolo.pose import PoseValidator
+from ultralytics.models.yolo.segment import SegmentationValidator
+from ultralytics.nn.tasks import RTDETRDetectionModel, guess_model_task
+from ultralytics.utils import LOGGER as HOST_LOGGER
+from ultralytics.utils import nms, ops
+
+from yolo_prune.adapters.ultralytics.annotations import one_line
+from yolo_prune.errors import DataError
+from yolo_prune.progress import track
+
+_VALIDATORS: dict[str, type[DetectionValidator]] = {
+    "detect": DetectionValidator,
+    "segment": SegmentationValidator,
+    "pose": PoseValidator,
+    "obb": OBBValidator,
+}
+_LOADING_ERRORS = (RuntimeError, ValueError, OSError, KeyError)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Run host code silently and put back what it changes in this process: threads, devices, random state."""
+    level, threads, state = HOST_LOGGER.level, torch.get_num_threads(), random.getstate()
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    HOST_LOGGER.setLevel(logging.ERROR)  # hides its bars, too
+    try:
+        yield
+    finally:
+        HOST_LOGGER.setLevel(level)
+        torch.set_num_threads(threads)
+        random.setstate(state)
+        if devices is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices
+
+
+@contextmanager
+def _patient_nms() -> Iterator[None]:
+    """Lift the host's time limit on NMS: past it, images silently lose their detections on a busy machine."""
+    original = nms.non_max_suppression
+    nms.non_max_suppression = partial(original, max_time_img=math.inf)
+    try:
+        yield
+    finally:
+        nms.non_max_suppression = original
+
+
+class _Tracked:
+    """A data loader under our own progress bar; everything else is the loader's."""
+
+    def __init__(self, loader: Any, description: str) -> None:
+        self._loader = loader
+        self._description = description
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return track(self._loader, self._description, total=len(self._loader))
+
+
+class Collecting:
+    """Mixin for the host's detection validators: keep every detection as a COCO result.
+
+    Attributes:
+        files: The images that went through, by path.
+        found: Path, class index, box (x, y, width, height in pixels of the file) and score of each detection.
+        host_score: Whether the host's own metrics are computed as well.
+    """
+
+    host_score = True
+    threads = 1
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.files: list[str] = []
+        self.found: list[tuple[str, int, list[float], float]] = []
+
+    def get_dataloader(self, dataset_path: Any, batch_size: int) -> _Tracked:
+        """Build the host's loader; what is wrong with the data becomes a DataError."""
+        host: Any = super()
+        try:
+            loader = host.get_dataloader(dataset_path, batch_size)
+        except _LOADING_ERRORS as error:
+            raise DataError(f"the host cannot load {dataset_path}: {one_line(error)}.") from error
+        return _Tracked(loader, "Evaluating")
+
+    def init_metrics(self, model: nn.Module) -> None:
+        """Prepare the pass, without the host's own COCO evaluation and its choice of threads."""
+        host: Any = super()
+        host.init_metrics(model)
+        self.args: Any
+        self.args.save_json = False
+        torch.set_num_threads(self.threads)
+
+    def postprocess(self, preds: Any) -> Any:
+        """Run the host's NMS to its end."""
+        host: Any = super()
+        with _patient_nms():
+            return host.postprocess(preds)
+
+    def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
+        """Keep the detections of one batch, then let the host count them."""
+        for index, prediction in enumerate(preds):
+            self._keep(prediction, batch, index)
+        if self.host_score:
+            host: Any = super()
+            host.update_metrics(preds, batch)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return the host's metrics where they were computed."""
+        host: Any = super()
+        return dict(host.get_stats()) if self.host_score else {}
+
+    def print_results(self) -> None:
+        """Stay silent: the numbers are returned."""
+
+    def _keep(self, prediction: Mapping[str, torch.Tensor], batch: Mapping[str, Any], index: int) -> None:
+        """Keep one image's detections, with boxes in pixels of the image file."""
+        boxes = prediction["bboxes"]
+        if boxes.shape[-1] == 5:  # rotated: the upright box around it
+            corners = ops.xywhr2xyxyxyxy(boxes)
+            boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
+        frame = {"imgsz": batch["img"].shape[2:]}
+        frame.update({key: batch[key][index] for key in ("ori_shape", "ratio_pad")})
+        scaled = DetectionValidator.scale_preds(self, {"bboxes": boxes}, frame)["bboxes"]
+        xywh = torch.cat([scaled[:, :2], scaled[:, 2:4] - scaled[:, :2]], dim=1).tolist()
+        path = os.fspath(Path(batch["im_file"][index]))
+        classes, scores = prediction["cls"].tolist(), prediction["conf"].tolist()
+        self.files.append(path)
+        self.found += [
+            (path, int(each), box, score) for each, box, score in zip(classes, xywh, scores, strict=True)
+        ]
+
+
+def task_of(module: nn.Module) -> str:
+    """Return the host's name for what a module does: ``detect``, ``segment``, ``pose``, ``obb``, ..."""
+    return str(getattr(module, "task", None) or guess_model_task(module))
+
+
+def is_stretched(module: nn.Module) -> bool:
+    """Tell whether the module (RT-DETR) takes images stretched to a square instead of padded."""
+    return isinstance(module, RTDETRDetectionModel)
+
+
+def collecting_validator(module: nn.Module) -> type[Any]:
+    """Return the host's validator for a module, mixed with ``Collecting``.
+
+    Raises:
+        DataError: The module finds no boxes.
+    """
+    task = task_of(module)
+    if task not in _VALIDATORS:
+        raise DataError(f"a '{task}' model finds no boxes: COCO AP is for {', '.join(_VALIDATORS)} models.")
+    base = RTDETRValidator if is_stretched(module) else _VALIDATORS[task]
+    return type("CollectingValidator", (Collecting, base), {})
+
+
+def classification_validator() -> type[Any]:
+    """Return the host's validator for classifiers."""
+    return type(
+        "QuietClassificationValidator", (ClassificationValidator,), {"print_results": lambda self: None}
+    )
+
+
+def validate(
+    validator_class: type[Any],
+    module: nn.Module,
+    *,
+    names: Mapping[int, str],
+    options: Mapping[str, Any],
+    loader: Any = None,
+) -> Any:
+    """Run the host's validation on a copy of ``module`` and return the validator.
+
+    Args:
+        validator_class: From ``collecting_validator`` or ``classification_validator``.
+        module: The model; it is not changed.
+        names: Class index -> name.
+        options: Keys of the host's configuration.
+        loader: Batches to use instead of those the host would load.
+    """
+    copy: Any = deepcopy(module).float().eval()
+    copy.names = dict(names)
+    with undisturbed(), tempfile.TemporaryDirectory() as folder:
+        arguments = {"mode": "val", "plots": False, "verbose": False, **options}
+        validator = validator_class(dataloader=loader, save_dir=Path(folder), args=arguments)
+        validator.threads = torch.get_num_threads()
+        validator(model=copy)
+    return validator
