@@ -171,7 +171,7 @@ def layer_bars(report: RunReport) -> list[Bar]:
     widest = max((layer.parent for layer in report.layers), default=1) or 1
     return [
         Bar(
-            layer.name,
+            layer.name.removesuffix(".conv"),
             100 * (layer.kept / widest) ** 0.5,
             100 * (layer.parent / widest) ** 0.5,
             f"{layer.kept}/{layer.parent}",
