@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from yolo_prune.report.plots import ap_against_fps, bn_histogram
@@ -84,9 +83,9 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
         report=report,
         tiles=tiles(report, final) if final else (),
         verdicts=verdicts(report),
-        table=make_table(report),
+        table=make_table(report, runtime_column=False),
         kinds=[row.model for row in report.rows],
-        starts=_starts(report),
+        groups=_groups(report),
         conditions=conditions_lines(report),
         charts=[(title, Markup(svg)) for title, svg in charts if svg],
         histogram=Markup(histogram) if histogram else None,
@@ -109,10 +108,12 @@ def _setting_title(one: tuple[Any, ...]) -> str:
     return ", ".join([part for part in parts if part] + ([f"batch {batch}"] if batch else []))
 
 
-def _starts(report: RunReport) -> set[int]:
-    """Return the indices of rows where another runtime setting begins."""
-    places = enumerate(pairwise(report.rows), start=1)
-    return {index for index, (before, after) in places if setting(before) != setting(after)}
+def _groups(report: RunReport) -> dict[int, str]:
+    """Return the runtime setting that begins at a row's index, where there is more than one."""
+    ways = [setting(row) for row in report.rows]
+    if len(set(ways)) < 2:
+        return {}
+    return {i: _setting_title(way) for i, way in enumerate(ways) if i == 0 or way != ways[i - 1]}
 
 
 def tiles(report: RunReport, final: Row) -> tuple[Tile, ...]:
@@ -197,7 +198,7 @@ def class_rows(report: RunReport) -> list[Bar]:
     for one in sorted(report.per_class, key=_loss, reverse=True):
         final = _final_ap(one)
         text = NOT_MEASURED if final is None else f"{final:.3f}"
-        note = "" if one.boxes is None else f"{one.boxes:,} boxes"
+        note = _boxes(one)
         change = f"{-_loss(one):+.3f}" if one.parent is not None and final is not None else ""
         found.append(Bar(one.name, 100 * (final or 0.0), 100 * (one.parent or 0.0), text, note, change))
     return found
@@ -209,12 +210,14 @@ def losers_sentence(report: RunReport) -> str:
     lost = sorted((one for one in compared if _loss(one) > 0), key=_loss, reverse=True)[:LOSERS]
     if not lost:
         return "No class lost AP." if compared else ""
-    named = ", ".join(f"{one.name} ({-_loss(one):+.3f}{_of(one)})" for one in lost)
+    named = ", ".join(
+        f"{one.name} ({-_loss(one):+.3f}{f' on {_boxes(one)}' if _boxes(one) else ''})" for one in lost
+    )
     return f"Largest losers: {named}. A class with few boxes is noisier than the mean."
 
 
-def _of(one: ClassAp) -> str:
-    return f" on {one.boxes:,} boxes" if one.boxes is not None else ""
+def _boxes(one: ClassAp) -> str:
+    return f"{one.boxes:,} box{'' if one.boxes == 1 else 'es'}" if one.boxes is not None else ""
 
 
 def timing_bars(report: RunReport) -> list[Bar]:

@@ -58,16 +58,17 @@ _COLUMNS: dict[str, Callable[[RunReport, Row], str]] = {
 }
 
 
-def make_table(report: RunReport) -> Table:
+def make_table(report: RunReport, runtime_column: bool = True) -> Table:
     """Lay out the rows: one line per model, input size and runtime setting, the parent's change left out.
 
     Args:
         report: A run; an empty one gives an empty table.
+        runtime_column: Whether several runtime settings are told apart by a column.
 
     Returns:
         The table; columns without any measurement are named in ``absent`` instead of shown.
     """
-    several = len(settings(report)) > 1
+    several = runtime_column and len(settings(report)) > 1
     cells = {name: [fill(report, row) for row in report.rows] for name, fill in _COLUMNS.items()}
     absent = tuple(name for name, column in cells.items() if all(text == NOT_MEASURED for text in column))
     for i, row in enumerate(report.rows):
