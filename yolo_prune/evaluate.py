@@ -72,7 +72,7 @@ def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, A
     Example:
         >>> boxes = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}]
         >>> truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cell"}], "annotations": boxes}
-        >>> coco_ap(truth, [{**boxes[0], "score": 0.9}]).ap50
+        >>> round(coco_ap(truth, [{**boxes[0], "score": 0.9}]).ap50, 6)
         1.0
     """
     annotations = _checked_annotations(ground_truth)
@@ -304,11 +304,12 @@ def read_yolo_labels(
             row = [float(word) for word in line.split()]
             if keypoint_columns and len(row) == 5 + keypoint_columns:
                 row = row[:5]
+            box = _box_of_row(row, classes)
             lengths.add(len(row) == 5)
             if len(lengths) == 2:
                 raise ValueError("boxes and polygons are mixed in one file")
             key = tuple(np.asarray(row, dtype=np.float32).tolist())
-            boxes.setdefault(key, _box_of_row(row, classes))
+            boxes.setdefault(key, box)
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}.") from error
     return list(boxes.values())

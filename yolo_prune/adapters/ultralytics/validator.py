@@ -119,6 +119,13 @@ class Collecting:
         self.args.save_json = False
         torch.set_num_threads(self.threads)
 
+    def preprocess(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device; masks and keypoints are needed for the host's own metrics alone."""
+        if not self.host_score:
+            return dict(DetectionValidator.preprocess(self, batch))
+        host: Any = super()
+        return dict(host.preprocess(batch))
+
     def postprocess(self, preds: Any) -> Any:
         """Run the host's NMS to its end."""
         host: Any = super()
@@ -161,7 +168,8 @@ class Collecting:
 
 def task_of(module: nn.Module) -> str:
     """Return the host's name for what a module does: ``detect``, ``segment``, ``pose``, ``obb``, ..."""
-    return str(getattr(module, "task", None) or guess_model_task(module))
+    known = getattr(module, "task", None) or ("detect" if is_stretched(module) else guess_model_task(module))
+    return str(known)
 
 
 def is_stretched(module: nn.Module) -> bool:
