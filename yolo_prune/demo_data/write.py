@@ -65,18 +65,23 @@ def make_demo_detection(
         return data
     _start(folder, wanted, ("images", "labels", "annotations"))
     for number, split in enumerate(SPLITS):
-        scenes: dict[str, Scene] = {}
-        for index in track(range(counts[split]), f"drawing {split} images"):
-            name = f"{split}_{index:04d}"
-            scenes[name] = draw_scene(np.random.default_rng([seed, number, index]), imgsz, objects)
-            _write_jpeg(folder / "images" / split / f"{name}.jpg", scenes[name].image, 70 + (7 * index) % 26)
-            write_text(folder / "labels" / split / f"{name}.txt", _yolo_labels(scenes[name]))
-        coco = json.dumps(_coco(scenes, imgsz))
-        write_text(folder / "annotations" / f"instances_{split}.json", coco)
+        _write_split(folder, split, [(seed, number, index) for index in range(counts[split])], imgsz, objects)
     lines = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASS_NAMES))}
     write_text(data, yaml.safe_dump(lines, sort_keys=False))
     _finish(folder, wanted)
     return data
+
+
+def _write_split(
+    folder: Path, split: str, seeds: list[tuple[int, int, int]], imgsz: int, objects: tuple[int, int]
+) -> None:
+    scenes: dict[str, Scene] = {}
+    for index, seed in enumerate(track(seeds, f"drawing {split} images")):
+        name = f"{split}_{index:04d}"
+        scenes[name] = draw_scene(np.random.default_rng(seed), imgsz, objects)
+        _write_jpeg(folder / "images" / split / f"{name}.jpg", scenes[name].image, 70 + (7 * index) % 26)
+        write_text(folder / "labels" / split / f"{name}.txt", _yolo_labels(scenes[name]))
+    write_text(folder / "annotations" / f"instances_{split}.json", json.dumps(_coco(scenes, imgsz)))
 
 
 def make_demo_classification(
