@@ -69,7 +69,7 @@ class DistilledCriterion:
         return getattr(self.criterion, name)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.criterion.__reduce_ex__(protocol)
+        return self.criterion.__reduce_ex__(1)  # later protocols insist that the class be the object's own
 
     def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the host's losses with ours appended, and the named parts with "distill_loss" added."""

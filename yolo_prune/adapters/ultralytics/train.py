@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
 from yolo_prune.retrain import RetrainResult, check_still_cut, count_parameters
+
+Callback = Callable[[Any], None]
 
 TRAINERS = {
     "detect": "DetectionTrainer",
@@ -77,6 +80,7 @@ def retrain(
     meta: dict[str, Any] | None = None,
     task: str | None = None,
     settings: TrainSettings | None = None,
+    callbacks: Mapping[str, Callback] | None = None,
 ) -> RetrainResult:
     """Train ``module`` on and keep it cut; best.pt is never worse on the validation split than ``module``.
 
@@ -98,6 +102,7 @@ def retrain(
         meta: Plain dictionary stored under "yolo_prune" in the checkpoints.
         task: "detect", "segment", "pose", "obb" or "classify"; None reads it off the module.
         settings: The trainer's own settings; None for the recipe's.
+        callbacks: More callbacks by the host's names of events; each is called with the trainer.
 
     Raises:
         DataError: The data has other classes than the model.
@@ -114,24 +119,20 @@ def retrain(
         teacher=deepcopy(teacher) if distill and teacher is not None else None,
         meta=dict(meta or {}),
     )
+    asked = {"imgsz": imgsz, "batch": batch, "device": device, "seed": seed, "workers": workers, "lr0": lr0}
     overrides = {
+        **_merged(gentle_recipe(epochs, batch), {**asked, **(extra or {})}),
         "model": str(run_dir / "weights" / "pruned.pt"),
         "task": task or _task_of(module),
         "data": str(data),
         "epochs": epochs,
-        "imgsz": imgsz,
-        "batch": batch,
-        "device": device,
-        "seed": seed,
-        "workers": workers,
-        **gentle_recipe(epochs, batch),
-        **({} if lr0 is None else {"lr0": lr0}),
-        **(extra or {}),
         "project": str(run_dir),
         "name": host.name,
         "exist_ok": True,
     }
     trainer = _trainer(overrides, settings, module, host_last)
+    for event, callback in (callbacks or {}).items():
+        trainer.add_callback(event, callback)
     trainer.train()
     _publish(trainer.save_dir, run_dir)
     return _result(run_dir / "weights", run_dir / "results.csv", count_parameters(module))
@@ -180,9 +181,7 @@ def train_pruned(
         ema_decay=0.99,
     )
     overrides = {
-        "imgsz": loaded.imgsz,
-        **gentle,
-        **host_args,
+        **_merged({"imgsz": loaded.imgsz, **gentle}, host_args),
         "model": str(model),
         "task": loaded.task,
         "data": str(data),
@@ -191,6 +190,14 @@ def train_pruned(
     trainer = _trainer(overrides, settings, loaded.module, Path(model) if resume else None)
     trainer.train()
     return _result(trainer.wdir, trainer.csv, count_parameters(loaded.module))
+
+
+def _merged(recipe: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe with what was asked for on top; None (and the optimizer "auto") ask for nothing."""
+    given = {key: value for key, value in asked.items() if value is not None}
+    if "optimizer" in recipe and given.get("optimizer") == "auto":
+        del given["optimizer"]
+    return {**recipe, **given}
 
 
 def _trainer(overrides: dict[str, Any], settings: TrainSettings, module: nn.Module, last: Path | None) -> Any:

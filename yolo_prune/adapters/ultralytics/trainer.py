@@ -14,12 +14,13 @@ The host's training loop, seen from here (the places where we step in are starre
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -129,6 +130,7 @@ class _StaysCut:
     settings = TrainSettings()
     params_before: int | None = None
     start_fitness: float | None = None
+    resumed: Mapping[str, Any] = MappingProxyType({})
 
     def get_model(self: Any, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> Any:
         """Return a copy of ``weights`` itself; only without weights is a model built from ``cfg``."""
@@ -143,8 +145,8 @@ class _StaysCut:
             self.params_before = count_parameters(unwrap(self.model))
         checkpoint = super().setup_model()  # type: ignore[misc]
         if self.resume and checkpoint:
-            history = dict(checkpoint.get(METADATA_KEY) or {}).get("retrain") or {}
-            self.start_fitness = history.get("start_fitness")
+            self.resumed = dict(checkpoint.get(METADATA_KEY) or {})
+            self.start_fitness = (self.resumed.get("retrain") or {}).get("start_fitness")
         return checkpoint
 
     def run_callbacks(self: Any, event: str) -> None:
@@ -211,7 +213,7 @@ class _StaysCut:
         checkpoint = torch.load(written, map_location="cpu", weights_only=False)
         self.check_size(checkpoint.get("ema") or checkpoint["model"])
         history = {"epoch": self.epoch + 1, "fitness": self.fitness, "start_fitness": self.start_fitness}
-        meta = self.settings.meta or checkpoint.get(METADATA_KEY) or {}
+        meta = self.settings.meta or self.resumed
         checkpoint[METADATA_KEY] = {**meta, "retrain": {key: plain(value) for key, value in history.items()}}
         with replacing(target) as temporary:
             torch.save(checkpoint, temporary)

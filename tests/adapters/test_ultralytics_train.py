@@ -1,0 +1,352 @@
+"""Retraining through the host: what was cut stays cut, and what was recovered is not lost."""
+
+import copy
+import csv
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn import tasks
+from ultralytics.utils.torch_utils import ModelEMA
+
+from yolo_prune.adapters.ultralytics.distill import DistilledCriterion
+from yolo_prune.adapters.ultralytics.train import retrain, train_pruned
+from yolo_prune.adapters.ultralytics.trainer import TrainSettings, as_saved, prune_trainer
+from yolo_prune.checkpoint import save_detector
+from yolo_prune.errors import ConfigError, DataError, RebuiltError
+from yolo_prune.retrain import count_parameters
+
+QUIET = {"plots": False, "verbose": False, "mosaic": 0.0, "amp": False}
+MODELS = {
+    "detect": (tasks.DetectionModel, "yolov8.yaml"),
+    "segment": (tasks.SegmentationModel, "yolov8-seg.yaml"),
+    "pose": (tasks.PoseModel, "yolov8-pose.yaml"),
+    "obb": (tasks.OBBModel, "yolov8-obb.yaml"),
+    "classify": (tasks.ClassificationModel, "yolov8-cls.yaml"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def corners(box: np.ndarray) -> str:
+    x, y, w, h = box
+    points = [(x - w / 2, y - h / 2), (x + w / 2, y - h / 2), (x + w / 2, y + h / 2), (x - w / 2, y + h / 2)]
+    return " ".join(f"{value:.4f}" for point in points for value in point)
+
+
+def label(task: str, kind: int, box: np.ndarray) -> str:
+    if task in ("segment", "obb"):
+        return f"{kind} {corners(box)}"
+    keypoint = f" {box[0]:.4f} {box[1]:.4f} 2" if task == "pose" else ""
+    return f"{kind} " + " ".join(f"{value:.4f}" for value in box) + keypoint
+
+
+def draw(folder: Path, task: str = "detect", classes: int = 2) -> Path:
+    """Draw eight images of 64 px with one bright rectangle each, for training and for validation."""
+    random = np.random.default_rng(0)
+    for index in range(8):
+        kind = index % classes
+        image = random.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        box = np.array([*random.uniform(0.3, 0.7, 2), *random.uniform(0.2, 0.5, 2)])
+        (left, top), (right, bottom) = (box[:2] - box[2:] / 2) * 64, (box[:2] + box[2:] / 2) * 64
+        image[int(top) : int(bottom), int(left) : int(right), kind] = 255
+        for split in ("train", "val"):
+            name = f"{split}/{kind}/{index}" if task == "classify" else f"images/{split}/{index}"
+            file = folder / f"{name}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(file), image)
+            text = folder / "labels" / split / f"{index}.txt"
+            text.parent.mkdir(parents=True, exist_ok=True)
+            text.write_text(label(task, kind, box) + "\n")
+    if task == "classify":
+        return folder
+    names = "".join(f"  {kind}: kind{kind}\n" for kind in range(classes))
+    keypoints = "kpt_shape: [1, 3]\n" if task == "pose" else ""
+    yaml = folder / "data.yaml"
+    yaml.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\n{keypoints}names:\n{names}")
+    return yaml
+
+
+def tiny(task: str = "detect") -> nn.Module:
+    """A model with few channels, random weights and two classes."""
+    torch.manual_seed(0)
+    cls, name = MODELS[task]
+    config = tasks.yaml_model_load(name)
+    config["scales"], config["scale"] = {"n": [0.33, 0.125, 256]}, "n"
+    if task == "pose":
+        config["kpt_shape"] = [1, 3]
+    module = cls(config, ch=3, nc=2, verbose=False)
+    module.task, module.args = task, {"task": task, "imgsz": 64}
+    return module
+
+
+def cut(module: nn.Module, keep: int = 4) -> nn.Module:
+    """Keep the first ``keep`` channels between the first two convolutions, by hand."""
+    module = copy.deepcopy(module)
+    first, second = module.model[0], module.model[1].conv
+    first.conv.weight = nn.Parameter(first.conv.weight.detach()[:keep].clone())
+    first.conv.out_channels = first.bn.num_features = keep
+    for name in ("weight", "bias"):
+        setattr(first.bn, name, nn.Parameter(getattr(first.bn, name).detach()[:keep].clone()))
+    for name in ("running_mean", "running_var"):
+        setattr(first.bn, name, getattr(first.bn, name)[:keep].clone())
+    second.weight = nn.Parameter(second.weight.detach()[:, :keep].clone())
+    second.in_channels = keep
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def pruned():
+    return cut(tiny())
+
+
+def run(module, data, folder, **changes):
+    arguments = {"epochs": 1, "imgsz": 64, "batch": 4, "run_dir": folder, "extra": QUIET, **changes}
+    return retrain(module, data=data, **arguments)
+
+
+def columns(path: Path) -> list[str]:
+    with path.open(newline="") as table:
+        return next(csv.reader(table))
+
+
+@pytest.fixture(scope="module")
+def finished(pruned, data, tmp_path_factory):
+    """A whole retraining of two epochs with a teacher, in a folder where a run has its own files."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "args.yaml").write_text("keep_macs: 0.5\n")
+    before = copy.deepcopy(pruned.state_dict())
+    result = run(pruned, data, folder, epochs=2, teacher=tiny(), meta={"parent": "parent.pt", "kept": [1, 2]})
+    assert all(torch.equal(value, before[name]) for name, value in pruned.state_dict().items())
+    return result
+
+
+def test_a_pruned_model_stays_pruned(finished, pruned):
+    assert (
+        finished.params_before == finished.params_after == count_parameters(pruned) < count_parameters(tiny())
+    )
+    assert finished.epochs_run == 2
+    for path in (finished.best, finished.last):
+        assert count_parameters(YOLO(path).model) == count_parameters(pruned)
+
+
+def test_control_the_hosts_own_training_grows_it_back(pruned, data, tmp_path):
+    path = save_detector(tmp_path / "p.pt", pruned, task="detect", train_args={"imgsz": 64}, meta={})
+    model = YOLO(path)
+    assert count_parameters(model.model) == count_parameters(pruned)
+    host = {**QUIET, "project": str(tmp_path), "name": "host", "device": "cpu"}
+    model.train(data=data, epochs=1, imgsz=64, batch=4, **host)
+    assert count_parameters(model.model) == count_parameters(tiny())
+
+
+def test_the_run_folder_has_its_files_and_keeps_what_was_there(finished):
+    folder = finished.best.parent.parent
+    assert (folder / "args.yaml").read_text() == "keep_macs: 0.5\n"
+    assert {path.name for path in (folder / "weights").iterdir()} == {"best.pt", "last.pt"}
+    assert finished.results_csv == folder / "results.csv"
+    assert (folder / "train" / "args.yaml").is_file()
+    assert not list(folder.rglob(".*"))  # nothing half-written is left
+
+
+def test_the_teacher_is_a_column_of_the_results_and_nothing_in_the_checkpoint(finished):
+    names = columns(finished.results_csv)
+    assert "train/distill_loss" in names
+    wanted = torch.serialization.get_unsafe_globals_in_checkpoint(finished.best)
+    assert not [name for name in wanted if "yolo_prune" in name or "istill" in name]
+    assert finished.best.stat().st_size < 2.5 * 2 * finished.params_after
+
+
+FRESH = """
+import sys
+sys.modules["yolo_prune"] = None  # as if it were not installed
+import torch
+from ultralytics import YOLO
+model = YOLO(sys.argv[1])
+print(sum(p.numel() for p in model.model.parameters()), model.ckpt["yolo_prune"]["kept"])
+print(len(model.predict(torch.zeros(1, 3, 64, 64), imgsz=64, device="cpu", verbose=False)))
+"""
+
+
+def test_best_loads_in_a_fresh_process_that_is_restricted_and_knows_no_yolo_prune(finished):
+    environment = {**os.environ, "ULTRALYTICS_SAFE_LOAD": "1"}
+    command = [sys.executable, "-c", FRESH, str(finished.best)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0].endswith(f"{finished.params_after} [1, 2]")
+
+
+def test_a_finished_run_is_not_trained_again(finished, pruned, data):
+    stamp = finished.best.stat().st_mtime_ns
+    again = run(pruned, data, finished.best.parent.parent, epochs=2, resume=True)
+    assert again == finished
+    assert finished.best.stat().st_mtime_ns == stamp
+
+
+def test_an_interrupted_run_resumes_and_is_still_cut(pruned, data, tmp_path):
+    def interrupt(trainer):
+        if trainer.epoch == 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pruned, data, tmp_path, epochs=3, callbacks={"on_fit_epoch_end": interrupt}, meta={"kept": [1]})
+    assert (tmp_path / "train" / "weights" / "last.pt").is_file()
+    result = run(pruned, data, tmp_path, epochs=3, resume=True)
+    assert (result.epochs_run, result.params_after) == (3, count_parameters(pruned))
+    assert result.start_fitness is not None
+    assert torch.load(result.best, weights_only=False)["yolo_prune"]["kept"] == [1]
+
+
+def test_a_run_killed_before_its_first_epoch_ended_starts_again(pruned, data, tmp_path):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pruned, data, tmp_path, callbacks={"on_train_batch_end": interrupt})
+    assert run(pruned, data, tmp_path, resume=True).epochs_run == 1
+
+
+def trainer(base, module, data, folder, settings=None, **changes):
+    overrides = {"data": str(data), "imgsz": 64, "batch": 4, "epochs": 2, "device": "cpu", "model": "x.pt"}
+    overrides |= {**QUIET, "project": str(folder), "name": "host", **changes}
+    made = prune_trainer(base, settings)(overrides=overrides)
+    made.model = made.get_model(weights=module)
+    return made
+
+
+class RebuildsAtStart(DetectionTrainer):
+    """A host that ignores the module it was handed, like its own setup from yaml."""
+
+    def setup_model(self):
+        self.model = tiny()
+
+
+class RebuildsTheAverage(DetectionTrainer):
+    """A host that forgets the cut in the middle of the run."""
+
+    def optimizer_step(self):
+        super().optimizer_step()
+        self.ema = ModelEMA(tiny())
+        self.ema.ema.args = self.model.args
+
+
+@pytest.mark.parametrize("base", [RebuildsAtStart, RebuildsTheAverage])
+def test_a_rebuilt_model_is_an_error_with_both_numbers(base, pruned, data, tmp_path):
+    with pytest.raises(RebuiltError) as caught:
+        trainer(base, pruned, data, tmp_path, TrainSettings(judge_start=False)).train()
+    assert str(caught.value) == (
+        f"the host rebuilt the model: {count_parameters(pruned):,} parameters went into training, "
+        f"{count_parameters(tiny()):,} came out. Train it through yolo_prune."
+    )
+
+
+class GetsWorse(DetectionTrainer):
+    """A training whose every epoch is worse than the one before."""
+
+    def validate(self):
+        metrics, _ = super().validate()
+        fitness = 0.5 - 0.1 * (self.epoch + 1)
+        self.best_fitness = max(fitness, self.best_fitness or 0.0)
+        return metrics, fitness
+
+
+@pytest.mark.parametrize("judge_start", [True, False])
+def test_the_recovered_weights_stay_best_when_training_makes_them_worse(judge_start, pruned, data, tmp_path):
+    made = trainer(GetsWorse, pruned, data, tmp_path, TrainSettings(judge_start=judge_start), lr0=0.1)
+    made.train()
+    best = torch.load(made.best, weights_only=False)
+    assert best["yolo_prune"]["retrain"]["epoch"] == (0 if judge_start else 1)
+    before, after = pruned.state_dict(), best["model"].state_dict()
+    same = all(
+        torch.equal(value.half(), after[name]) for name, value in before.items() if value.is_floating_point()
+    )
+    assert same == judge_start
+
+
+def test_data_with_other_classes_is_refused(pruned, tmp_path):
+    with pytest.raises(DataError) as caught:
+        run(pruned, draw(tmp_path / "data", classes=3), tmp_path / "run")
+    assert str(caught.value) == (
+        "the model tells 2 classes apart, the data has 3. Train on data with the model's own classes, "
+        "or train the parent on the new data, then prune it."
+    )
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb", "classify"])
+def test_every_task_stays_cut(task, tmp_path):
+    module = cut(tiny(task))
+    result = run(module, draw(tmp_path / "data", task), tmp_path / "run", teacher=tiny(task))
+    assert result.params_after == count_parameters(module)
+    assert "train/distill_loss" in columns(result.results_csv)
+
+
+def test_a_pruned_checkpoint_goes_on_training_by_its_path(pruned, data, tmp_path):
+    meta = {"parent": "parent.pt"}
+    path = save_detector(tmp_path / "p.pt", pruned, task="detect", train_args={"imgsz": 64}, meta=meta)
+    host = {
+        **QUIET,
+        "project": str(tmp_path),
+        "name": "on",
+        "device": "cpu",
+        "optimizer": "auto",
+        "lr0": None,
+    }
+    result = train_pruned(path, data=data, epochs=1, batch=4, **host)
+    assert result.best == tmp_path / "on" / "weights" / "best.pt"
+    assert result.params_after == count_parameters(pruned)
+    saved = torch.load(result.best, weights_only=False)
+    assert saved["yolo_prune"]["parent"] == "parent.pt"
+    assert (saved["train_args"]["optimizer"], saved["train_args"]["imgsz"]) == ("AdamW", 64)
+
+
+def test_the_users_own_yolo_train_line_stays_cut_with_our_trainer_class(pruned, data, tmp_path):
+    path = save_detector(tmp_path / "p.pt", pruned, task="detect", train_args={"imgsz": 64}, meta={})
+    model = YOLO(path)
+    host = {**QUIET, "project": str(tmp_path), "name": "own", "device": "cpu"}
+    model.train(trainer=prune_trainer(DetectionTrainer), data=data, epochs=1, imgsz=64, batch=4, **host)
+    assert count_parameters(model.model) == count_parameters(pruned)
+
+
+def test_an_unknown_recipe_or_task_is_said_in_a_sentence(pruned, data, tmp_path):
+    with pytest.raises(ConfigError, match=r"^unknown recipe 'fast'\. Use gentle or host\.$"):
+        train_pruned("x.pt", data=data, recipe="fast")
+    known = "detect, segment, pose, obb, classify"
+    with pytest.raises(ConfigError, match=rf"^cannot retrain a model for 'depth'\. Known tasks: {known}\.$"):
+        run(pruned, data, tmp_path, task="depth")
+
+
+def test_a_copied_or_pickled_criterion_is_the_hosts_own():
+    own = nn.BCELoss(reduction="sum")
+    wrapped = DistilledCriterion(own, tiny(), TrainSettings().weights)
+    assert wrapped.reduction == "sum"
+    for twin in (copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
+        assert type(twin) is nn.BCELoss
+        assert twin.reduction == "sum"
+
+
+def test_weights_are_judged_as_they_are_saved_and_come_back_exactly():
+    layer = nn.Linear(1, 1)
+    nn.init.constant_(layer.weight, 1 / 3)
+    exact = layer.weight.item()
+    with as_saved(layer):
+        assert layer.weight.item() == torch.tensor(1 / 3).half().item() != exact
+    assert layer.weight.item() == exact
