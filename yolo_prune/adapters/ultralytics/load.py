@@ -72,6 +72,13 @@ def read_checkpoint(file: Path, *, trust: bool) -> dict[str, Any]:
     check_file(file)
     try:
         entries, refused = allow(wanted_by(file))
+    except pickle.UnpicklingError as error:
+        if not trust:
+            raise CheckpointError(
+                f"'{file}' is pickled in a way that cannot be loaded safely ({error}). "
+                "If you made the file yourself, pass trust=true."
+            ) from error
+        entries, refused = [], ["anything"]
     except _BROKEN as error:
         raise CheckpointError(f"checkpoint '{file}' is truncated or damaged: copy it again.") from error
     if refused and not trust:
