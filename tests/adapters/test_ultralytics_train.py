@@ -25,6 +25,7 @@ from yolo_prune.checkpoint import save_detector
 from yolo_prune.errors import ConfigError, DataError, RebuiltError
 from yolo_prune.retrain import count_parameters
 
+NAMED_LOSSES = "label_loss_items" not in vars(DetectionTrainer)  # 8.4.0 has a fixed list of columns
 QUIET = {"plots": False, "verbose": False, "mosaic": 0.0, "amp": False}
 MODELS = {
     "detect": (tasks.DetectionModel, "yolov8.yaml"),
@@ -169,8 +170,7 @@ def test_the_run_folder_has_its_files_and_keeps_what_was_there(finished):
 
 
 def test_the_teacher_is_a_column_of_the_results_and_nothing_in_the_checkpoint(finished):
-    names = columns(finished.results_csv)
-    assert "train/distill_loss" in names
+    assert ("train/distill_loss" in columns(finished.results_csv)) == NAMED_LOSSES
     wanted = torch.serialization.get_unsafe_globals_in_checkpoint(finished.best)
     assert not [name for name in wanted if "yolo_prune" in name or "istill" in name]
     assert finished.best.stat().st_size < 2.5 * 2 * finished.params_after
@@ -192,7 +192,7 @@ def test_best_loads_in_a_fresh_process_that_is_restricted_and_knows_no_yolo_prun
     command = [sys.executable, "-c", FRESH, str(finished.best)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[0].endswith(f"{finished.params_after} [1, 2]")
+    assert f"{finished.params_after} [1, 2]\n" in done.stdout
 
 
 def test_a_finished_run_is_not_trained_again(finished, pruned, data):
@@ -243,10 +243,10 @@ class RebuildsAtStart(DetectionTrainer):
 class RebuildsTheAverage(DetectionTrainer):
     """A host that forgets the cut in the middle of the run."""
 
-    def optimizer_step(self):
-        super().optimizer_step()
-        self.ema = ModelEMA(tiny())
-        self.ema.ema.args = self.model.args
+    def run_callbacks(self, event):
+        super().run_callbacks(event)
+        if event == "on_train_epoch_end":
+            self.ema = ModelEMA(tiny())
 
 
 @pytest.mark.parametrize("base", [RebuildsAtStart, RebuildsTheAverage])
@@ -296,7 +296,7 @@ def test_every_task_stays_cut(task, tmp_path):
     module = cut(tiny(task))
     result = run(module, draw(tmp_path / "data", task), tmp_path / "run", teacher=tiny(task))
     assert result.params_after == count_parameters(module)
-    assert "train/distill_loss" in columns(result.results_csv)
+    assert ("train/distill_loss" in columns(result.results_csv)) == NAMED_LOSSES
 
 
 def test_a_pruned_checkpoint_goes_on_training_by_its_path(pruned, data, tmp_path):

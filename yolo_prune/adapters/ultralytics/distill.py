@@ -71,8 +71,11 @@ class DistilledCriterion:
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.criterion.__reduce_ex__(1)  # later protocols insist that the class be the object's own
 
-    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the host's losses with ours appended, and the named parts with "distill_loss" added."""
+    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Return the host's losses with ours appended, and the named parts with "distill_loss" added.
+
+        Before the host named its parts (8.4.0) they were one tensor of fixed length: it stays as it is.
+        """
         loss, items = self.criterion(outputs, batch)
         if not torch.is_grad_enabled():
             return loss, items
@@ -81,7 +84,7 @@ class DistilledCriterion:
         distance = self.distance(raw_outputs(outputs), targets)
         images = 1 if "logits" in targets[0] else len(batch["img"])
         total = torch.cat([loss.reshape(-1) * self.weights.labels, (distance * images).reshape(1)])
-        return total, {**items, "distill_loss": distance.detach()}
+        return total, {**items, "distill_loss": distance.detach()} if isinstance(items, dict) else items
 
     def distance(self, student: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> Tensor:
         """Return the weighted distance, the mean over the detection heads."""
