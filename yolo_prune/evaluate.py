@@ -214,7 +214,7 @@ def image_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.format in _TURNED_FORMATS and image.getexif().get(274) in _ROTATED
-    except OSError as error:  # PIL's UnidentifiedImageError is one
+    except (OSError, ImportError) as error:  # ImportError: a format that needs a plug-in
         raise DataError(f"cannot read the image {path}: {error}.") from error
     return (height, width) if turned else (width, height)
 

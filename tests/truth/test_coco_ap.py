@@ -25,7 +25,7 @@ def found(image, bbox, score):
 def test_ap_worked_out_by_hand():
     """Three boxes, three detections: right, wrong, and right up to IoU 0.72; the third box is missed.
 
-    Up to IoU 0.70 (5 of 10 thresholds) precision after each detection is 1, 1/2, 2/3, at recall 1/3, 1/3, 2/3.
+    Up to IoU 0.70 (5 of 10 thresholds) precision after each is 1, 1/2, 2/3, at recall 1/3, 1/3, 2/3.
     Made monotone it is 1 at the 34 recall points 0.00 to 0.33 and 2/3 at the 33 points 0.34 to 0.66, then 0:
     (34 + 22) / 101. Above, only the first detection is right: 34/101.
     """

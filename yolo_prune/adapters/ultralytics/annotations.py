@@ -12,9 +12,11 @@ from yolo_prune.progress import LOGGER
 
 
 def one_line(error: BaseException) -> str:
-    """Put the host's message on one line, without its pictures and its final full stop."""
+    """Put the host's message on one line, without its pictures, its notes and its final full stop."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.replace("❌", "").split()).rstrip(". ") or type(error).__name__
+    return (
+        " ".join(text.partition("\nNote ")[0].replace("❌", "").split()).rstrip(". ") or type(error).__name__
+    )
 
 
 def annotation_files(yaml: Mapping[str, Any], split: str, image: Path) -> list[Path]:

@@ -248,7 +248,7 @@ def _host_image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = exif_size(image)
-    except OSError as error:
+    except (OSError, ImportError) as error:  # ImportError: the host wants a plug-in for an unknown format
         raise DataError(f"cannot read the image {path}: {error}.") from error
     return int(width), int(height)
 

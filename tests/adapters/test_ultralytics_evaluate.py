@@ -1,0 +1,248 @@
+"""Evaluation gives the host's own numbers, and leaves the module, the data and the process as they were."""
+
+import logging
+import os
+import random
+import shutil
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_classifier, evaluate_detector
+from yolo_prune.errors import DataError
+
+NAMES = {0: "ant", 1: "bee"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Threads that wait for each other spin, and on a busy machine that costs more than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Six random images of two shapes, with one box each."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "val").mkdir(parents=True)
+    for index in range(6):
+        shape = (48, 64, 3) if index % 2 else (64, 40, 3)
+        image = Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8))
+        image.save(tmp_path / "images" / "val" / f"{index}.png")
+        label = tmp_path / "labels" / "val" / f"{index}.txt"
+        label.write_text(f"{index % 2} 0.5 0.5 0.5 0.5\n", encoding="utf-8")
+    file = tmp_path / "data.yaml"
+    file.write_text("train: images/val\nval: images/val\nnames: [ant, bee]\n", encoding="utf-8")
+    return file
+
+
+def build(config: str = "yolov8n.yaml", classes: int = 2) -> nn.Module:
+    """Build a random detector whose scores are high enough to give detections."""
+    from ultralytics.nn.tasks import DetectionModel
+
+    torch.manual_seed(0)
+    module = DetectionModel(config, nc=classes, verbose=False)
+    for sequence in module.model[-1].cv3:
+        sequence[-1].bias.data.fill_(-2.0)
+    module.names = dict(list({**NAMES, 2: "cat"}.items())[:classes])
+    return module
+
+
+def test_the_module_is_untouched(data):
+    module = build().train()
+    module.model[0].eval()
+    calls = []
+    handle = module.model[1].register_forward_hook(lambda *_: calls.append(1))
+    before = deepcopy(module.state_dict())
+    modes = [each.training for each in module.modules()]
+    layers = [type(each) for each in module.modules()]
+    result = evaluate_detector(module, data, imgsz=64)
+    assert Evaluator(data, imgsz=64)(module) == result.coco
+    after = module.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert [each.training for each in module.modules()] == modes
+    assert [type(each) for each in module.modules()] == layers, "BatchNorm is still there"
+    assert all(each.requires_grad for name, each in module.named_parameters() if "dfl" not in name)
+    assert handle.id in module.model[1]._forward_hooks
+
+
+def test_the_process_is_as_it_was(data, capsys, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    host = logging.getLogger("ultralytics")
+    before = host.level, torch.get_num_threads(), random.getstate()
+    evaluate_detector(build(), data, imgsz=64)
+    assert (host.level, torch.get_num_threads(), random.getstate()) == before
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_fast_evaluator_writes_nothing_into_the_data(data):
+    before = sorted(data.parent.rglob("*"))
+    Evaluator(data, imgsz=64)(build())
+    assert sorted(data.parent.rglob("*")) == before
+
+
+def test_a_slice_is_spread_over_the_images_and_has_only_their_ground_truth(data):
+    evaluate = Evaluator(data, imgsz=64, max_images=3)
+    assert [path.name for path in evaluate.data.image_files] == ["0.png", "2.png", "5.png"]
+    result = evaluate(build())
+    assert (result.images, result.boxes) == (3, 3)
+    assert evaluate(build()) == result
+
+
+def test_both_means_are_reported_apart(data):
+    result = evaluate_detector(build(), data, imgsz=64)
+    assert result.images == result.coco.images == 6
+    assert result.source == "YOLO labels"
+    assert 0 <= result.host_map <= result.host_map50 <= 1
+
+
+@pytest.mark.parametrize(
+    "run", [evaluate_detector, lambda module, data, imgsz: Evaluator(data, imgsz=imgsz)(module)]
+)
+def test_another_number_of_classes_is_an_error(data, run):
+    with pytest.raises(DataError) as error:
+        run(build(classes=3), data, imgsz=64)
+    assert str(error.value) == (
+        f"the model has 3 classes and {data} has 2. Evaluate it on data with the classes it was trained for."
+    )
+
+
+def test_a_module_without_names_needs_them(data):
+    module = build()
+    del module.names
+    message = r"^the model does not say which classes it finds: pass names=\{0: \.\.\.\}\.$"
+    with pytest.raises(DataError, match=message):
+        evaluate_detector(module, data, imgsz=64)
+    assert evaluate_detector(module, data, imgsz=64, names=NAMES).images == 6
+    assert not hasattr(module, "names")
+
+
+def test_an_image_that_the_host_skips_is_an_error_and_not_a_lower_ap(data):
+    Image.new("RGB", (8, 8)).save(data.parent / "images" / "val" / "3.png")  # under the host's 10 pixels
+    with pytest.raises(
+        DataError, match=r"^the host skipped 1 of 6 images as corrupt, for example .*3\.png\.$"
+    ):
+        evaluate_detector(build(), data, imgsz=64)
+
+
+def test_a_model_that_finds_no_boxes_is_an_error(data):
+    from ultralytics.nn.tasks import ClassificationModel
+
+    module = ClassificationModel("yolov8n-cls.yaml", nc=2, verbose=False)
+    message = r"^a 'classify' model finds no boxes: COCO AP is for detect, segment, pose, obb models\.$"
+    with pytest.raises(DataError, match=message):
+        evaluate_detector(module, data, imgsz=64, names=NAMES)
+
+
+def test_oriented_boxes_are_scored_by_the_upright_box_around_them():
+    from yolo_prune.adapters.ultralytics.validator import Collecting
+
+    validator = Collecting.__new__(Collecting)
+    validator.files, validator.found = [], []
+    boxes = torch.tensor([[50.0, 40.0, 20.0, 10.0, torch.pi / 2]])
+    prediction = {"bboxes": boxes, "cls": torch.zeros(1), "conf": torch.full((1,), 0.5)}
+    ratio_pad = ((0.5, 0.5), (0, 0))
+    batch = {"img": torch.zeros(1, 3, 96, 96), "ori_shape": [(192, 192)], "ratio_pad": [ratio_pad]}
+    validator._keep(prediction, {**batch, "im_file": ["a.jpg"]}, 0)
+    ((path, index, box, score),) = validator.found
+    assert (path, index, score) == ("a.jpg", 0, 0.5)
+    assert box == pytest.approx([90, 60, 20, 40], abs=1e-3)
+
+
+def test_nms_is_not_cut_short_by_the_clock(monkeypatch):
+    """The host gives up after 2 s + 0.05 s an image; on a busy machine that would look like a bad model."""
+    from ultralytics.utils import nms
+
+    from yolo_prune.adapters.ultralytics.validator import _patient_nms
+
+    clock = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(nms.time, "time", lambda: float(next(clock)))
+    predictions = torch.rand(3, 5, 20)
+    predictions[:, :4] *= 50
+    with _patient_nms():
+        patient = nms.non_max_suppression(predictions.clone(), 0.1, 0.7)
+    hasty = nms.non_max_suppression(predictions.clone(), 0.1, 0.7)
+    assert all(len(each) for each in patient)
+    assert not len(hasty[-1]), "the control: the host's own limit loses the last image"
+
+
+def write_class_folders(root, names):
+    for split in ("train", "val"):
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32), (len(name) * 40, 0, 90)).save(root / split / name / "0.png")
+
+
+def test_a_classifier_gives_top1_and_top5(tmp_path):
+    from ultralytics.nn.tasks import ClassificationModel
+
+    write_class_folders(tmp_path, ["a", "bb", "ccc"])
+    module = ClassificationModel("yolov8n-cls.yaml", nc=3, verbose=False)
+    result = evaluate_classifier(module, tmp_path, imgsz=32)
+    assert (result.top5, result.images) == (1.0, 3)
+    assert any(result.top1 == pytest.approx(right / 3) for right in range(4))
+    with pytest.raises(DataError, match=r"^the model has 4 classes and .* has 3\.$"):
+        evaluate_classifier(ClassificationModel("yolov8n-cls.yaml", nc=4, verbose=False), tmp_path, imgsz=32)
+    with pytest.raises(DataError, match=r"^a 'detect' model is not a classifier\.$"):
+        evaluate_classifier(build(), tmp_path, imgsz=32)
+
+
+@pytest.mark.shared
+def test_a_random_classifier_is_at_chance_on_real_folders(shared):
+    from ultralytics.nn.tasks import ClassificationModel
+
+    torch.manual_seed(0)
+    module = ClassificationModel("yolov8n-cls.yaml", nc=10, verbose=False)
+    result = evaluate_classifier(module, shared / "data" / "cifar10_mini", imgsz=32, batch=64)
+    assert result.images == 1000
+    assert result.top1 < 0.25 < result.top5 < 0.75
+
+
+@pytest.fixture(scope="module")
+def bccd(shared, tmp_path_factory):
+    """A copy of 32 validation images, because the host writes cache files beside the labels."""
+    root = tmp_path_factory.mktemp("bccd")
+    source = shared / "data" / "bccd"
+    shutil.copy(source / "data.yaml", root / "data.yaml")
+    shutil.copytree(source / "annotations", root / "annotations")
+    for image in sorted((source / "images" / "val").iterdir())[:32]:
+        label = source / "labels" / "val" / f"{image.stem}.txt"
+        for path in (image, label):
+            target = root / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    (root / "images" / "train").mkdir()
+    return root / "data.yaml"
+
+
+@pytest.mark.shared
+def test_the_numbers_are_those_of_the_hosts_own_val(shared, bccd, tmp_path):
+    """Through the file and ``YOLO(path).val``, and through the module in memory: the same mAP."""
+    from ultralytics import YOLO
+
+    from yolo_prune.checkpoint import load_detector
+
+    weights = shared / "weights" / "bccd_yolov5nu.pt"
+    options = {"data": str(bccd), "imgsz": 320, "batch": 16, "device": "cpu", "workers": 0}
+    host = YOLO(weights).val(**options, plots=False, verbose=False, project=str(tmp_path))
+    module = load_detector(weights).module
+    result = evaluate_detector(module, bccd, imgsz=320)
+    assert result.source == f"COCO JSON {bccd.parent / 'annotations' / 'instances_val.json'}"
+    assert result.host_map == pytest.approx(host.box.map, abs=1e-9)
+    assert result.host_map50 == pytest.approx(host.box.map50, abs=1e-9)
+    assert result.coco.ap == pytest.approx(result.host_map, abs=0.03), "two definitions, near each other"
+    assert set(result.coco.per_class) == {"RBC", "WBC", "Platelets"}
+    evaluate = Evaluator(bccd, imgsz=320)
+    assert evaluate(module) == result.coco
+    half = deepcopy(module).half()
+    assert evaluate(half).ap == pytest.approx(result.coco.ap, abs=0.01)
