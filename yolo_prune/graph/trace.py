@@ -1,0 +1,308 @@
+"""Trace the eager forward once and follow every channel through it.
+
+Every tensor carries a label tensor of its own shape that holds, per element, the atom it came from (0: none). The
+operators run as usual under a dispatch mode, so Python control flow does not matter and nothing is captured; what an
+operator means for labels is in :mod:`yolo_prune.graph.rules`. An operator without a rule freezes what reaches it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from yolo_prune.graph.atoms import Axis, Findings, IntArray, MacUse, Pieces
+
+OutputSelector = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class ModuleRule:
+    """What a module class that bakes widths into attributes needs.
+
+    Attributes:
+        sync: Called with the module after its parameters were cut; sets the attributes from the new shapes.
+        may_split: The class's own forward may split or reshape a channel dimension (``sync`` keeps it right).
+        equal: Pairs of (parameter path below the module, dim) that must keep equally many channels.
+    """
+
+    sync: Callable[[nn.Module], None]
+    may_split: bool = True
+    equal: tuple[tuple[tuple[str, int], tuple[str, int]], ...] = ()
+
+
+ModuleRules = Mapping[type[nn.Module], ModuleRule]
+
+
+def rule_for(rules: ModuleRules, module: nn.Module) -> ModuleRule | None:
+    """Return the rule of a module's class, or of the nearest base class that has one."""
+    return next((rules[base] for base in type(module).__mro__ if base in rules), None)
+
+
+@dataclass(frozen=True)
+class ParameterView:
+    """A matrix or kernel seen through transposes: ``dims[i]`` is the parameter's dimension behind dimension ``i``."""
+
+    name: str
+    dims: tuple[int | None, ...]
+
+
+class Tracer(TorchDispatchMode):
+    """Runs operators and keeps labels beside them.
+
+    Args:
+        model: The module that will run; its parameters and buffers get atoms when they are first used.
+        rules: Module classes that may split channels, with what keeps their attributes right.
+        handlers: Operator name -> rule; see :mod:`yolo_prune.graph.rules`.
+    """
+
+    def __init__(
+        self, model: nn.Module, rules: ModuleRules, handlers: Mapping[str, Callable[[Tracer, Call], None]]
+    ) -> None:
+        super().__init__()
+        self.found = Findings()
+        self.rules = rules
+        self.handlers = handlers
+        self.modules: list[tuple[str, nn.Module]] = []
+        self._labels: dict[int, tuple[Tensor, Tensor]] = {}
+        self._views: dict[int, tuple[Tensor, ParameterView]] = {}
+        self._axis_of: dict[tuple[str, int], int] = {}
+        self._names: dict[int, tuple[str, Tensor]] = {}
+        self.made_by: dict[int, str] = {}
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self._names.setdefault(id(tensor), (name, tensor))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        call = Call(func, args, kwargs, out)
+        if any(self.known(tensor) for tensor in call.tensors):
+            handler = self.handlers.get(call.name)
+            if handler is None and torch.Tag.pointwise in func.tags:
+                handler = self.handlers["pointwise"]
+            if handler is None:
+                self.freeze_call(call)
+            else:
+                handler(self, call)
+        return out
+
+    def known(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor carries labels or comes straight from a parameter or buffer."""
+        return id(tensor) in self._labels or id(tensor) in self._views or id(tensor) in self._names
+
+    @property
+    def where(self) -> str:
+        """Dotted name of the module whose forward is running."""
+        return self.modules[-1][0] if self.modules else ""
+
+    @property
+    def may_split(self) -> bool:
+        """Whether the running module keeps its own width attributes right after a cut."""
+        rule = rule_for(self.rules, self.modules[-1][1]) if self.modules else None
+        return rule is not None and rule.may_split
+
+    def axis(self, name: str, dim: int, size: int, role: str) -> Axis:
+        """Return the axis of a parameter's dimension, making its atoms at first use."""
+        key = (name, dim)
+        if key not in self._axis_of:
+            self._axis_of[key] = len(self.found.axes)
+            self.found.axes.append(Axis(name, dim, size, self.found.atom_count, role))
+        return self.found.axes[self._axis_of[key]]
+
+    def axis_index(self, axis: Axis) -> int:
+        """Return the position of an axis among the axes found."""
+        return self._axis_of[axis.name, axis.dim]
+
+    def parameter(self, tensor: Tensor | None) -> ParameterView | None:
+        """Return which parameter (or buffer) a tensor is, and how its dimensions are turned."""
+        if tensor is None:
+            return None
+        if id(tensor) in self._views:
+            return self._views[id(tensor)][1]
+        if id(tensor) in self._names:
+            return ParameterView(self._names[id(tensor)][0], tuple(range(tensor.dim())))
+        return None
+
+    def set_parameter(self, tensor: Tensor, view: ParameterView) -> None:
+        """Remember that ``tensor`` is a turned parameter."""
+        self._views[id(tensor)] = (tensor, view)
+
+    def label(self, tensor: Any) -> Tensor | None:
+        """Return the label tensor of ``tensor``, making one for a vector parameter; None when it has none."""
+        if not isinstance(tensor, Tensor):
+            return None
+        if id(tensor) in self._labels:
+            return self._labels[id(tensor)][1]
+        view = self.parameter(tensor)
+        wide = [dim for dim, size in enumerate(tensor.shape) if size > 1]
+        if view is None or len(wide) != 1 or view.dims[wide[0]] is None:
+            return None
+        dim = view.dims[wide[0]]
+        axis = self.axis(view.name, dim if dim is not None else 0, tensor.shape[wide[0]], "vector")
+        shape = [-1 if index == wide[0] else 1 for index in range(tensor.dim())]
+        return torch.arange(axis.base, axis.base + axis.size).reshape(shape)
+
+    def set_label(self, tensor: Tensor, label: Tensor) -> None:
+        """Attach a label tensor of the same shape."""
+        self._labels[id(tensor)] = (tensor, label)
+
+    def unite(self, left: Tensor, right: Tensor) -> None:
+        """Unite two label arrays element by element; an element without a channel freezes its partner."""
+        left, right = torch.broadcast_tensors(left, right)
+        if torch.equal(left, right):
+            return
+        pairs = torch.unique(torch.stack([left.reshape(-1), right.reshape(-1)]), dim=1).numpy()
+        both = (pairs != 0).all(axis=0)
+        self.found.pairs.append(pairs[:, both])
+        self.freeze(pairs[:, ~both].max(axis=0, initial=0), "meets a constant of the same width")
+
+    def freeze(self, atoms: IntArray | Tensor, reason: str) -> None:
+        """Keep ``atoms`` whatever happens, and say why."""
+        array = atoms.numpy() if isinstance(atoms, Tensor) else atoms
+        array = np.unique(array[array > 0])
+        if array.size:
+            self.found.frozen.append((array, f"{reason} in '{self.where or 'the model'}'"))
+
+    def freeze_call(self, call: Call, reason: str | None = None) -> None:
+        """Freeze everything that reaches an operator."""
+        if reason is None:
+            self.found.unknown[call.name] = self.found.unknown.get(call.name, 0) + 1
+            reason = f"reaches operator '{call.name}', which has no rule,"
+        for tensor in call.tensors:
+            label = self.label(tensor)
+            if label is not None:
+                self.freeze(label, reason)
+            elif (view := self.parameter(tensor)) is not None:
+                self.freeze_parameter(view, tensor, reason)
+
+    def freeze_parameter(self, view: ParameterView, tensor: Tensor, reason: str) -> None:
+        """Freeze every dimension of a parameter that has several."""
+        for index, dim in enumerate(view.dims):
+            if dim is not None and tensor.shape[index] > 1:
+                axis = self.axis(view.name, dim, tensor.shape[index], "vector")
+                self.freeze(np.arange(axis.base, axis.base + axis.size), reason)
+
+    def tie(self, label: Tensor, dim: int, axis: Axis) -> None:
+        """Unite the channels along ``dim`` of a label tensor with the indices of an axis."""
+        rows = label.movedim(dim, 0).reshape(label.shape[dim], -1)
+        atoms = torch.arange(axis.base, axis.base + axis.size)
+        self.unite(self.one_per_row(rows), atoms)
+
+    def one_per_row(self, rows: Tensor) -> Tensor:
+        """Unite all labels of each row (they sit at the same channel index) and return one of each."""
+        first = rows.amax(dim=1)
+        if not torch.equal(rows, first[:, None].expand_as(rows)):
+            known = torch.where(rows == 0, first[:, None], rows)
+            self.unite(known, first[:, None])
+        return first
+
+    def use(self, kind: str, weight: str, macs: float, out: Axis | None, inner: Axis | None, atoms: IntArray) -> None:
+        """Record one multiply-accumulate operation."""
+        indices = [-1 if axis is None else self.axis_index(axis) for axis in (out, inner)]
+        self.found.uses.append(MacUse(kind, self.where, weight, macs, *indices, tuple(atoms.tolist())))
+
+    def add_pieces(self, parts: Sequence[Sequence[Tensor]]) -> None:
+        """Record parts that must keep equally many channels; each inner list is one such constraint."""
+        arrays = tuple(tuple(np.asarray(part.reshape(-1).numpy()) for part in tied) for tied in parts)
+        self.found.pieces.append(Pieces(arrays, self.where))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator call: the operator, its arguments and its result."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    @property
+    def name(self) -> str:
+        """Operator name without overload and without the in-place underscore."""
+        return str(self.func.overloadpacket.__name__).rstrip("_")
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the operator writes into its first argument."""
+        return str(self.func.overloadpacket.__name__).endswith("_")
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments."""
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """All tensors among the results."""
+        return [leaf for leaf in pytree.tree_leaves(self.out) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _module_stack(model: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Keep ``stack`` at the chain of modules whose forward is running."""
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(
+            module.register_forward_pre_hook(lambda m, _, name=name: stack.append((name, m)))  # type: ignore[misc]
+        )
+        handles.append(module.register_forward_hook(lambda *_: (stack.pop(), None)[1], always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace_channels(
+    model: nn.Module,
+    example_input: Any,
+    handlers: Mapping[str, Callable[[Tracer, Call], None]],
+    *,
+    rules: ModuleRules,
+    select_outputs: OutputSelector | None,
+) -> Findings:
+    """Run the model once on a copy and collect what each channel meets.
+
+    Args:
+        model: Any module; it is copied and left untouched.
+        example_input: A tensor, or a tuple of positional arguments, on the CPU.
+        handlers: Operator rules.
+        rules: Module classes with baked widths.
+        select_outputs: Picks the tensors whose width is fixed out of what the model returns; default all of them.
+
+    Returns:
+        The raw findings.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    tracer = Tracer(model, rules, handlers)
+    with torch.no_grad(), _module_stack(model, tracer.modules), tracer:
+        outputs = model(*args)
+    chosen = select_outputs(outputs) if select_outputs else outputs
+    for tensor in pytree.tree_leaves(chosen):
+        if (label := tracer.label(tensor)) is not None:
+            tracer.freeze(label, "is an output")
+    _add_equal_axes(model, tracer)
+    return tracer.found
+
+
+def _add_equal_axes(model: nn.Module, tracer: Tracer) -> None:
+    """Turn the rules' equal widths into count constraints."""
+    known = {(axis.name, axis.dim): axis for axis in tracer.found.axes}
+    for name, module in model.named_modules():
+        rule = rule_for(tracer.rules, module)
+        for pair in rule.equal if rule else ():
+            axes = [known.get((f"{name}.{path}" if name else path, dim)) for path, dim in pair]
+            parts = tuple(np.arange(a.base, a.base + a.size) for a in axes if a is not None)
+            if len(parts) == 2:
+                tracer.found.pieces.append(Pieces((parts,), name))

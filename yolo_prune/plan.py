@@ -1,0 +1,287 @@
+"""Which channels stay, to meet a budget. A plan is plain data: it is reviewed, compared and replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolo_prune import files
+from yolo_prune.cost import CostModel, FloatArray, channel_gradient
+from yolo_prune.errors import BudgetError, PlanError
+from yolo_prune.graph.atoms import BoolArray, IntArray
+from yolo_prune.graph.groups import ChannelGraph
+
+BUDGETS = ("keep_macs", "gmacs", "keep_params")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may stay.
+
+    Attributes:
+        kind: ``keep_macs`` or ``keep_params`` (fractions of the parent in (0, 1]) or ``gmacs`` (absolute, 1e9 MACs).
+        value: The amount.
+    """
+
+    kind: str
+    value: float
+
+    def limit(self, cost: CostModel) -> float:
+        """Return the budget in MACs or parameters of this model."""
+        everything = np.ones(cost.graph.channel_count, dtype=bool)
+        if self.kind == "gmacs":
+            return self.value * 1e9
+        return self.value * (cost.parameters(everything) if self.kind == "keep_params" else cost.macs(everything))
+
+    def measure(self, cost: CostModel, keep: BoolArray) -> float:
+        """Return what a choice costs, in the budget's unit."""
+        return float(cost.parameters(keep)) if self.kind == "keep_params" else cost.macs(keep)
+
+    @property
+    def gradient(self) -> str:
+        """Which cost a channel's removal is measured in."""
+        return "params" if self.kind == "keep_params" else "macs"
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """Which indices of which parameters stay.
+
+    Attributes:
+        keep: Axis label (``name[dim]``) -> kept indices, ascending; axes that keep everything are left out.
+        widths: Axis label -> width before.
+        budget: The budget asked for, e.g. ``{"keep_macs": 0.5}``.
+        kept_macs: Fraction of the parent's MACs that stays.
+        kept_params: Fraction of the parent's parameters that stays.
+        gmacs: What stays, in 1e9 MACs.
+        params: What stays, in parameters.
+        frozen: Group name -> why it could not be cut.
+        equivalence: Outcome of the proof, see :func:`yolo_prune.surgery.prove_equivalence`; empty before the cut.
+        settings: Criterion, rounding and whatever else explains the choice.
+    """
+
+    keep: dict[str, list[int]]
+    widths: dict[str, int]
+    budget: dict[str, float] = field(default_factory=dict)
+    kept_macs: float = 1.0
+    kept_params: float = 1.0
+    gmacs: float = 0.0
+    params: int = 0
+    frozen: dict[str, str] = field(default_factory=dict)
+    equivalence: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text."""
+        return json.dumps({"version": 1, **asdict(self)}, indent=1)
+
+    def save(self, path: Path) -> Path:
+        """Write the plan, whole or not at all."""
+        return files.write_text(path, self.to_json())
+
+    @staticmethod
+    def from_json(text: str) -> PrunePlan:
+        """Read a plan.
+
+        Raises:
+            PlanError: The text is no plan of this version.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"the plan is not JSON: {error}.") from error
+        if not isinstance(data, dict) or data.pop("version", None) != 1 or "keep" not in data:
+            raise PlanError("the plan is not a version 1 plan of yolo_prune.")
+        try:
+            return PrunePlan(**data)
+        except TypeError as error:
+            raise PlanError(f"the plan has fields that this version does not know: {error}.") from error
+
+    def then(self, later: PrunePlan) -> PrunePlan:
+        """Return one plan for this cut followed by ``later``, whose indices refer to the model cut by this one."""
+        keep = dict(self.keep)
+        for label, indices in later.keep.items():
+            keep[label] = [keep[label][i] for i in indices] if label in keep else list(indices)
+        return replace(later, keep=keep, widths={**later.widths, **self.widths})
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What widths are allowed.
+
+    Attributes:
+        round_to: Widths become multiples of this; a width that is none to begin with is rounded at its first cut.
+        min_width: No group gets narrower than this (or than its own width, where that is smaller).
+    """
+
+    round_to: int = 8
+    min_width: int = 8
+
+    def steps(self, width: int, free: int) -> list[int]:
+        """Return how many channels go at each step from ``width`` down, ``free`` of which may go at all."""
+        floor = max(self.min_width, width - free, 1)
+        steps = []
+        while width > floor:
+            target = max((width - 1) // self.round_to * self.round_to, 0)
+            if target < floor:
+                break
+            steps.append(width - target)
+            width = target
+        return steps
+
+
+@dataclass
+class _Ladder:
+    """The removal order of one class of tied groups: a list of blocks of channels, cheapest first."""
+
+    blocks: list[IntArray]
+    position: int = 0
+
+
+def _ladders(graph: ChannelGraph, scores: FloatArray, widths: Widths) -> list[_Ladder]:
+    """Order the free channels of every class of tied groups, lowest score first, in steps of allowed widths."""
+    ladders = []
+    for tie in graph.ties:
+        cells = [graph.groups[index].channels for index in tie]
+        ranked = [free[np.argsort(scores[free], kind="stable")] for free in (c[~graph.frozen[c]] for c in cells)]
+        steps = widths.steps(len(cells[0]), min(len(free) for free in ranked))
+        borders = np.cumsum([0, *steps])
+        blocks = [
+            np.concatenate([free[start:stop] for free in ranked])
+            for start, stop in zip(borders[:-1], borders[1:], strict=True)
+        ]
+        if blocks:
+            ladders.append(_Ladder(blocks))
+    return ladders
+
+
+def choose_channels(
+    cost: CostModel,
+    scores: FloatArray,
+    budget: Budget,
+    *,
+    widths: Widths | None = None,
+    cost_power: float = 1.0,
+    tolerance: float = 0.02,
+) -> BoolArray:
+    """Remove the blocks with the lowest score per saved cost until the budget is met.
+
+    Args:
+        cost: Cost model of the traced module.
+        scores: Worth per channel, shape (channels,), larger is worth more.
+        budget: How much may stay.
+        widths: Allowed widths.
+        cost_power: A block is ranked by its score over the saved cost to this power: 0 ignores cost.
+        tolerance: A block whose removal would leave less than ``(1 - tolerance)`` of the budget is passed over
+            while a smaller one can still meet it.
+
+    Returns:
+        Which channels stay, shape (channels,).
+
+    Raises:
+        BudgetError: Everything at its floor still costs more than the budget.
+    """
+    graph, limit = cost.graph, budget.limit(cost)
+    ladders = _ladders(graph, scores, widths or Widths())
+    keep = np.ones(graph.channel_count, dtype=bool)
+    _check_possible(cost, budget, limit, ladders, widths or Widths())
+    now = budget.measure(cost, keep)
+    passed_over: dict[int, float] = {}
+    while now > limit:
+        saved = channel_gradient(cost, keep, budget.gradient)
+        best = _cheapest(ladders, scores, saved, cost_power, passed_over)
+        if best is None:
+            index = min(passed_over, key=lambda i: limit - passed_over[i])
+            keep[ladders[index].blocks[ladders[index].position]] = False
+            return keep
+        block = ladders[best].blocks[ladders[best].position]
+        keep[block] = False
+        after = budget.measure(cost, keep)
+        if after < (1.0 - tolerance) * limit:
+            keep[block] = True
+            passed_over[best] = after
+            continue
+        ladders[best].position += 1
+        now = after
+    return keep
+
+
+def _cheapest(
+    ladders: list[_Ladder], scores: FloatArray, saved: FloatArray, power: float, skip: Iterable[int]
+) -> int | None:
+    """Return the ladder whose next block has the lowest score per saved cost."""
+    skipped, best, best_value = set(skip), None, np.inf
+    for index, ladder in enumerate(ladders):
+        if index in skipped or ladder.position >= len(ladder.blocks):
+            continue
+        block = ladder.blocks[ladder.position]
+        value = float(scores[block].sum()) / max(float(saved[block].sum()), 1e-12) ** power
+        if value < best_value:
+            best, best_value = index, value
+    return best
+
+
+def _check_possible(cost: CostModel, budget: Budget, limit: float, ladders: list[_Ladder], widths: Widths) -> None:
+    floor = np.ones(cost.graph.channel_count, dtype=bool)
+    for ladder in ladders:
+        for block in ladder.blocks:
+            floor[block] = False
+    least = budget.measure(cost, floor)
+    if least <= limit:
+        return
+    largest, share = _largest_fixed(cost, floor)
+    unit, scale = ("M parameters", 1e6) if budget.kind == "keep_params" else ("GMACs", 1e9)
+    raise BudgetError(
+        f"cannot meet {limit / scale:.3g} {unit}: {least / scale:.3g} {unit} remain with every group at its floor of "
+        f"{widths.min_width} channels. Raise the budget or lower min_width; the largest part that remains is "
+        f"'{largest}' ({share / 1e9:.3g} GMACs)."
+    )
+
+
+def _largest_fixed(cost: CostModel, keep: BoolArray) -> tuple[str, float]:
+    """Return the module whose operations cost most under ``keep``, with its MACs."""
+    counts = cost.axis_counts(keep)
+    share = np.append([c / a.size for c, a in zip(counts, cost.graph.axes, strict=True)], 1.0)
+    total: dict[str, float] = {}
+    for use in cost.graph.uses:
+        total[use.module] = total.get(use.module, 0.0) + use.macs * share[use.out_axis] * share[use.in_axis]
+    name = max(total, key=lambda key: total[key], default="")
+    return name, total.get(name, 0.0)
+
+
+def make_plan(
+    cost: CostModel, keep: BoolArray, *, budget: Budget | None = None, settings: dict[str, Any] | None = None
+) -> PrunePlan:
+    """Write down a choice of channels as a plan.
+
+    Args:
+        cost: Cost model of the traced module.
+        keep: Which channels stay, shape (channels,).
+        budget: The budget it was made for.
+        settings: Whatever explains the choice.
+    """
+    graph = cost.graph
+    kept, widths = {}, {}
+    for axis in graph.axes:
+        mask = keep[graph.axis_channels(axis)]
+        if not mask.all():
+            kept[axis.label] = np.flatnonzero(mask).tolist()
+            widths[axis.label] = axis.size
+    everything = np.ones_like(keep)
+    macs, params = cost.macs(keep), cost.parameters(keep)
+    return PrunePlan(
+        keep=kept,
+        widths=widths,
+        budget={budget.kind: budget.value} if budget else {},
+        kept_macs=macs / cost.macs(everything),
+        kept_params=params / cost.parameters(everything),
+        gmacs=macs / 1e9,
+        params=params,
+        frozen={group.name: "; ".join(group.frozen) for group in graph.groups if group.frozen and group.producers},
+        settings=settings or {},
+    )

@@ -1,0 +1,195 @@
+"""Second moments at the input of every layer that reads prunable channels, weighted by what the task feels.
+
+For a layer that reads ``x`` (C channels) and makes ``z = W x``, an error ``e`` in the input costs, to second order,
+``sum_p sum_o g_o(p)^2 (W e(p))_o^2`` with ``g`` the gradient of a random projection of the model's decoded outputs.
+The pixel's part ``s(p) = sum_o g_o(p)^2`` weights the moments, the channel's part ``r_o`` the rows of ``W``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from yolo_prune.cost import FloatArray
+from yolo_prune.errors import DataError
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.progress import track
+
+TaskLoss = Callable[[Any], Tensor]
+_PIXELS = 256
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What one reading layer saw.
+
+    Attributes:
+        second: Weighted mean of ``x x^T``, shape (C, C).
+        mean: Weighted mean of ``x``, shape (C,).
+        energy: Mean of ``s(p)``: how much the task feels an error here, absolute.
+        rows: Share ``r_o`` of each output channel in it, shape (C_out,), sums to 1.
+        samples: Number of pixels behind it.
+    """
+
+    second: FloatArray
+    mean: FloatArray
+    energy: float
+    rows: FloatArray
+    samples: int
+
+    @property
+    def covariance(self) -> FloatArray:
+        """Weighted covariance of the input, shape (C, C)."""
+        return self.second - np.outer(self.mean, self.mean)
+
+
+class _Accumulator:
+    """Collects one layer's sums over all batches."""
+
+    def __init__(self) -> None:
+        self.second: Tensor | None = None
+        self.first: Tensor | None = None
+        self.weight = 0.0
+        self.rows: Tensor | None = None
+        self.samples = 0
+
+    def add(self, x: Tensor, squared: Tensor) -> None:
+        """Add pixels ``x`` (P, C) whose outputs weigh ``squared`` (P, C_out)."""
+        pixel = squared.sum(1).double()
+        x = x.double()
+        weighted = x * pixel[:, None]
+        second, first, rows = weighted.T @ x, weighted.sum(0), squared.double().sum(0)
+        if self.second is None or self.first is None or self.rows is None:
+            self.second, self.first, self.rows = second, first, rows
+        else:
+            self.second += second
+            self.first += first
+            self.rows += rows
+        self.weight += float(pixel.sum())
+        self.samples += len(x)
+
+    def finish(self) -> Moments | None:
+        """Return the moments, None when the layer never ran or nothing depends on it."""
+        if self.second is None or self.first is None or self.rows is None or self.weight <= 0:
+            return None
+        return Moments(
+            second=(self.second / self.weight).numpy(),
+            mean=(self.first / self.weight).numpy(),
+            energy=self.weight / self.samples,
+            rows=(self.rows / self.rows.sum()).numpy(),
+            samples=self.samples,
+        )
+
+
+def reading_layers(module: nn.Module, graph: ChannelGraph) -> dict[str, nn.Module]:
+    """Return weight name -> layer for every layer that reads a free channel."""
+    modules = dict(module.named_modules())
+    layers = {}
+    for axis in graph.axes:
+        owner, _, leaf = axis.name.rpartition(".")
+        if axis.role == "in" and leaf == "weight" and not graph.frozen[graph.axis_channels(axis)].all():
+            layers[axis.name] = modules[owner]
+    return layers
+
+
+def collect_moments(
+    module: nn.Module,
+    graph: ChannelGraph,
+    batches: Iterable[Tensor],
+    *,
+    task: TaskLoss | None = None,
+    seed: int = 0,
+    description: str = "measuring",
+) -> dict[str, Moments]:
+    """Run calibration images through the model and collect every reading layer's moments.
+
+    Args:
+        module: The model; it is left as it was (mode, gradients, parameters).
+        graph: Its channels.
+        batches: Image batches, shape (B, 3, H, W), float32 in [0, 1], on the model's device.
+        task: Scalar random projection of the model's outputs; its gradient weights pixels and channels. None: all
+            pixels count alike, and each layer counts relative to the energy of its own output.
+        seed: For the choice of pixels.
+        description: Label of the progress bar.
+
+    Returns:
+        Weight name -> moments.
+
+    Raises:
+        DataError: There was no image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sums = {name: _Accumulator() for name in reading_layers(module, graph)}
+    handles = [
+        layer.register_forward_hook(_hook(sums[name], generator, task is not None))
+        for name, layer in reading_layers(module, graph).items()
+    ]
+    was_training, wanted = module.training, [p.requires_grad for p in module.parameters()]
+    count = 0
+    try:
+        module.eval().requires_grad_(False)
+        for batch in track(batches, description):
+            count += len(batch)
+            with torch.set_grad_enabled(task is not None):
+                outputs = module(batch.clone().requires_grad_(task is not None))
+                if task is not None:
+                    task(outputs).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, flag in zip(module.parameters(), wanted, strict=True):
+            parameter.requires_grad_(flag)
+        module.train(was_training)
+    if not count:
+        raise DataError("recovery needs calibration images, but got none.")
+    return {name: moments for name, total in sums.items() if (moments := total.finish()) is not None}
+
+
+def _hook(total: _Accumulator, generator: torch.Generator, with_task: bool) -> Callable[..., None]:
+    """Return a forward hook that samples input pixels and weighs them by their outputs' gradients."""
+
+    def on_forward(layer: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
+        spatial = isinstance(layer, nn.modules.conv._ConvNd)
+        x = inputs[0].detach()
+        pixels, targets = _sample(x, out, spatial, generator)
+        x = _take(x, pixels, spatial).cpu()
+        if not with_task:
+            z = _take(out.detach(), targets, spatial).float().cpu()
+            variance = (z - z.mean(0)).pow(2).mean(0).sum().clamp(min=1e-12)
+            total.add(x, (torch.ones_like(z) / z.shape[1]) / variance)
+        elif out.requires_grad:
+            out.register_hook(lambda g: total.add(x, _take(g, targets, spatial).float().cpu().pow(2)))
+
+    return on_forward
+
+
+def _sample(x: Tensor, out: Tensor, spatial: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Choose positions of the input, shape (B, P), and the output positions over them."""
+    if not spatial:
+        size = out.numel() // out.shape[-1]
+        chosen = torch.randperm(size, generator=generator)[: _PIXELS * len(out)]
+        return chosen[None], chosen[None]
+    sizes, outs = x.shape[2:], out.shape[2:]
+    total = int(np.prod(sizes))
+    count = min(total, _PIXELS)
+    chosen = torch.stack([torch.randperm(total, generator=generator)[:count] for _ in range(len(x))])
+    target, rest = torch.zeros_like(chosen), chosen
+    for axis in reversed(range(len(sizes))):
+        position, rest = rest % sizes[axis], rest // sizes[axis]
+        step = int(np.prod(outs[axis + 1 :]))
+        target += ((position * 2 + 1) * outs[axis] // (2 * sizes[axis])) * step
+    return chosen, target
+
+
+def _take(x: Tensor, positions: Tensor, spatial: bool) -> Tensor:
+    """Gather positions as rows of channels, shape (positions, C)."""
+    if not spatial:
+        return x.reshape(-1, x.shape[-1])[positions[0].to(x.device)]
+    flat = x.flatten(2)
+    index = positions.to(x.device)[:, None, :].expand(-1, flat.shape[1], -1)
+    return flat.gather(2, index).transpose(1, 2).reshape(-1, flat.shape[1])

@@ -1,0 +1,217 @@
+"""Choose channels by what the others cannot explain (reconstruction), with the folding already taken into account.
+
+For one reading layer with input covariance H and weights W, removing channel j and refitting the others costs
+``||W_j||^2 / (H^-1)_jj``; the optimal brain surgeon's update then gives weights and H^-1 for the next removal. Costs
+add up over the layers that read a channel. Blocks of channels are removed by the lowest cost per saved MAC.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from yolo_prune.cost import CostModel, FloatArray, channel_gradient
+from yolo_prune.graph.atoms import BoolArray, IntArray
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.plan import Budget, Widths
+from yolo_prune.recover.moments import Moments
+
+
+@dataclass
+class _Reader:
+    """One reading layer's state: inverse covariance and the Gram matrix of its weights, both (C, C)."""
+
+    inverse: FloatArray
+    gram: FloatArray
+
+    def costs(self, index: IntArray) -> FloatArray:
+        """Return the cost of removing each index now."""
+        return self.gram[index, index] / np.maximum(self.inverse[index, index], 1e-30)
+
+    def remove(self, index: int) -> None:
+        """Remove one input channel and let the others take over."""
+        pivot = max(float(self.inverse[index, index]), 1e-30)
+        column = self.inverse[:, index] / pivot
+        row = self.gram[index].copy()
+        self.gram -= np.outer(column, row)
+        self.gram -= np.outer(row, column)
+        self.gram += np.outer(column, column) * row[index]
+        self.inverse -= np.outer(column, self.inverse[index])
+        for table in (self.gram, self.inverse):
+            table[index] = 0.0
+            table[:, index] = 0.0
+        self.inverse[index, index] = 1.0
+
+    def copy(self) -> _Reader:
+        """Return an independent copy."""
+        return _Reader(self.inverse.copy(), self.gram.copy())
+
+
+@dataclass
+class _Ladder:
+    """One class of tied groups: its free channels per group, and how many go at each step."""
+
+    cells: list[list[int]]
+    steps: list[int]
+    readers: list[int]
+    position: int = 0
+    next_block: list[int] = field(default_factory=list)
+    next_cost: float = 0.0
+
+
+def choose_by_reconstruction(
+    module: nn.Module,
+    cost: CostModel,
+    moments: dict[str, Moments],
+    budget: Budget,
+    *,
+    widths: Widths | None = None,
+    ridge: float = 1e-3,
+    cost_power: float = 1.0,
+    tolerance: float = 0.02,
+) -> BoolArray:
+    """Remove blocks of channels by the lowest reconstruction cost per saved cost until the budget is met.
+
+    Args:
+        module: The traced module.
+        cost: Its cost model.
+        moments: From :func:`yolo_prune.recover.collect_moments` on the same module.
+        budget: How much may stay.
+        widths: Allowed widths.
+        ridge: Regularisation, as a share of the mean variance of a layer's input.
+        cost_power: Saved cost counts to this power.
+        tolerance: As in :func:`yolo_prune.plan.choose_channels`.
+
+    Returns:
+        Which channels stay, shape (channels,); fewer may go than the budget asks when only channels without moments
+        (summed over by attention) are left.
+
+    Source:
+        Hassibi et al., Optimal Brain Surgeon, NIPS 1993, on layer outputs; Ours: task-weighted moments, sums over all
+        readers of a coupled channel, blocks of runtime-friendly width, cost per MAC.
+    """
+    graph = cost.graph
+    readers, places = _readers(module, graph, moments, ridge)
+    ladders = _ladders(graph, places, widths or Widths())
+    keep = np.ones(graph.channel_count, dtype=bool)
+    limit, now = budget.limit(cost), budget.measure(cost, keep)
+    for ladder in ladders:
+        _look_ahead(ladder, readers, places)
+    skipped: set[int] = set()
+    while now > limit:
+        saved = channel_gradient(cost, keep, budget.gradient)
+        best = _cheapest(ladders, saved, cost_power, skipped)
+        if best is None:
+            return keep
+        ladder = ladders[best]
+        keep[ladder.next_block] = False
+        after = budget.measure(cost, keep)
+        if after < (1.0 - tolerance) * limit:
+            keep[ladder.next_block] = True
+            skipped.add(best)
+            continue
+        now = after
+        _advance(ladder, ladders, readers, places)
+    return keep
+
+
+def _readers(
+    module: nn.Module, graph: ChannelGraph, moments: dict[str, Moments], ridge: float
+) -> tuple[list[_Reader], dict[int, list[tuple[int, int]]]]:
+    """Build every reader's state, and where each channel stands: channel -> [(reader, index)]."""
+    weights = dict(module.named_parameters())
+    readers: list[_Reader] = []
+    places: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for axis in graph.axes:
+        if axis.role != "in":
+            continue
+        channels, seen = graph.axis_channels(axis).tolist(), moments.get(axis.name)
+        if seen is None:
+            for channel in channels:
+                places[channel].append((-1, -1))
+            continue
+        covariance = seen.covariance
+        covariance[np.diag_indices(len(covariance))] += ridge * max(float(np.trace(covariance)) / len(covariance), 1e-12)
+        matrix = weights[axis.name].detach().double().cpu().movedim(axis.dim, 0).flatten(2).numpy()
+        if matrix.ndim == 2:
+            matrix = matrix[:, :, None]
+        matrix = (matrix * np.sqrt(seen.energy * seen.rows)[None, :, None]).reshape(len(channels), -1)
+        readers.append(_Reader(np.linalg.inv(covariance), matrix @ matrix.T))
+        for index, channel in enumerate(channels):
+            places[channel].append((len(readers) - 1, index))
+    return readers, places
+
+
+def _ladders(graph: ChannelGraph, places: dict[int, list[tuple[int, int]]], widths: Widths) -> list[_Ladder]:
+    """List the classes of tied groups whose channels can be measured."""
+    ladders = []
+    blind = np.array([any(r < 0 for r, _ in places.get(c, ())) for c in range(graph.channel_count)])
+    for tie in graph.ties:
+        cells = [graph.groups[index].channels for index in tie]
+        free = [c[~graph.frozen[c] & ~graph.contracted[c] & ~blind[c]].tolist() for c in cells]
+        steps = widths.steps(len(cells[0]), min(len(f) for f in free))
+        if steps:
+            used = sorted({reader for cell in free for channel in cell for reader, _ in places.get(channel, ())})
+            ladders.append(_Ladder(free, steps, used))
+    return ladders
+
+
+def _look_ahead(ladder: _Ladder, readers: list[_Reader], places: dict[int, list[tuple[int, int]]]) -> None:
+    """Find the ladder's next block and its cost from the readers' present state."""
+    ladder.next_block, ladder.next_cost = [], 0.0
+    if ladder.position >= len(ladder.steps):
+        return
+    trial = {index: readers[index].copy() for index in ladder.readers}
+    for cell in ladder.cells:
+        left = list(cell)
+        for _ in range(ladder.steps[ladder.position]):
+            costs = _costs(left, trial, places)
+            chosen = int(np.argmin(costs))
+            ladder.next_cost += max(float(costs[chosen]), 0.0)
+            channel = left.pop(chosen)
+            ladder.next_block.append(channel)
+            for reader, index in places.get(channel, ()):
+                trial[reader].remove(index)
+
+
+def _costs(channels: list[int], state: dict[int, _Reader], places: dict[int, list[tuple[int, int]]]) -> FloatArray:
+    """Return the summed cost of removing each channel."""
+    total = np.zeros(len(channels))
+    rows: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for position, channel in enumerate(channels):
+        for reader, index in places.get(channel, ()):
+            rows[reader].append((position, index))
+    for reader, pairs in rows.items():
+        positions, indices = np.array(pairs).T
+        np.add.at(total, positions, state[reader].costs(indices))
+    return total
+
+
+def _advance(
+    ladder: _Ladder, ladders: list[_Ladder], readers: list[_Reader], places: dict[int, list[tuple[int, int]]]
+) -> None:
+    """Remove the ladder's next block for good and look ahead again wherever that changes something."""
+    gone = set(ladder.next_block)
+    for channel in ladder.next_block:
+        for reader, index in places.get(channel, ()):
+            readers[reader].remove(index)
+    ladder.cells = [[channel for channel in cell if channel not in gone] for cell in ladder.cells]
+    ladder.position += 1
+    touched = set(ladder.readers)
+    for other in ladders:
+        if touched & set(other.readers):
+            _look_ahead(other, readers, places)
+
+
+def _cheapest(ladders: list[_Ladder], saved: FloatArray, power: float, skipped: set[int]) -> int | None:
+    best, best_value = None, np.inf
+    for index, ladder in enumerate(ladders):
+        if index in skipped or not ladder.next_block:
+            continue
+        value = ladder.next_cost / max(float(saved[ladder.next_block].sum()), 1e-12) ** power
+        if value < best_value:
+            best, best_value = index, value
+    return best
