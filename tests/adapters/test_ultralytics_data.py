@@ -137,7 +137,7 @@ def test_annotations_that_do_not_fit_are_named_and_the_labels_used(tmp_path, cap
             "'names' length 2 and 'nc: 3' must match",
         ),
         ("train: images/val\nval: empty\nnames: [a, b]\n", "no images of 'val' in {root}/empty."),
-        ("train: [unclosed\n", "YAML syntax error"),
+        ("train: [unclosed\n", "',' or ']'"),
         ("- a\n- b\n", "cannot use the data"),
     ],
 )
