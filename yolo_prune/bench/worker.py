@@ -1,0 +1,88 @@
+"""The process that measures, ``python -m yolo_prune.bench.worker``: JSON in on stdin, JSON lines on stdout.
+
+A process of its own, because waiting policy and number of OpenMP threads are fixed when torch or onnxruntime
+is first imported, and because a crash must not take the run with it. Only ``comparison.py`` starts it.
+
+Lines out: {"rounds": n} once warm, {"round": k} after each round, then one of {"result": ...},
+{"not_measured": reason} or {"error": {"type", "text"}}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from yolo_prune.bench.clock import measure, plan_schedule, warm_up
+from yolo_prune.bench.images import import_cv2, load_images
+from yolo_prune.bench.runtime import DeviceUnavailableError, Settings, make_stepper, open_runtime
+from yolo_prune.errors import YoloPruneError
+
+
+def main() -> int:
+    """Measure what stdin asks for; return the exit code."""
+    with private_stdout() as out:
+        try:
+            answer: dict[str, Any] = {"result": run(json.load(sys.stdin), out)}
+        except DeviceUnavailableError as error:
+            answer = {"not_measured": str(error)}
+        except YoloPruneError as error:
+            answer = {"error": {"type": type(error).__name__, "text": str(error)}}
+        send(out, answer)
+    return 0
+
+
+def private_stdout() -> IO[str]:
+    """Keep stdout for the protocol and send whatever else is printed to stderr instead."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return out
+
+
+def send(out: IO[str], message: dict[str, Any]) -> None:
+    """Write one line of JSON at once."""
+    out.write(json.dumps(message) + "\n")
+    out.flush()
+
+
+def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
+    """Warm every candidate up, run the rounds and report each.
+
+    Args:
+        request: runtime, settings, candidates (name -> path, imgsz), images, seconds, rounds.
+        out: Where progress goes.
+
+    Returns:
+        facts and samples [rounds][timed][field] in ms per candidate, load1, timed and untimed steps.
+    """
+    settings = Settings(**request["settings"])
+    import_cv2().setNumThreads(settings.threads)
+    paths = request["images"]
+    images = load_images(None if paths is None else [Path(path) for path in paths])
+    facts: dict[str, dict[str, Any]] = {}
+    steppers = {}
+    for name, candidate in request["candidates"].items():
+        runtime = open_runtime(request["runtime"], Path(candidate["path"]), candidate["imgsz"], settings)
+        facts[name] = {**runtime.facts, "batch": settings.batch, "imgsz": candidate["imgsz"]}
+        steppers[name] = make_stepper(runtime, images, settings.batch, time.perf_counter, time.process_time)
+    load1 = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    step_seconds = [warm_up(stepper, time.perf_counter) for stepper in steppers.values()]
+    schedule = plan_schedule(step_seconds, request["seconds"], request["rounds"])
+    send(out, {"rounds": schedule.rounds})
+    turns: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in steppers}
+    for index, turn in enumerate(measure(steppers, schedule)):
+        for name, steps in turn.items():
+            turns[name].append(steps)
+        send(out, {"round": index + 1})
+    samples = {name: np.round(np.stack(steps), 5).tolist() for name, steps in turns.items()}
+    counts = {"timed": schedule.timed, "untimed": schedule.untimed}
+    return {"facts": facts, "samples": samples, "load1": load1, "images": len(images), **counts}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
