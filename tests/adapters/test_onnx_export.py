@@ -1,0 +1,135 @@
+"""Export through the host: the same numbers come out, and nothing else on the disk changes."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from yolo_prune.adapters.ultralytics import export
+from yolo_prune.adapters.ultralytics.export import Parity, compare_outputs, export_onnx, onnx_parity
+from yolo_prune.checkpoint import load_detector, save_detector
+from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
+
+IMGSZ = 64
+
+
+def save_lively(path, architecture, seed):
+    """Save random weights whose output depends on them; in fresh ones the signal dies before the head."""
+    module = load_detector(architecture, seed=seed).module
+    norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    module.train()
+    with torch.no_grad():
+        module(torch.rand(4, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(seed)))
+        for layer in module.model[-1].modules():
+            if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None:
+                layer.bias.zero_()
+    for norm in norms:
+        norm.momentum = 0.03
+    return save_detector(path, module.eval(), task="detect", train_args={"imgsz": IMGSZ}, meta={})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_lively(tmp_path_factory.mktemp("weights") / "tiny.pt", "yolov5n.yaml", seed=0)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    return export_onnx(checkpoint, tmp_path_factory.mktemp("onnx") / "tiny.onnx", imgsz=IMGSZ)
+
+
+def test_the_exported_file_computes_what_the_checkpoint_computes(checkpoint, exported):
+    parity = onnx_parity(checkpoint, exported, IMGSZ)
+    assert parity.scale > 1.0
+    assert parity.relative < 1e-4
+
+
+def test_control_another_model_has_no_parity(exported, tmp_path):
+    path = save_lively(tmp_path / "other.pt", "yolov5n.yaml", seed=1)
+    parity = onnx_parity(path, exported, IMGSZ)
+    assert parity.max_abs_diff > 1.0
+    assert parity.score_diff > 0.05
+
+
+def test_only_the_output_appears_and_the_checkpoint_is_untouched(checkpoint, tmp_path):
+    before = checkpoint.read_bytes()
+    out = export_onnx(checkpoint, tmp_path / "new" / "a.onnx", imgsz=IMGSZ)
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["tiny.pt"]
+    assert checkpoint.read_bytes() == before
+    assert list(tmp_path.rglob("*")) == [out.parent, out]
+
+
+def test_a_head_without_suppression_is_exported_as_it_is(tmp_path):
+    path = save_lively(tmp_path / "e2e.pt", "yolo26n.yaml", seed=0)
+    out = export_onnx(path, tmp_path / "e2e.onnx", imgsz=IMGSZ)
+    parity = onnx_parity(path, out, IMGSZ)
+    assert parity.relative < 1e-3
+    other = save_lively(tmp_path / "other.pt", "yolo26n.yaml", seed=1)
+    assert onnx_parity(other, out, IMGSZ).relative > 1e-2
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxslim"])
+def test_a_missing_package_is_named_and_nothing_is_installed(monkeypatch, checkpoint, tmp_path, package):
+    real = export.importlib.util.find_spec
+    monkeypatch.setattr(
+        export.importlib.util, "find_spec", lambda name: None if name == package else real(name)
+    )
+    sentence = f"export to ONNX needs '{package}', which is not installed: pip install \"yolo-prune[onnx]\"."
+    with pytest.raises(MissingRuntimeError, match=re.escape(sentence)):
+        export_onnx(checkpoint, tmp_path / "a.onnx", imgsz=IMGSZ)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "imgsz", "sentence"),
+    [
+        ("a.onnx", 70, "imgsz must be a multiple of the model's stride 32, got 70."),
+        ("a.onnx", 0, "imgsz must be a multiple of the model's stride 32, got 0."),
+        ("a.engine", 64, "an export needs a path that ends in .onnx"),
+    ],
+)
+def test_a_wrong_option_is_refused(checkpoint, tmp_path, name, imgsz, sentence):
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        export_onnx(checkpoint, tmp_path / name, imgsz=imgsz)
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        export_onnx(tmp_path / "none.pt", tmp_path / "a.onnx", imgsz=IMGSZ)
+
+
+def test_a_failed_export_leaves_the_old_file(monkeypatch, checkpoint, tmp_path):
+    out = tmp_path / "a.onnx"
+    out.write_bytes(b"old")
+
+    def fail(*_):
+        raise RuntimeError("unsupported operator")
+
+    monkeypatch.setattr(export, "_run_exporter", fail)
+    with pytest.raises(RuntimeError, match="unsupported operator"):
+        export_onnx(checkpoint, out, imgsz=IMGSZ)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_ranked_boxes_may_swap_places_but_not_change():
+    ours = np.array([[[9, 9, 20, 20, 0.9, 0], [1, 1, 5, 5, 0.9, 1], [0, 0, 1, 1, 0.1, 0]]], np.float32)
+    swapped = ours[:, [1, 0, 2]]
+    assert compare_outputs(ours, swapped, 80).max_abs_diff == 0.0
+    moved = swapped.copy()
+    moved[0, 0, 0] += 0.5
+    assert compare_outputs(ours, moved, 80).max_abs_diff == pytest.approx(0.5)
+    assert compare_outputs(ours, ours[:, :2], 80) == Parity(float("inf"), 20.0, float("inf"))
+
+
+def test_a_difference_in_a_score_is_not_hidden_by_boxes_in_pixels():
+    ours = np.full((1, 7, 7), 640.0, np.float32)
+    ours[:, 4:] = 0.5
+    theirs = ours.copy()
+    theirs[0, 5, 3] += 0.25
+    theirs[0, 2, 6] += 0.5
+    parity = compare_outputs(ours, theirs, 3)
+    assert parity == Parity(0.5, 640.0, 0.25)
+    assert parity.relative == 0.25
