@@ -1,0 +1,76 @@
+"""What a stranger reads and runs first is true: recipes load, commands parse, scripts are sound."""
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import yolo_prune
+from yolo_prune.cli import COMMANDS
+from yolo_prune.config import PruneConfig, make_config
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+SCRIPTS = [ROOT / ".ci" / "run", *sorted((ROOT / "scripts").glob("*.sh"))]
+TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(yolo_prune.__path__, "yolo_prune.")
+    if not module.name.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_loads_with_nothing_but_model_and_data(recipe):
+    config = make_config(PruneConfig, ["model=best.pt", "data=data.yaml", f"cfg={recipe}"])
+    assert config.model == "best.pt"
+
+
+def test_default_yaml_says_what_the_defaults_are():
+    given = make_config(
+        PruneConfig, ["model=m.pt", "data=d.yaml", f"cfg={ROOT / 'configs' / 'default.yaml'}"]
+    )
+    assert given == PruneConfig(model="m.pt", data="d.yaml", keep_macs=0.5)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *RECIPES], ids=lambda path: path.name)
+def test_every_command_in_the_text_is_one_that_parses(text):
+    for line in re.findall(r"^[#\s]*(?:\$ )?yolo-prune (.+)$", text.read_text("utf-8"), flags=re.MULTILINE):
+        name, *words = [word for word in shlex.split(line, comments=True) if word not in ("...", "-h")]
+        if name != "--version":
+            words = [f"cfg={ROOT / word[4:]}" if word.startswith("cfg=") else word for word in words]
+            if words:
+                make_config(COMMANDS[name].kind, words)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
+def test_every_file_that_a_text_links_to_exists(text):
+    for target in re.findall(r"\]\(([^)#:]+)\)", text.read_text("utf-8")):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_parses_and_names_no_address(script):
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    assert "://" not in script.read_text("utf-8")
+    if script.name != "env.sh":  # sourced, not run
+        assert os.access(script, os.X_OK)
+        assert "set -euo pipefail" in script.read_text("utf-8")
+
+
+def test_the_changelog_knows_the_version():
+    assert f"## [{yolo_prune.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_the_docstrings_are_true(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert results.failed == 0
