@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
@@ -192,7 +193,7 @@ def _build_from_yaml(name: str, device: str, seed: int) -> LoadedModel:
     except FileNotFoundError as error:
         message = f"architecture '{name}' is neither a file nor one of the host's own."
         raise CheckpointError(message) from error
-    except _BROKEN as error:
+    except (*_BROKEN, yaml.YAMLError) as error:
         raise CheckpointError(f"architecture '{name}' is not a readable YAML file.") from error
     rows = _check_architecture(description, name)
     build = RTDETR if rows[-1][2] == "RTDETRDecoder" else YOLO
