@@ -15,7 +15,7 @@ files = ("pyproject.toml", "scripts/constraints.txt")
 print(hashlib.sha256(b"".join(pathlib.Path(file).read_bytes() for file in files)).hexdigest())')"
 if [ "$(cat .venv/yolo-prune.stamp 2>/dev/null)" != "$wanted" ]; then
     echo "installing the package and what it needs into .venv (minutes on the first run)" >&2
-    .venv/bin/python -m pip install --disable-pip-version-check --quiet \
+    .venv/bin/python -m pip install --disable-pip-version-check --quiet --quiet \
         --constraint scripts/constraints.txt --editable ".[onnx,dev]" </dev/null
     echo "$wanted" >.venv/yolo-prune.stamp
 fi

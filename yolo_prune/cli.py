@@ -89,7 +89,7 @@ COMMANDS = {
     "demo": Command(
         configs.DemoConfig,
         commands.demo,
-        "everything above on a data set that the package draws itself",
+        "train, prune and retrain a small detector on a data set that the package draws itself",
         "yolo-prune demo",
     ),
 }

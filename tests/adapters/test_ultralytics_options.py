@@ -6,7 +6,6 @@ from yolo_prune.adapters.ultralytics.options import check_train_args
 from yolo_prune.config import HOST_TRAIN_KEYS
 from yolo_prune.errors import ConfigError
 
-
 NEWER_THAN_8_4_0 = {"cls_pw", "channels_last"}
 
 
