@@ -22,7 +22,7 @@ from yolo_prune.adapters.ultralytics.distill import DistilledCriterion
 from yolo_prune.adapters.ultralytics.train import retrain, train_pruned
 from yolo_prune.adapters.ultralytics.trainer import TrainSettings, as_saved, prune_trainer
 from yolo_prune.checkpoint import save_detector
-from yolo_prune.errors import ConfigError, DataError, RebuiltError
+from yolo_prune.errors import CheckpointError, ConfigError, DataError, RebuiltError
 from yolo_prune.retrain import count_parameters
 
 NAMED_LOSSES = "label_loss_items" not in vars(DetectionTrainer)  # 8.4.0 has a fixed list of columns
@@ -214,6 +214,28 @@ def test_an_interrupted_run_resumes_and_is_still_cut(pruned, data, tmp_path):
     assert (result.epochs_run, result.params_after) == (3, count_parameters(pruned))
     assert result.start_fitness is not None
     assert torch.load(result.best, weights_only=False)["yolo_prune"]["kept"] == [1]
+
+
+def test_an_interrupted_run_resumes_from_its_checkpoint_alone(pruned, data, tmp_path):
+    def interrupt(trainer):
+        if trainer.epoch == 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pruned, data, tmp_path, epochs=2, callbacks={"on_fit_epoch_end": interrupt}, meta={"kept": [1]})
+    last = tmp_path / "train" / "weights" / "last.pt"
+    result = train_pruned(last, data=data, resume=True)
+    assert (result.epochs_run, result.params_after) == (2, count_parameters(pruned))
+    assert torch.load(result.last, weights_only=False)["yolo_prune"]["kept"] == [1]
+    with pytest.raises(CheckpointError) as caught:
+        train_pruned(last, data=data, resume=True)
+    assert str(caught.value) == f"'{last}' is of a training that ended: leave out resume to train it on."
+
+
+def test_missing_data_is_an_error_before_there_is_a_run_folder(pruned, tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.yaml"):
+        run(pruned, tmp_path / "nowhere.yaml", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_killed_before_its_first_epoch_ended_starts_again(pruned, data, tmp_path):

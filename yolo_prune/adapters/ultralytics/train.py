@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
 from yolo_prune.adapters.ultralytics.trainer import TrainSettings, prune_trainer
 from yolo_prune.checkpoint import METADATA_KEY
 from yolo_prune.errors import CheckpointError, ConfigError
@@ -165,14 +166,18 @@ def train_pruned(
         The result; its files are in the host's own run folder.
 
     Raises:
-        CheckpointError: The checkpoint is missing or cannot be trained.
+        CheckpointError: The checkpoint is missing, cannot be trained, or has nothing to resume.
         ConfigError: The recipe is unknown.
+        DataError: The data is missing or has other classes than the model.
+        RebuiltError: The host built another model than the one it was handed.
     """
     from yolo_prune.adapters.ultralytics.load import load_detector
 
     if recipe not in ("gentle", "host"):
         raise ConfigError(f"unknown recipe '{recipe}'. Use gentle or host.")
     loaded = load_detector(model, trust=trust)
+    if resume and _is_over(Path(model)):
+        raise CheckpointError(f"'{model}' is of a training that ended: leave out resume to train it on.")
     gentle = gentle_recipe(epochs, int(host_args.get("batch", 16))) if recipe == "gentle" else {}
     settings = TrainSettings(
         meta=dict(loaded.meta or {}),
@@ -187,6 +192,8 @@ def train_pruned(
         "data": str(data),
         "epochs": epochs,
     }
+    if overrides.get("project"):  # relative to here, not to a folder in the host's settings
+        overrides["project"] = str(Path(overrides["project"]).absolute())
     trainer = _trainer(overrides, settings, loaded.module, Path(model) if resume else None)
     trainer.train()
     return _result(trainer.wdir, trainer.csv, count_parameters(loaded.module))
@@ -207,6 +214,10 @@ def _trainer(overrides: dict[str, Any], settings: TrainSettings, module: nn.Modu
     task = overrides["task"]
     if task not in TRAINERS:
         raise ConfigError(f"cannot retrain a model for '{task}'. Known tasks: {', '.join(TRAINERS)}.")
+    if task == "classify":
+        find_class_folders(overrides["data"], "train")
+    else:
+        read_data_yaml(overrides["data"])
     cls = prune_trainer(getattr(getattr(yolo, task), TRAINERS[task]), settings)
     if last is not None:
         return cls(overrides={**overrides, "resume": str(last)})
@@ -229,12 +240,15 @@ def _finished(host: Path, run_dir: Path) -> bool:
     last = host / "weights" / "last.pt"
     if not last.is_file():
         return (run_dir / "weights" / "best.pt").is_file() and (run_dir / "weights" / "last.pt").is_file()
-    if (
-        torch.load(last, map_location="cpu", weights_only=False)["epoch"] != -1
-    ):  # -1: the host's mark of the end
+    if not _is_over(last):
         return False
     _publish(host, run_dir)
     return True
+
+
+def _is_over(last: Path) -> bool:
+    """Return whether the host has finished the training that a checkpoint is of, or never saw it."""
+    return bool(torch.load(last, map_location="cpu", weights_only=False).get("epoch", -1) == -1)
 
 
 def _resumable(host: Path) -> Path | None:
