@@ -69,7 +69,7 @@ def test_checkpoints_and_files_are_compared_in_onnxruntime_each_at_its_own_resol
     )
     check(result, "onnxruntime", sizes)
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["0-tiny-64.onnx", "1-tiny-32.onnx"]
-    assert result.conditions["images"] == "1 files"
+    assert (result.conditions["images"], result.conditions["image_count"]) == ("files", 1)
     assert sorted(path.name for path in weights.iterdir()) == ["tiny.onnx", "tiny.pt"]
     table = markdown_table([result])
     assert table.count("| onnxruntime | cpu | 1 | 1 |") == 3

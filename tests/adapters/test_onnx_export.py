@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 IMGSZ = 64
 
 
-def save_lively(path, architecture, seed):
+def save_lively(path, architecture, seed, end2end=None):
     """Save random weights whose output depends on them; in fresh ones the signal dies before the head."""
     module = load_detector(architecture, seed=seed).module
     norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
@@ -22,12 +23,15 @@ def save_lively(path, architecture, seed):
         norm.momentum = 1.0
     module.train()
     with torch.no_grad():
-        module(torch.rand(4, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(seed)))
+        module(torch.rand(16, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(seed)))
         for layer in module.model[-1].modules():
             if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None:
+                layer.weight.mul_(0.2)
                 layer.bias.zero_()
     for norm in norms:
         norm.momentum = 0.03
+    if end2end is not None and type(module).end2end.fset is not None:
+        module.end2end = end2end
     return save_detector(path, module.eval(), task="detect", train_args={"imgsz": IMGSZ}, meta={})
 
 
@@ -62,12 +66,17 @@ def test_only_the_output_appears_and_the_checkpoint_is_untouched(checkpoint, tmp
     assert list(tmp_path.rglob("*")) == [out.parent, out]
 
 
-def test_a_head_without_suppression_is_exported_as_it_is(tmp_path):
-    path = save_lively(tmp_path / "e2e.pt", "yolo26n.yaml", seed=0)
+@pytest.mark.parametrize("end2end", [True, False])
+def test_of_two_heads_the_selected_one_is_exported(tmp_path, end2end):
+    path = save_lively(tmp_path / "e2e.pt", "yolo26n.yaml", 0, end2end)
+    if load_detector(path).module.end2end != end2end:
+        pytest.skip("this version of the host has no choice of heads")
     out = export_onnx(path, tmp_path / "e2e.onnx", imgsz=IMGSZ)
     parity = onnx_parity(path, out, IMGSZ)
     assert parity.relative < 1e-3
-    other = save_lively(tmp_path / "other.pt", "yolo26n.yaml", seed=1)
+    (shape,) = [output.shape for output in onnxruntime.InferenceSession(out).get_outputs()]
+    assert (shape[2] == 6) == end2end
+    other = save_lively(tmp_path / "other.pt", "yolo26n.yaml", 1, end2end)
     assert onnx_parity(other, out, IMGSZ).relative > 1e-2
 
 
@@ -122,6 +131,21 @@ def test_ranked_boxes_may_swap_places_but_not_change():
     moved[0, 0, 0] += 0.5
     assert compare_outputs(ours, moved, 80).max_abs_diff == pytest.approx(0.5)
     assert compare_outputs(ours, ours[:, :2], 80) == Parity(float("inf"), 20.0, float("inf"))
+
+
+def test_ranked_boxes_of_equal_scores_are_still_compared():
+    ours = np.array([[[9, 9, 20, 20, 1, 0], [1, 1, 5, 5, 1, 1]]], np.float32)
+    assert compare_outputs(ours, ours[:, ::-1], 80).max_abs_diff == 0.0
+    moved = ours + np.array([2, 0, 0, 0, 0, 0], np.float32)
+    assert compare_outputs(ours, moved, 80).max_abs_diff == 2.0
+
+
+@pytest.mark.parametrize("shape", [(1, 84, 20), (1, 20, 6), (1, 10)])
+def test_an_output_that_is_not_finite_has_no_parity(shape):
+    ours = np.ones(shape, np.float32)
+    theirs = ours.copy()
+    theirs.flat[3] = np.nan
+    assert compare_outputs(ours, theirs, 80).relative == float("inf")
 
 
 def test_a_difference_in_a_score_is_not_hidden_by_boxes_in_pixels():

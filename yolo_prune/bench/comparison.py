@@ -50,7 +50,7 @@ def compare(
         batch: Images per step.
         rounds: Rounds to measure; chosen from ``seconds`` when None.
         seconds: Time budget per candidate, without loading and warm-up.
-        images: Image files to run on; drawn images when None. Decoding them is not timed.
+        images: Image files to run on, the first 32; drawn images when None. Decoding them is not timed.
         half: 16-bit floating point, torch on CUDA only.
         trust: Load checkpoints that may run code of their own.
         export_dir: Where exported .onnx files stay; a temporary folder when None.
@@ -81,7 +81,7 @@ def compare(
         }
         answer = ask_worker(request, settings.threads)
     conditions = {
-        "images": "drawn, 480x640" if images is None else f"{len(images)} files",
+        "images": "drawn" if images is None else "files",
         "cpu": cpu_name(),
         "cpus": available_cpus(),
         "half": half,
@@ -103,12 +103,13 @@ def read_answer(names: Sequence[str], answer: Mapping[str, Any], conditions: dic
         name: summarise(samples[name], {**result["facts"][name], "load1": result["load1"]}) for name in names
     }
     ratios = {name: compare_samples(samples[base], samples[name]) for name in names}
-    schedule = {
+    measured = {
+        "image_count": result["images"],
         "rounds": len(samples[base]),
         "timed_steps": result["timed"],
         "untimed_steps": result["untimed"],
     }
-    return Comparison(base, timings, ratios, {**conditions, **schedule})
+    return Comparison(base, timings, ratios, {**conditions, **measured})
 
 
 def check_candidates(

@@ -80,8 +80,8 @@ def describe(comparison: Comparison) -> str:
     load = "unknown" if timing.load1 is None else f"{timing.load1:.1f}"
     return (
         f"{timing.runtime} {timing.runtime_version}, {timing.device_name}, {timing.threads} of "
-        f"{conditions['cpus']} CPUs, load {load} at the start, {conditions['rounds']} alternating rounds of "
-        f"{conditions['timed_steps']} timed steps, images: {conditions['images']}. "
-        f"Timed: {conditions['timed']}. "
+        f"{conditions['cpus']} CPUs, load {load} at the start, {conditions['rounds']} alternating rounds "
+        f"of {conditions['timed_steps']} timed steps, {conditions['image_count']} images "
+        f"({conditions['images']}). Timed: {conditions['timed']}. "
         "Ratios are midmeans of per-round ratios with 95 % bootstrap intervals; above 1 is faster."
     )

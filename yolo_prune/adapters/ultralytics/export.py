@@ -53,8 +53,8 @@ def export_onnx(
 ) -> Path:
     """Export a checkpoint to ONNX, float32, fixed input, decoded outputs, suppression left to the caller.
 
-    Nothing is installed, and neither the checkpoint nor its folder is touched. A detector whose head needs no
-    suppression is exported with that head.
+    Nothing is installed, and neither the checkpoint nor its folder is touched. A detector with two heads, one
+    of which needs no suppression, is exported with the head that it has selected.
 
     Args:
         checkpoint: What ``load_detector`` accepts.
@@ -109,9 +109,7 @@ def _run_exporter(host: Any, imgsz: int, batch: int) -> str:
         "verbose": False,
     }
     if getattr(host, "end2end", False):
-        options["nms"] = (
-            False  # keep the head that needs no suppression; unset, the exporter takes the other one
-        )
+        options["nms"] = False  # unset, the newer exporters take the head that needs suppression
     with _quiet_host():
         return str(Exporter(overrides=options)(model=host))
 
@@ -182,10 +180,10 @@ def compare_outputs(ours: NDArray[np.float32], theirs: NDArray[np.float32], clas
         classes: C.
 
     Returns:
-        The parity; infinite difference when the shapes differ.
+        The parity; infinite differences when the shapes differ or a value is not finite.
     """
     scale = float(np.abs(ours).max(initial=0.0))
-    if ours.shape != theirs.shape:
+    if ours.shape != theirs.shape or not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return Parity(float("inf"), scale, float("inf"))
     if ours.ndim == 3 and ours.shape[2] == 6:
         differences = [_ranked_difference(*pair) for pair in zip(ours, theirs, strict=True)]
@@ -202,11 +200,12 @@ def compare_outputs(ours: NDArray[np.float32], theirs: NDArray[np.float32], clas
 def _ranked_difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
     """Compare two ranked lists [N, 6]: scores by rank, boxes with the nearest, without the last ranks' boxes.
 
-    Which of several boxes of nearly the last score makes the list is decided by rounding.
+    Which of several boxes of nearly the last score makes the list is decided by rounding. Where all scores
+    are that close, every box counts, so that a difference is rather reported once too often than never.
     """
     scores = float(np.abs(ours[:, 4] - theirs[:, 4]).max(initial=0.0))
-    inside = ours[ours[:, 4] > ours[:, 4].min(initial=np.inf) + 1e-3]
-    if not len(inside):
-        return scores
+    last = ours[:, 4].min(initial=np.inf)
+    inside = ours[ours[:, 4] > last * (1 + 1e-3) + 1e-7]
+    inside = inside if len(inside) else ours
     nearest = np.abs(inside[:, None] - theirs[None]).max(axis=2).min(axis=1)
     return max(scores, float(nearest.max()))
