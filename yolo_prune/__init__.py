@@ -2,4 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from yolo_prune.cutting import prune_module
+    from yolo_prune.graph import trace_groups
+    from yolo_prune.plan import PrunePlan
+    from yolo_prune.run import PruneResult, prune
+
+_HOMES = {
+    "PrunePlan": "yolo_prune.plan",
+    "PruneResult": "yolo_prune.run",
+    "prune": "yolo_prune.run",
+    "prune_module": "yolo_prune.cutting",
+    "trace_groups": "yolo_prune.graph",
+}
+
+__all__ = ["PrunePlan", "PruneResult", "__version__", "prune", "prune_module", "trace_groups"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import yolo_prune`` needs nothing heavy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'yolo_prune' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

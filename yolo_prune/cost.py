@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,8 +54,13 @@ def count_macs_per_operation(module: nn.Module, example_input: Any) -> list[floa
         One count per operation, in execution order.
     """
     try:
-        return _run_counter(copy.deepcopy(module).to("meta"), pytree.tree_map_only(Tensor, _to_meta, example_input))
-    except (RuntimeError, NotImplementedError):  # values decide the control flow, or an operator has no shape rule
+        return _run_counter(
+            copy.deepcopy(module).to("meta"), pytree.tree_map_only(Tensor, _to_meta, example_input)
+        )
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ):  # values decide the control flow, or an operator has no shape rule
         return _run_counter(copy.deepcopy(module).cpu(), example_input)
 
 
@@ -103,7 +107,9 @@ def with_macs_at(graph: ChannelGraph, module: nn.Module, example_input: Any) -> 
             f"the model ran {len(known)} convolutions and products in the trace, but {len(macs)} at the size that costs "
             "are counted for. Trace it at that size."
         )
-    return replace(graph, uses=tuple(replace(use, macs=value) for use, value in zip(known, macs, strict=True)))
+    return replace(
+        graph, uses=tuple(replace(use, macs=value) for use, value in zip(known, macs, strict=True))
+    )
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,10 @@ class CostModel:
 
     def macs(self, keep: BoolArray) -> float:
         """Return the multiply-accumulates left when the channels ``keep`` (shape (channels,)) stay."""
-        counts, sizes = self.axis_counts(keep), np.array([axis.size for axis in self.graph.axes], dtype=np.float64)
+        counts, sizes = (
+            self.axis_counts(keep),
+            np.array([axis.size for axis in self.graph.axes], dtype=np.float64),
+        )
         share = np.append(counts / sizes, 1.0)
         total = 0.0
         for use in self.graph.uses:

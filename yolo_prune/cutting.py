@@ -50,7 +50,9 @@ class Anatomy:
         return cost_model(freeze_modules(graph, self.freeze), module)
 
 
-def freeze_modules(graph: ChannelGraph, patterns: Iterable[str], reason: str = "frozen by choice") -> ChannelGraph:
+def freeze_modules(
+    graph: ChannelGraph, patterns: Iterable[str], reason: str = "frozen by choice"
+) -> ChannelGraph:
     """Keep all channels that modules matching a pattern make.
 
     Args:
@@ -73,7 +75,9 @@ def freeze_modules(graph: ChannelGraph, patterns: Iterable[str], reason: str = "
             frozen[channel] = True
             reasons.setdefault(channel, reason)
     groups = tuple(
-        replace(g, frozen=tuple(dict.fromkeys(reasons.get(int(c), "") for c in g.channels[frozen[g.channels]])))
+        replace(
+            g, frozen=tuple(dict.fromkeys(reasons.get(int(c), "") for c in g.channels[frozen[g.channels]]))
+        )
         for g in graph.groups
     )
     return replace(graph, frozen=frozen, reasons=reasons, groups=groups)
@@ -97,7 +101,11 @@ def cut_proven_(
         proof = prove_equivalence(
             module, trial, cost.graph, keep, anatomy.trace_input, select_outputs=anatomy.select_outputs
         )
-        problem = "" if proof.exact else f"differs by {proof.max_difference:.3g} on outputs of scale {proof.scale:.3g}"
+        problem = (
+            ""
+            if proof.exact
+            else f"differs by {proof.max_difference:.3g} on outputs of scale {proof.scale:.3g}"
+        )
     except EquivalenceError as error:
         problem = str(error)
     if problem:
@@ -195,5 +203,7 @@ def one_budget(**budgets: float | None) -> Budget:
         raise BudgetError(f"give exactly one of {', '.join(budgets)}; got {', '.join(given) or 'none'}.")
     ((kind, value),) = given.items()
     if value <= 0 or (kind != "gmacs" and value > 1):
-        raise BudgetError(f"{kind}={value} is outside its range: {'above 0' if kind == 'gmacs' else '(0, 1]'}.")
+        raise BudgetError(
+            f"{kind}={value} is outside its range: {'above 0' if kind == 'gmacs' else '(0, 1]'}."
+        )
     return Budget(kind, float(np.float64(value)))

@@ -24,7 +24,8 @@ class Budget:
     """How much may stay.
 
     Attributes:
-        kind: ``keep_macs`` or ``keep_params`` (fractions of the parent in (0, 1]) or ``gmacs`` (absolute, 1e9 MACs).
+        kind: ``keep_macs`` or ``keep_params`` (fractions of the parent in (0, 1]), ``gmacs`` or ``params`` (absolute,
+            1e9 MACs and parameters).
         value: The amount.
     """
 
@@ -36,16 +37,20 @@ class Budget:
         everything = np.ones(cost.graph.channel_count, dtype=bool)
         if self.kind == "gmacs":
             return self.value * 1e9
-        return self.value * (cost.parameters(everything) if self.kind == "keep_params" else cost.macs(everything))
+        if self.kind == "params":
+            return self.value
+        return self.value * (
+            cost.parameters(everything) if self.kind == "keep_params" else cost.macs(everything)
+        )
 
     def measure(self, cost: CostModel, keep: BoolArray) -> float:
         """Return what a choice costs, in the budget's unit."""
-        return float(cost.parameters(keep)) if self.kind == "keep_params" else cost.macs(keep)
+        return float(cost.parameters(keep)) if self.gradient == "params" else cost.macs(keep)
 
     @property
     def gradient(self) -> str:
         """Which cost a channel's removal is measured in."""
-        return "params" if self.kind == "keep_params" else "macs"
+        return "params" if self.kind in ("keep_params", "params") else "macs"
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,9 @@ def _ladders(graph: ChannelGraph, scores: FloatArray, widths: Widths) -> list[_L
     ladders = []
     for tie in graph.ties:
         cells = [graph.groups[index].channels for index in tie]
-        ranked = [free[np.argsort(scores[free], kind="stable")] for free in (c[~graph.frozen[c]] for c in cells)]
+        ranked = [
+            free[np.argsort(scores[free], kind="stable")] for free in (c[~graph.frozen[c]] for c in cells)
+        ]
         steps = widths.steps(len(cells[0]), min(len(free) for free in ranked))
         borders = np.cumsum([0, *steps])
         blocks = [
@@ -226,7 +233,9 @@ def _cheapest(
     return best
 
 
-def _check_possible(cost: CostModel, budget: Budget, limit: float, ladders: list[_Ladder], widths: Widths) -> None:
+def _check_possible(
+    cost: CostModel, budget: Budget, limit: float, ladders: list[_Ladder], widths: Widths
+) -> None:
     floor = np.ones(cost.graph.channel_count, dtype=bool)
     for ladder in ladders:
         for block in ladder.blocks:
@@ -235,7 +244,7 @@ def _check_possible(cost: CostModel, budget: Budget, limit: float, ladders: list
     if least <= limit:
         return
     largest, share = _largest_fixed(cost, floor)
-    unit, scale = ("M parameters", 1e6) if budget.kind == "keep_params" else ("GMACs", 1e9)
+    unit, scale = ("M parameters", 1e6) if budget.gradient == "params" else ("GMACs", 1e9)
     raise BudgetError(
         f"cannot meet {limit / scale:.3g} {unit}: {least / scale:.3g} {unit} remain with every group at its floor of "
         f"{widths.min_width} channels. Raise the budget or lower min_width; the largest part that remains is "
@@ -282,6 +291,8 @@ def make_plan(
         kept_params=params / cost.parameters(everything),
         gmacs=macs / 1e9,
         params=params,
-        frozen={group.name: "; ".join(group.frozen) for group in graph.groups if group.frozen and group.producers},
+        frozen={
+            group.name: "; ".join(group.frozen) for group in graph.groups if group.frozen and group.producers
+        },
         settings=settings or {},
     )

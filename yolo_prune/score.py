@@ -25,7 +25,9 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def _scatter(graph: ChannelGraph, axis: Axis, values: FloatArray, total: FloatArray, count: FloatArray) -> None:
+def _scatter(
+    graph: ChannelGraph, axis: Axis, values: FloatArray, total: FloatArray, count: FloatArray
+) -> None:
     channels = graph.axis_channels(axis)
     np.add.at(total, channels, values)
     np.add.at(count, channels, 1.0)
@@ -39,7 +41,9 @@ def norm_scale_names(module: nn.Module) -> list[str]:
     """Return the names of all BatchNorm scales (parameters, or buffers where the norm is frozen)."""
     names = []
     for name, child in module.named_modules():
-        if isinstance(getattr(child, "running_var", None), Tensor) and isinstance(getattr(child, "weight", None), Tensor):
+        if isinstance(getattr(child, "running_var", None), Tensor) and isinstance(
+            getattr(child, "weight", None), Tensor
+        ):
             names.append(f"{name}.weight" if name else "weight")
     return names
 

@@ -64,10 +64,14 @@ def cut_(module: nn.Module, plan: PrunePlan, *, rules: ModuleRules | None = None
     for label, indices in plan.keep.items():
         name, _, dim = label[:-1].rpartition("[")
         if name not in tensors:
-            raise PlanError(f"the plan cuts '{name}', which this model does not have. It was made for another model.")
+            raise PlanError(
+                f"the plan cuts '{name}', which this model does not have. It was made for another model."
+            )
         width = tensors[name].shape[int(dim)]
         if width != plan.widths[label]:
-            raise PlanError(f"the plan expects width {plan.widths[label]} at '{label}', the model has {width}.")
+            raise PlanError(
+                f"the plan expects width {plan.widths[label]} at '{label}', the model has {width}."
+            )
         cuts[name][int(dim)] = torch.tensor(indices, dtype=torch.int64)
     owners: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
     for owner in module.modules():
@@ -95,7 +99,9 @@ def _sliced(tensor: Tensor, by_dim: dict[int, Tensor]) -> Tensor:
     for dim, indices in by_dim.items():
         data = data.index_select(dim, indices.to(data.device))
     data = data.contiguous()
-    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+    return (
+        nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+    )
 
 
 def _sync_widths(owner: nn.Module) -> None:
@@ -203,7 +209,9 @@ def _compare(
     difference = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
     scale = max((float(a.abs().max()) for a, _ in pairs), default=0.0)
     tolerance = max(scale, 1e-3) * (1e-9 if dtype is torch.float64 else 1e-4)
-    return Equivalence(difference, scale, tolerance, str(dtype).removeprefix("torch."), difference <= tolerance)
+    return Equivalence(
+        difference, scale, tolerance, str(dtype).removeprefix("torch."), difference <= tolerance
+    )
 
 
 def _tensors(outputs: Any, select: OutputSelector | None) -> list[Tensor]:
@@ -232,13 +240,16 @@ def blame(
     """
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     records = [
-        _record_sums(model, args) for model in (zero_removed_(copy.deepcopy(parent), graph, keep), copy.deepcopy(cut))
+        _record_sums(model, args)
+        for model in (zero_removed_(copy.deepcopy(parent), graph, keep), copy.deepcopy(cut))
     ]
     for (name, expected), other in zip(records[0], [*records[1], *[None] * len(records[0])], strict=False):
         if other is None or other[0] != name:
             return name
         same_shape = expected.shape == other[1].shape
-        if same_shape and not torch.allclose(expected, other[1], rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        if same_shape and not torch.allclose(
+            expected, other[1], rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+        ):
             return name
     return ""
 

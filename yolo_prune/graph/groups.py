@@ -230,11 +230,15 @@ def _tie_cells(
     for constraint in constraints:
         shapes = {tuple(len(cells[cell]) for cell in part) for part in constraint}
         if len(shapes) == 1:
-            links += [(first, cell) for part in constraint for first, cell in zip(constraint[0], part, strict=True)]
+            links += [
+                (first, cell) for part in constraint for first, cell in zip(constraint[0], part, strict=True)
+            ]
             continue
         for cell in {cell for part in constraint for cell in part}:
             frozen[cells[cell]] = True
-            reasons.update({c: "has tied widths that do not match" for c in cells[cell].tolist() if c not in reasons})
+            reasons.update(
+                {c: "has tied widths that do not match" for c in cells[cell].tolist() if c not in reasons}
+            )
     rows, columns = np.array(links, dtype=np.int64).reshape(-1, 2).T
     graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(cells), len(cells)))
     _, label = connected_components(graph, directed=False)

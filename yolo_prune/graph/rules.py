@@ -89,7 +89,9 @@ def _store(tracer: Tracer, call: Call, label: Tensor) -> None:
     if own is not None:
         if not torch.equal(own, label):
             own.copy_(label)
-    elif tracer.parameter(out) is not None or out.untyped_storage().nbytes() > out.numel() * out.element_size():
+    elif (
+        tracer.parameter(out) is not None or out.untyped_storage().nbytes() > out.numel() * out.element_size()
+    ):
         tracer.freeze(label, "is written into a part of another tensor")
     else:
         tracer.set_label(out, label.clone())
@@ -353,7 +355,13 @@ def _tie_vector(tracer: Tracer, vector: Tensor, axis: Axis) -> None:
 
 
 def _grouped(
-    tracer: Tracer, label: Tensor | None, view: ParameterView, weight: Tensor, groups: int, transposed: bool, made: Axis
+    tracer: Tracer,
+    label: Tensor | None,
+    view: ParameterView,
+    weight: Tensor,
+    groups: int,
+    transposed: bool,
+    made: Axis,
 ) -> tuple[Tensor, Axis | None]:
     """Depthwise convolutions pass channels through; other grouped ones are frozen on both sides."""
     atoms = torch.arange(made.base, made.base + made.size)
@@ -395,7 +403,11 @@ def _linear(tracer: Tracer, call: Call) -> None:
     """``addmm``/``mm`` with a weight on the right: a linear layer."""
     bias, x, weight = call.args if call.name == "addmm" else (None, *call.args)
     view, label = tracer.parameter(weight), tracer.label(x)
-    if view is None or tracer.label(weight) is not None or sorted(d for d in view.dims if d is not None) != [0, 1]:
+    if (
+        view is None
+        or tracer.label(weight) is not None
+        or sorted(d for d in view.dims if d is not None) != [0, 1]
+    ):
         _product(tracer, call, x, weight)
         if bias is not None and (vector := tracer.label(bias)) is not None:
             tracer.freeze(vector, "is added to a product")
@@ -483,7 +495,19 @@ OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std", "prod", "argmax", "logsumexp"), _reduce),
     **dict.fromkeys(("_softmax", "_log_softmax", "cumsum"), _along_dim),
     **dict.fromkeys(
-        ("t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "flip", "roll", "repeat", "detach", "alias"),
+        (
+            "t",
+            "transpose",
+            "permute",
+            "expand",
+            "unsqueeze",
+            "squeeze",
+            "flip",
+            "roll",
+            "repeat",
+            "detach",
+            "alias",
+        ),
         _move,
     ),
     **dict.fromkeys(("max", "min"), _maximum),
@@ -506,7 +530,16 @@ OPERATORS: dict[str, Operator] = {
         _channelwise,
     ),
     **dict.fromkeys(
-        ("new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "empty_like", "full_like"),
+        (
+            "new_zeros",
+            "new_ones",
+            "new_full",
+            "new_empty",
+            "zeros_like",
+            "ones_like",
+            "empty_like",
+            "full_like",
+        ),
         _ignore,
     ),
     **dict.fromkeys(("size", "sym_size", "stride", "is_same_size", "equal", "_local_scalar_dense"), _ignore),

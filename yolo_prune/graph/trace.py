@@ -206,7 +206,9 @@ class Tracer(TorchDispatchMode):
             self.unite(known, first[:, None])
         return first
 
-    def use(self, kind: str, weight: str, macs: float, out: Axis | None, inner: Axis | None, atoms: IntArray) -> None:
+    def use(
+        self, kind: str, weight: str, macs: float, out: Axis | None, inner: Axis | None, atoms: IntArray
+    ) -> None:
         """Record one multiply-accumulate operation."""
         indices = [-1 if axis is None else self.axis_index(axis) for axis in (out, inner)]
         self.found.uses.append(MacUse(kind, self.where, weight, macs, *indices, tuple(atoms.tolist())))

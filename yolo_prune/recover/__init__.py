@@ -2,6 +2,16 @@
 
 from yolo_prune.recover.fold import fold_removed_, recalibrate_bn_
 from yolo_prune.recover.moments import Moments, collect_moments
+from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
 from yolo_prune.recover.select import choose_by_reconstruction
 
-__all__ = ["Moments", "choose_by_reconstruction", "collect_moments", "fold_removed_", "recalibrate_bn_"]
+__all__ = [
+    "CutResult",
+    "Moments",
+    "Recipe",
+    "choose_by_reconstruction",
+    "collect_moments",
+    "cut_in_rounds",
+    "fold_removed_",
+    "recalibrate_bn_",
+]

@@ -37,7 +37,12 @@ def solve_fold(
 
 
 def fold_removed_(
-    module: nn.Module, graph: ChannelGraph, keep: BoolArray, moments: dict[str, Moments], *, ridge: float = 1e-3
+    module: nn.Module,
+    graph: ChannelGraph,
+    keep: BoolArray,
+    moments: dict[str, Moments],
+    *,
+    ridge: float = 1e-3,
 ) -> int:
     """Fold, in place and *before* the cut, what the removed channels did into the weights of the kept ones.
 

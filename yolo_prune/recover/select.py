@@ -134,7 +134,9 @@ def _readers(
                 places[channel].append((-1, -1))
             continue
         covariance = seen.covariance
-        covariance[np.diag_indices(len(covariance))] += ridge * max(float(np.trace(covariance)) / len(covariance), 1e-12)
+        covariance[np.diag_indices(len(covariance))] += ridge * max(
+            float(np.trace(covariance)) / len(covariance), 1e-12
+        )
         matrix = weights[axis.name].detach().double().cpu().movedim(axis.dim, 0).flatten(2).numpy()
         if matrix.ndim == 2:
             matrix = matrix[:, :, None]
@@ -154,7 +156,9 @@ def _ladders(graph: ChannelGraph, places: dict[int, list[tuple[int, int]]], widt
         free = [c[~graph.frozen[c] & ~graph.contracted[c] & ~blind[c]].tolist() for c in cells]
         steps = widths.steps(len(cells[0]), min(len(f) for f in free))
         if steps:
-            used = sorted({reader for cell in free for channel in cell for reader, _ in places.get(channel, ())})
+            used = sorted(
+                {reader for cell in free for channel in cell for reader, _ in places.get(channel, ())}
+            )
             ladders.append(_Ladder(free, steps, used))
     return ladders
 
@@ -177,7 +181,9 @@ def _look_ahead(ladder: _Ladder, readers: list[_Reader], places: dict[int, list[
                 trial[reader].remove(index)
 
 
-def _costs(channels: list[int], state: dict[int, _Reader], places: dict[int, list[tuple[int, int]]]) -> FloatArray:
+def _costs(
+    channels: list[int], state: dict[int, _Reader], places: dict[int, list[tuple[int, int]]]
+) -> FloatArray:
     """Return the summed cost of removing each channel."""
     total = np.zeros(len(channels))
     rows: dict[int, list[tuple[int, int]]] = defaultdict(list)

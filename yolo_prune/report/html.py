@@ -27,6 +27,7 @@ STAGES = {
     "cut": "bare cut",
     "bn": "BatchNorm re-estimated",
     "fold": "folded into the readers",
+    "fold_bn": "folded, then BatchNorm re-estimated",
     "retrained": "retrained",
 }
 """What the usual stage names mean; others are printed as they are."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from yolo_prune.graph import ModuleRule, ModuleRules
 

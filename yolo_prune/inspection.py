@@ -1,0 +1,81 @@
+"""What a model is made of, for someone who wants to know before cutting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from yolo_prune.checkpoint import load_detector
+from yolo_prune.cost import CostModel, channel_gradient
+from yolo_prune.graph.groups import Group
+from yolo_prune.score import norm_scale_names
+
+
+def inspect_model(
+    model: str | Path, imgsz: int | None = None, *, trust: bool = False
+) -> list[dict[str, Any]]:
+    """List the groups of channels of a checkpoint or architecture.
+
+    Args:
+        model: As for :func:`yolo_prune.checkpoint.load_detector`.
+        imgsz: Side of the square input that costs are counted for; None: the model's own.
+        trust: Allow classes that are not stock.
+
+    Returns:
+        One dict a group: see :func:`describe_groups`.
+    """
+    from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
+
+    loaded = load_detector(model, trust=trust)
+    anatomy = anatomy_of(loaded.module, imgsz or loaded.imgsz)
+    return describe_groups(loaded.module, anatomy.cost_of(loaded.module))
+
+
+def describe_groups(module: nn.Module, cost: CostModel) -> list[dict[str, Any]]:
+    """List a traced module's groups.
+
+    Args:
+        module: The module.
+        cost: Its cost model.
+
+    Returns:
+        One dict a group that a layer makes: ``group`` (name), ``width``, ``members`` (layers that make, pass on or
+        read it), ``gmacs`` and ``params`` (what goes when the whole group goes, 1e9 MACs and parameters),
+        ``bn_scale`` (10th, 50th and 90th percentile of |gamma|, None without BatchNorm) and ``frozen`` (why).
+    """
+    graph = cost.graph
+    everything = np.ones(graph.channel_count, dtype=bool)
+    macs, params = (channel_gradient(cost, everything, of) for of in ("macs", "params"))
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    scales: dict[int, list[float]] = {}
+    names = set(norm_scale_names(module))
+    for axis in graph.axes:
+        if axis.name in names:
+            values = tensors[axis.name].detach().abs().cpu().tolist()
+            for channel, value in zip(graph.axis_channels(axis).tolist(), values, strict=True):
+                scales.setdefault(channel, []).append(value)
+    return [
+        {
+            "group": group.name,
+            "width": len(group.channels),
+            "members": _members(group),
+            "gmacs": float(macs[group.channels].sum()) / 1e9,
+            "params": round(float(params[group.channels].sum())),
+            "bn_scale": _quantiles(group, scales),
+            "frozen": "; ".join(group.frozen),
+        }
+        for group in graph.groups
+        if group.producers
+    ]
+
+
+def _members(group: Group) -> list[str]:
+    return list(dict.fromkeys(label.rpartition(".")[0] for label in (*group.producers, *group.readers)))
+
+
+def _quantiles(group: Group, scales: dict[int, list[float]]) -> list[float] | None:
+    values = [value for channel in group.channels.tolist() for value in scales.get(channel, ())]
+    return [round(float(q), 4) for q in np.quantile(values, [0.1, 0.5, 0.9])] if values else None

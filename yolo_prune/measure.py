@@ -1,0 +1,320 @@
+"""Everything that a report says, measured: models and controls, accuracy and speed, and their conditions."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from yolo_prune.bench import Comparison, compare
+from yolo_prune.bench.resolution import lower_resolutions
+from yolo_prune.bench.runtime import cpu_name
+from yolo_prune.config import BUDGET_KEYS, PruneConfig
+from yolo_prune.cost import count_macs, count_parameters
+from yolo_prune.cutting import Anatomy
+from yolo_prune.errors import BudgetError, MissingRuntimeError
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.progress import LOGGER
+from yolo_prune.recover.rounds import CutResult
+from yolo_prune.report import (
+    ClassAp,
+    Conditions,
+    Equivalence,
+    Histogram,
+    HostMap,
+    LayerWidth,
+    PlanSummary,
+    Row,
+    RunReport,
+    Speedup,
+    StageAp,
+    make_row,
+)
+from yolo_prune.score import norm_scale_names
+from yolo_prune.workspace import Workspace
+
+if TYPE_CHECKING:
+    from yolo_prune.adapters.ultralytics.data import DetectionData
+    from yolo_prune.run import Evaluated
+
+_BENCH_IMAGES = 16
+_STEEP = 0.25
+
+
+def measure_run(
+    config: PruneConfig,
+    models: Sequence[Evaluated],
+    cut: CutResult,
+    stages: Mapping[str, float | None],
+    anatomy: Anatomy,
+    split: DetectionData,
+    space: Workspace,
+    device: str,
+) -> RunReport:
+    """Measure speed and controls of a run's models and put everything together.
+
+    Args:
+        config: The run's options.
+        models: Parent first, then pruned and retrained.
+        cut: The cut.
+        stages: Score after each step of recovery.
+        anatomy: How to run the parent.
+        split: What was evaluated on.
+        space: The run folder.
+        device: Where the run trained and evaluated.
+
+    Returns:
+        The report, not yet written.
+    """
+    with space.stage("controls", "evaluating the controls: the parent at lower resolutions"):
+        models = [*models, *_controls(config, models[0], cut, split, device)]
+    comparisons, warnings = [], []
+    if config.bench:
+        with space.stage("bench", "measuring speed, alternately"):
+            comparisons, warnings = _bench(config, models, split, device)
+    parent, graph = models[0], anatomy.cost_of(models[0].module).graph
+    coco = parent.result.coco
+    return RunReport(
+        rows=tuple(_rows(models, comparisons)),
+        name=space.root.name,
+        model=str(config.model),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        seed=config.seed,
+        equivalence=_equivalence(cut),
+        stages=_stages(models, stages),
+        timing_s=dict(space.timing_s),
+        versions=_versions(),
+        conditions=Conditions(
+            timed=str(comparisons[0].conditions["timed"]) if comparisons else None,
+            data=str(config.data),
+            split=config.split,
+            images=coco.images,
+            boxes=coco.boxes,
+            evaluator=f"{coco.evaluator}, {parent.result.source}",
+            machine=cpu_name(),
+            load1=next((t.load1 for c in comparisons for t in c.timings.values() if t is not None), None),
+            samples=next((t.samples for c in comparisons for t in c.timings.values() if t is not None), None),
+        ),
+        plan=_plan_summary(config, models, cut, graph),
+        layers=_layers(models[0].module, models[1].module, graph),
+        bn_scales=_histogram(models[0].module, models[1].module),
+        per_class=_per_class(models, split),
+        host_map=tuple(HostMap(m.name, m.result.host_map, m.result.host_map50, m.imgsz) for m in models),
+        speedups=tuple(_speedups(models, comparisons)),
+        warnings=(*_cliff_warnings(cut), *warnings),
+    )
+
+
+def _controls(
+    config: PruneConfig, parent: Evaluated, cut: CutResult, split: DetectionData, device: str
+) -> list[Evaluated]:
+    """Evaluate the parent at the input resolutions that reach the pruned model's MACs."""
+    from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
+
+    stride = int(max(float(torch.as_tensor(getattr(parent.module, "stride", 32.0)).max()), 32.0))
+    try:
+        sizes = lower_resolutions(1.0, parent.imgsz, cut.plan.kept_macs, stride)
+    except BudgetError as error:
+        LOGGER.info("no control at a lower resolution: %s", error)
+        return []
+    controls = []
+    for size in sizes:
+        options = {"imgsz": size.imgsz, "batch": config.batch, "device": device, "split": config.split}
+        result = evaluate_detector(parent.module, split, workers=config.workers, **options)  # type: ignore[arg-type]
+        controls.append(replace(parent, name="control", result=result, imgsz=size.imgsz))
+        LOGGER.info("control: the parent at %d px: COCO AP %.4f", size.imgsz, result.coco.ap)
+    return controls
+
+
+def _key(model: Evaluated) -> str:
+    return f"control at {model.imgsz} px" if model.name == "control" else model.name
+
+
+def _bench(
+    config: PruneConfig, models: Sequence[Evaluated], split: DetectionData, device: str
+) -> tuple[list[Comparison], list[str]]:
+    """Time all models on every runtime, on the CPU and on a GPU where there is one."""
+    comparisons, warnings = [], []
+    images = list(split.image_files[:_BENCH_IMAGES])
+    devices = {runtime: ["cpu"] for runtime in config.runtimes}
+    gpu = device if device.startswith("cuda") else "cuda:0" if torch.cuda.is_available() else None
+    if gpu is None:
+        warnings.append("GPU speed was not measured: this machine has no CUDA device.")
+    for runtime, places in devices.items():
+        for place in [*places, *([gpu] if gpu else [])]:
+            try:
+                comparison = compare(
+                    {_key(model): model.file for model in models},
+                    runtime=runtime,
+                    imgsz={_key(model): model.imgsz for model in models},
+                    device=place,
+                    threads=config.threads,
+                    images=images,
+                    trust=config.trust,
+                )
+            except MissingRuntimeError as error:
+                warnings.append(f"{runtime} was not measured: {error}")
+                continue
+            if comparison.not_measured:
+                warnings.append(f"{runtime} on {place} was not measured: {comparison.not_measured}")
+            comparisons.append(comparison)
+    return comparisons, warnings
+
+
+def _rows(models: Sequence[Evaluated], comparisons: Sequence[Comparison]) -> list[Row]:
+    """One row a model, runtime and device; without timings one row a model."""
+    rows = []
+    for comparison in comparisons or [None]:
+        for model in models:
+            channels = next(p.shape[1] for p in model.module.parameters() if p.dim() == 4)
+            image = torch.zeros(1, channels, model.imgsz, model.imgsz)
+            rows.append(
+                make_row(
+                    model.name,
+                    imgsz=model.imgsz,
+                    gmacs=count_macs(model.module, image) / 1e9,
+                    params_m=count_parameters(model.module) / 1e6,
+                    size_mb=model.file.stat().st_size / 1e6,
+                    coco=model.result.coco,
+                    timing=comparison.timings[_key(model)] if comparison else None,
+                )
+            )
+    return rows
+
+
+def _speedups(models: Sequence[Evaluated], comparisons: Sequence[Comparison]) -> list[Speedup]:
+    found = []
+    for comparison in comparisons:
+        for model in models[1:]:
+            ratios, timing = comparison.ratios.get(_key(model)), comparison.timings[_key(model)]
+            if ratios and timing is not None and "latency" in ratios:
+                ratio = ratios["latency"]
+                found.append(
+                    Speedup(
+                        model=model.name,
+                        ratio=ratio.value,
+                        low=ratio.low,
+                        high=ratio.high,
+                        runtime=timing.runtime,
+                        device=timing.device,
+                        threads=timing.threads,
+                        imgsz=model.imgsz,
+                    )
+                )
+    return found
+
+
+def _stages(models: Sequence[Evaluated], stages: Mapping[str, float | None]) -> tuple[StageAp, ...]:
+    note = "val images, before any training"
+    found = [StageAp(name, value, note) for name, value in stages.items() if value is not None]
+    found += [StageAp("retrained", m.result.coco.ap, None) for m in models if m.name == "retrained"]
+    return tuple(found)
+
+
+def _equivalence(cut: CutResult) -> Equivalence | None:
+    proof = cut.plan.equivalence
+    if not proof:
+        return None
+    verdict = "exact" if proof["exact"] else f"differs by more than {proof['tolerance']:.3g}"
+    return Equivalence(float(proof["max_difference"]), float(proof["scale"]), verdict)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("yolo-prune", "torch", "ultralytics", "onnxruntime", "pycocotools", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _plan_summary(
+    config: PruneConfig, models: Sequence[Evaluated], cut: CutResult, graph: ChannelGraph
+) -> PlanSummary:
+    parent, plan = models[0], cut.plan
+    budget = next(key for key in BUDGET_KEYS if getattr(config, key) is not None)
+    groups = [group for group in graph.groups if group.producers]
+    return PlanSummary(
+        budget=f"{budget}={getattr(config, budget):g}",
+        criterion=str(plan.settings.get("criterion", config.criterion)),
+        parent_gmacs=plan.gmacs / plan.kept_macs,
+        kept_gmacs=plan.gmacs,
+        parent_params_m=count_parameters(parent.module) / 1e6,
+        kept_params_m=count_parameters(models[1].module) / 1e6,
+        groups=len(groups),
+        frozen_groups=sum(bool(group.frozen) for group in groups),
+        round_to=config.round_to,
+        rounds=config.rounds,
+        imgsz=parent.imgsz,
+    )
+
+
+def _layers(parent: nn.Module, pruned: nn.Module, graph: ChannelGraph) -> tuple[LayerWidth, ...]:
+    """Output widths of every layer that makes channels of its own, and why one was left alone."""
+    reasons = {
+        label.rpartition(".")[0]: "; ".join(g.frozen)
+        for g in graph.groups
+        for label in g.producers
+        if g.frozen
+    }
+    after = dict(pruned.named_modules())
+    return tuple(
+        LayerWidth(
+            name, int(layer.out_channels), int(getattr(after[name], "out_channels", 0)), reasons.get(name)
+        )
+        for name, layer in parent.named_modules()
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1
+    )
+
+
+def _histogram(parent: nn.Module, pruned: nn.Module, bins: int = 40) -> Histogram | None:
+    scales = []
+    for module in (parent, pruned):
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        found = [tensors[name].detach().abs().flatten().float().cpu() for name in norm_scale_names(module)]
+        scales.append(torch.cat(found).numpy() if found else np.zeros(0))
+    if not len(scales[0]):
+        return None
+    edges = np.linspace(0.0, float(max(values.max() for values in scales if len(values))), bins + 1)
+    before, after = (np.histogram(values, edges)[0].tolist() for values in scales)
+    return Histogram(tuple(edges.tolist()), tuple(before), tuple(after))
+
+
+def _per_class(models: Sequence[Evaluated], split: DetectionData) -> tuple[ClassAp, ...]:
+    by_name = {model.name: model.result.coco.per_class for model in models if model.name != "control"}
+    truth = split.ground_truth
+    boxes: dict[int, int] = {}
+    for annotation in truth["annotations"]:
+        boxes[annotation["category_id"]] = boxes.get(annotation["category_id"], 0) + 1
+    count = {category["name"]: boxes.get(category["id"], 0) for category in truth["categories"]}
+    return tuple(
+        ClassAp(
+            name,
+            parent=by_name["parent"].get(name),
+            pruned=by_name.get("pruned", {}).get(name),
+            retrained=by_name.get("retrained", {}).get(name),
+            boxes=count.get(name),
+        )
+        for name in by_name["parent"]
+    )
+
+
+def _cliff_warnings(cut: CutResult) -> list[str]:
+    """Name the budget behind which AP before training falls off."""
+    points = [(r.kept, r.score) for r in cut.rounds if r.score is not None]
+    best = max((score for _, score in points), default=0.0)
+    for (kept, score), (fewer, lower) in zip(points, points[1:], strict=False):
+        if best > 0 and score - lower > _STEEP * best:
+            return [
+                f"AP before training falls from {score:.3f} at {100 * kept:.0f} % of the budget's unit to {lower:.3f} at "
+                f"{100 * fewer:.0f} %: beyond that point the model lives on retraining."
+            ]
+    return []

@@ -1,0 +1,235 @@
+"""Cut to a budget in rounds: measure, choose, fold, cut, prove, and measure again on the smaller model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from yolo_prune.cost import CostModel
+from yolo_prune.cutting import Anatomy, blame_in, cut_proven_
+from yolo_prune.errors import EquivalenceError
+from yolo_prune.graph.atoms import BoolArray
+from yolo_prune.plan import Budget, PrunePlan, Widths, choose_channels
+from yolo_prune.progress import LOGGER
+from yolo_prune.recover.fold import fold_removed_
+from yolo_prune.recover.moments import Moments, TaskLoss, collect_moments
+from yolo_prune.recover.select import choose_by_reconstruction
+from yolo_prune.score import find_criterion
+
+RECONSTRUCTION = "reconstruction"
+_ATTEMPTS = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to get from the parent to the budget.
+
+    Attributes:
+        criterion: ``reconstruction`` or a key of :data:`yolo_prune.score.CRITERIA`.
+        rounds: How many cuts.
+        widths: Allowed widths.
+        fold: Fold what removed channels did into the kept ones.
+        seed: Of pixels and of ``criterion="random"``.
+        ridge: Regularisation of selection and folding.
+        cost_power: Saved cost counts to this power.
+    """
+
+    criterion: str = RECONSTRUCTION
+    rounds: int = 12
+    widths: Widths = Widths()
+    fold: bool = True
+    seed: int = 0
+    ridge: float = 1e-3
+    cost_power: float = 1.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """One cut on the way.
+
+    Attributes:
+        kept: Fraction of the budget's unit (MACs or parameters) that stays after it.
+        equivalence: Outcome of its proof.
+        score: What ``validate`` returned for the model after it, None where it was not asked.
+    """
+
+    kept: float
+    equivalence: dict[str, Any]
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class CutResult:
+    """A model cut to its budget.
+
+    Attributes:
+        module: The cut (and folded) copy.
+        plan: One plan from the parent to it; ``equivalence`` holds the worst of the proofs.
+        rounds: One entry a cut.
+    """
+
+    module: nn.Module
+    plan: PrunePlan
+    rounds: tuple[Round, ...]
+
+
+def waypoints(target: float, rounds: int) -> list[float]:
+    """Return the budgets of the rounds, as fractions of the parent: evenly spaced from 1 (left out) to ``target``."""
+    return [float(value) for value in np.linspace(1.0, target, rounds + 1)[1:]]
+
+
+def cut_in_rounds(
+    parent: nn.Module,
+    anatomy: Anatomy,
+    budget: Budget,
+    recipe: Recipe,
+    *,
+    batches: Sequence[Tensor] = (),
+    task: TaskLoss | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+) -> CutResult:
+    """Cut a copy of ``parent`` to a budget.
+
+    Args:
+        parent: The model; untouched.
+        anatomy: How to run it.
+        budget: How much may stay.
+        recipe: How.
+        batches: Calibration images, needed to fold and for ``reconstruction``.
+        task: As in :func:`yolo_prune.recover.collect_moments`.
+        validate: Scores the model after each round (for the cliff); larger is better.
+
+    Returns:
+        The cut copy, its plan and the rounds.
+
+    Raises:
+        BudgetError: The budget cannot be met; raised before anything is measured.
+        EquivalenceError: No exact cut was found.
+    """
+    before = anatomy.cost_of(parent)
+    everything = np.ones(before.graph.channel_count, dtype=bool)
+    full, limit = budget.measure(before, everything), budget.limit(before)
+    if limit >= full:
+        return CutResult(copy.deepcopy(parent), _identity_plan(before, budget), ())
+    choose_channels(before, np.ones(before.graph.channel_count), budget, widths=recipe.widths)
+    module, plan, rounds = copy.deepcopy(parent), None, []
+    for number, share in enumerate(waypoints(limit / full, recipe.rounds), 1):
+        step = Budget(
+            "gmacs" if budget.gradient == "macs" else "params", share * full / _UNIT[budget.gradient]
+        )
+        description = f"round {number}/{recipe.rounds}"
+        module, made, anatomy = _one_round(module, anatomy, step, recipe, batches, task, description)
+        plan = made if plan is None else plan.then(made)
+        cost = anatomy.cost_of(module)
+        kept = budget.measure(cost, np.ones(cost.graph.channel_count, dtype=bool)) / full
+        score = validate(module) if validate else None
+        rounds.append(Round(kept, made.equivalence, score))
+        LOGGER.info(
+            "%s: %.1f %% kept%s", description, 100 * kept, "" if score is None else f", AP {score:.3f}"
+        )
+    if plan is None:
+        return CutResult(module, _identity_plan(before, budget), ())
+    return CutResult(module, _summarise(plan, before, module, anatomy, budget, recipe, rounds), tuple(rounds))
+
+
+_UNIT = {"macs": 1e9, "params": 1.0}
+
+
+def _one_round(
+    module: nn.Module,
+    anatomy: Anatomy,
+    budget: Budget,
+    recipe: Recipe,
+    batches: Sequence[Tensor],
+    task: TaskLoss | None,
+    description: str,
+) -> tuple[nn.Module, PrunePlan, Anatomy]:
+    """Measure, choose, fold and cut once; a module whose cut is not exact is frozen and the round starts again."""
+    for _ in range(_ATTEMPTS):
+        cost = anatomy.cost_of(module)
+        needs_data = recipe.fold or recipe.criterion == RECONSTRUCTION
+        moments: dict[str, Moments] = {}
+        if needs_data and batches:
+            moments = collect_moments(
+                module,
+                cost.graph,
+                batches,
+                task=task,
+                seed=recipe.seed,
+                description=f"{description}: measuring",
+            )
+        keep = _choose(module, cost, moments, budget, recipe)
+        folded = copy.deepcopy(module)
+        if recipe.fold and moments:
+            fold_removed_(folded, cost.graph, keep, moments, ridge=recipe.ridge)
+        try:
+            made, _ = cut_proven_(folded, cost, keep, anatomy)
+            return folded, made, anatomy
+        except EquivalenceError as error:
+            name = blame_in(str(error))
+            if not name or name in anatomy.freeze:
+                raise
+            LOGGER.warning("%s Freezing it and planning again.", error)
+            anatomy = replace(anatomy, freeze=(*anatomy.freeze, name))
+    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.freeze)}.")
+
+
+def _choose(
+    module: nn.Module, cost: CostModel, moments: dict[str, Moments], budget: Budget, recipe: Recipe
+) -> BoolArray:
+    if recipe.criterion != RECONSTRUCTION:
+        scores = find_criterion(recipe.criterion)(module, cost.graph, recipe.seed)
+        return choose_channels(cost, scores, budget, widths=recipe.widths, cost_power=0.0)
+    return choose_by_reconstruction(
+        module, cost, moments, budget, widths=recipe.widths, ridge=recipe.ridge, cost_power=recipe.cost_power
+    )
+
+
+def _identity_plan(cost: CostModel, budget: Budget) -> PrunePlan:
+    """Return the plan that keeps everything."""
+    from yolo_prune.plan import make_plan
+
+    return make_plan(cost, np.ones(cost.graph.channel_count, dtype=bool), budget=budget)
+
+
+def _summarise(
+    plan: PrunePlan,
+    before: CostModel,
+    module: nn.Module,
+    anatomy: Anatomy,
+    budget: Budget,
+    recipe: Recipe,
+    rounds: Sequence[Round],
+) -> PrunePlan:
+    """Give the composed plan the parent's terms: costs against the parent, the worst proof, the settings."""
+    after = anatomy.cost_of(module)
+    whole = np.ones(before.graph.channel_count, dtype=bool)
+    left = np.ones(after.graph.channel_count, dtype=bool)
+    worst = max(
+        (r.equivalence for r in rounds),
+        key=lambda e: float(e["max_difference"]) / max(float(e["scale"]), 1e-12),
+    )
+    return replace(
+        plan,
+        budget={budget.kind: budget.value},
+        kept_macs=after.macs(left) / before.macs(whole),
+        kept_params=after.parameters(left) / before.parameters(whole),
+        gmacs=after.macs(left) / 1e9,
+        params=after.parameters(left),
+        equivalence=worst,
+        settings={
+            "criterion": recipe.criterion,
+            "rounds": recipe.rounds,
+            "round_to": recipe.widths.round_to,
+            "min_width": recipe.widths.min_width,
+            "fold": recipe.fold,
+            "seed": recipe.seed,
+            "freeze": list(anatomy.freeze),
+            "cliff": [[round(r.kept, 4), r.score] for r in rounds if r.score is not None],
+        },
+    )

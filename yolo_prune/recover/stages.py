@@ -1,0 +1,55 @@
+"""AP after each step of recovery, and the choice between them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from yolo_prune.cutting import Anatomy
+from yolo_prune.progress import LOGGER
+from yolo_prune.recover.fold import recalibrate_bn_
+from yolo_prune.recover.rounds import CutResult
+from yolo_prune.surgery import cut_
+
+
+def recover_by_stages(
+    parent: nn.Module,
+    cut: CutResult,
+    anatomy: Anatomy,
+    batches: Sequence[Tensor],
+    score: Callable[[nn.Module], float],
+    *,
+    recalibrate: bool | str = "auto",
+    folded: bool = True,
+) -> tuple[nn.Module, dict[str, float | None]]:
+    """Score the bare cut, the bare cut with new BatchNorm statistics, and the folded cut; return the model to keep.
+
+    Args:
+        parent: The uncut model.
+        cut: What :func:`cut_in_rounds` returned; its module is folded when ``folded``.
+        anatomy: How to run it.
+        batches: Calibration images.
+        score: COCO AP of a model, larger is better.
+        recalibrate: Re-estimate the chosen model's BatchNorm: True, False, or ``auto``: whichever scores better.
+        folded: The cut's module was folded.
+
+    Returns:
+        The model to keep, and the score of every stage: ``cut``, ``bn``, ``fold`` and ``fold_bn`` (None: not measured).
+    """
+    bare = cut_(copy.deepcopy(parent), cut.plan, rules=anatomy.rules)
+    stages: dict[str, float | None] = {"cut": score(bare), "bn": None, "fold": None, "fold_bn": None}
+    stages["bn"] = score(recalibrate_bn_(copy.deepcopy(bare), batches))
+    if folded:
+        stages["fold"] = score(cut.module)
+    if recalibrate is False:
+        return cut.module, stages
+    again = recalibrate_bn_(copy.deepcopy(cut.module), batches)
+    after = score(again) if folded else stages["bn"]
+    before = stages["fold"] if folded else stages["cut"]
+    if folded:
+        stages["fold_bn"] = after
+    better = after is not None and before is not None and after > before
+    LOGGER.info("re-estimating BatchNorm after the cut: %.3f -> %.3f", before or 0.0, after or 0.0)
+    return (again if recalibrate is True or better else cut.module), stages

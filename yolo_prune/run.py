@@ -1,0 +1,298 @@
+"""The whole flow on a host's detector: evaluate, trace, rank, plan, cut, recover, retrain, measure, report."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from yolo_prune.checkpoint import LoadedModel, fingerprint, load_detector, save_detector
+from yolo_prune.config import BUDGET_KEYS, PruneConfig, make_config, to_yaml
+from yolo_prune.cutting import Anatomy, one_budget
+from yolo_prune.device import resolve_device
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.files import write_text
+from yolo_prune.plan import PrunePlan, Widths
+from yolo_prune.progress import LOGGER
+from yolo_prune.recover.rounds import RECONSTRUCTION, CutResult, Recipe, cut_in_rounds
+from yolo_prune.report import RunReport, write_report
+from yolo_prune.score import CRITERIA, find_criterion
+from yolo_prune.workspace import Workspace, open_workspace
+
+if TYPE_CHECKING:
+    from yolo_prune.adapters.ultralytics.data import DetectionData
+    from yolo_prune.adapters.ultralytics.evaluate import EvalResult
+
+_VALIDATION_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What a run leaves behind.
+
+    Attributes:
+        folder: The run folder.
+        report: Everything that was measured.
+        plan: What was cut.
+        best: The checkpoint to use: retrained where there was retraining, else pruned.
+    """
+
+    folder: Path
+    report: RunReport
+    plan: PrunePlan
+    best: Path
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model of the run: its name in the report, its file and what evaluation said."""
+
+    name: str
+    file: Path
+    module: nn.Module
+    result: EvalResult
+    imgsz: int
+
+
+def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
+    """Prune a detector to a budget, recover it, retrain it when asked, and report what it cost.
+
+    Args:
+        model: Checkpoint path, official model name, architecture yaml, or a loaded ``ultralytics.YOLO``.
+        data: Data yaml in the host's format.
+        **options: Fields of :class:`yolo_prune.config.PruneConfig`; exactly one budget is needed.
+
+    Returns:
+        The run folder, the report, the plan and the best checkpoint.
+
+    Raises:
+        YoloPruneError: Whatever is wrong with model, data, options or budget, in one or two sentences.
+
+    Example:
+        >>> result = prune("best.pt", data="data.yaml", keep_macs=0.5, epochs=20)  # doctest: +SKIP
+        >>> result.report.rows[0].ap  # doctest: +SKIP
+    """
+    from yolo_prune.adapters.ultralytics.anatomy import file_of
+
+    file = file_of(model)
+    if file is None:
+        raise CheckpointError(
+            f"expected a checkpoint path or a YOLO object that came from one, got {type(model).__name__}. "
+            "For a module without a file use prune_module."
+        )
+    return prune_from_config(make_config(PruneConfig, {"model": str(file), "data": str(data), **options}))
+
+
+def prune_from_config(config: PruneConfig) -> PruneResult:
+    """Run ``yolo-prune prune``; see :func:`prune`."""
+    from yolo_prune.adapters.ultralytics.data import check_classes, resolve_data
+    from yolo_prune.adapters.ultralytics.options import check_train_args
+
+    check_train_args(config.train_args)
+    if config.criterion not in ("auto", RECONSTRUCTION):
+        find_criterion(config.criterion)
+    device = resolve_device(config.device)
+    loaded = load_detector(config.model, trust=config.trust, device=device, seed=config.seed)
+    if loaded.task == "classify":
+        raise ConfigError("prune evaluates detectors; for a classifier use prune_module from Python.")
+    split = resolve_data(config.data, config.split)
+    check_classes(loaded.names, split)
+    space = open_workspace(
+        config.project, config.name, "prune", exist_ok=config.exist_ok, resume=config.resume
+    )
+    try:
+        return _run(config, loaded, split, space, device)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{space.root} keeps what was finished; resume=true name={space.root.name} goes on"
+        ) from None
+
+
+def _run(
+    config: PruneConfig, loaded: LoadedModel, split: DetectionData, space: Workspace, device: str
+) -> PruneResult:
+    """Do the work in an open run folder."""
+    from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
+    from yolo_prune.measure import measure_run
+
+    imgsz = config.imgsz or loaded.imgsz
+    write_text(space.root / "args.yaml", to_yaml(config))
+    _seed(config.seed)
+    anatomy = anatomy_of(loaded.module, imgsz, config.freeze)
+    with space.stage("evaluate parent", "evaluating the parent"):
+        parent_file = _save(space, "parent", loaded.module, loaded, imgsz, {"role": "parent"})
+        models = [_evaluated("parent", parent_file, config, split, device, imgsz)]
+    cut, stages, anatomy = _cut_and_recover(config, loaded, space, anatomy, device, imgsz)
+    with space.stage("evaluate pruned", "evaluating the pruned model"):
+        models.append(_evaluated("pruned", space.weights / "pruned.pt", config, split, device, imgsz))
+    if config.epochs:
+        with space.stage("retrain", f"retraining for {config.epochs} epochs"):
+            _retrain(config, loaded, models, space, device, imgsz, cut.plan)
+        with space.stage("evaluate retrained", "evaluating the retrained model"):
+            models.append(_evaluated("retrained", space.weights / "best.pt", config, split, device, imgsz))
+    report = measure_run(config, models, cut, stages, anatomy, split, space, device)
+    write_report(report, space.root)
+    return PruneResult(space.root, report, cut.plan, models[-1].file)
+
+
+def _seed(seed: int) -> None:
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _save(
+    space: Workspace, name: str, module: nn.Module, loaded: LoadedModel, imgsz: int, meta: Mapping[str, Any]
+) -> Path:
+    """Write one of the run's checkpoints."""
+    return save_detector(
+        space.weights / f"{name}.pt",
+        module,
+        task=loaded.task,
+        train_args={**loaded.train_args, "imgsz": imgsz, "task": loaded.task},
+        meta={**meta, "parent": str(loaded.path), "imgsz": imgsz},
+    )
+
+
+def _evaluated(
+    name: str, file: Path, config: PruneConfig, split: DetectionData, device: str, imgsz: int
+) -> Evaluated:
+    """Load a checkpoint back from its file, as a user would, and evaluate it."""
+    from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
+
+    module = load_detector(file, trust=config.trust, device=device).module
+    result = evaluate_detector(
+        module,
+        split,
+        imgsz=imgsz,
+        batch=config.batch,
+        device=device,
+        split=config.split,
+        workers=config.workers,
+    )
+    LOGGER.info(
+        "%s: COCO AP %.4f, AP50 %.4f (%d images)", name, result.coco.ap, result.coco.ap50, result.images
+    )
+    return Evaluated(name, file, module, result, imgsz)
+
+
+def choose_criterion(config: PruneConfig, loaded: LoadedModel) -> str:
+    """Return what ``criterion=auto`` means: BatchNorm scales after sparse training, else reconstruction."""
+    if config.criterion != "auto":
+        return config.criterion
+    return "bn_scale" if (loaded.meta or {}).get("sparse_training") else RECONSTRUCTION
+
+
+def _cut_and_recover(
+    config: PruneConfig, loaded: LoadedModel, space: Workspace, anatomy: Anatomy, device: str, imgsz: int
+) -> tuple[CutResult, dict[str, float | None], Anatomy]:
+    """Cut, recover without training, choose by validation, and write ``pruned.pt`` and ``plan.json``."""
+    from yolo_prune.adapters.ultralytics.data import calibration_batches
+    from yolo_prune.adapters.ultralytics.evaluate import Evaluator
+    from yolo_prune.adapters.ultralytics.saliency import detection_projection
+    from yolo_prune.recover.stages import recover_by_stages
+
+    done = space.recall("recovery") if config.resume else None
+    if done and space.plan.is_file() and (space.weights / "pruned.pt").is_file():
+        LOGGER.info("going on from %s", space.weights / "pruned.pt")
+        plan = PrunePlan.from_json(space.plan.read_text(encoding="utf-8"))
+        module = load_detector(space.weights / "pruned.pt", trust=config.trust, device=device).module
+        return CutResult(module, plan, ()), done, anatomy
+    budget = one_budget(**{key: getattr(config, key) for key in BUDGET_KEYS})
+    recipe = Recipe(
+        criterion=choose_criterion(config, loaded),
+        rounds=config.rounds,
+        widths=Widths(config.round_to, config.min_width),
+        fold=config.fold,
+        seed=config.seed,
+    )
+    batches = [
+        batch.to(device)
+        for batch in calibration_batches(
+            config.data, imgsz, images=config.calibration_images, batch=config.batch, seed=config.seed
+        )
+    ]
+    check = Evaluator(
+        config.data,
+        imgsz=imgsz,
+        split="val",
+        max_images=_VALIDATION_IMAGES,
+        batch=config.batch,
+        device=device,
+    )
+
+    def score(module: nn.Module) -> float:
+        return check(module, loaded.names).ap
+
+    with space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"):
+        cut = cut_in_rounds(
+            loaded.module,
+            anatomy,
+            budget,
+            recipe,
+            batches=batches,
+            task=detection_projection(imgsz, config.seed),
+            validate=score,
+        )
+    with space.stage("recover", "recovering without training"):
+        module, stages = recover_by_stages(
+            loaded.module, cut, anatomy, batches, score, recalibrate=config.recalibrate_bn, folded=config.fold
+        )
+    cut = replace(cut, module=module)
+    meta = {
+        "role": "pruned",
+        "plan": cut.plan.budget,
+        "kept_macs": cut.plan.kept_macs,
+        "of": fingerprint(loaded.module),
+    }
+    _save(space, "pruned", module, loaded, imgsz, meta)
+    cut.plan.save(space.plan)
+    space.remember("recovery", stages)
+    return cut, stages, anatomy
+
+
+def _retrain(
+    config: PruneConfig,
+    loaded: LoadedModel,
+    models: list[Evaluated],
+    space: Workspace,
+    device: str,
+    imgsz: int,
+    plan: PrunePlan,
+) -> None:
+    """Retrain the pruned model with the parent as teacher."""
+    from yolo_prune.adapters.ultralytics.train import retrain
+
+    extra = dict(config.train_args)
+    if config.optimizer != "auto":
+        extra["optimizer"] = config.optimizer
+    retrain(
+        copy.deepcopy(models[-1].module),
+        data=config.data,
+        epochs=config.epochs,
+        imgsz=imgsz,
+        batch=config.batch,
+        device=device,
+        seed=config.seed,
+        run_dir=space.root,
+        teacher=loaded.module if config.distill else None,
+        distill=config.distill,
+        workers=config.workers,
+        lr0=config.lr0,
+        extra=extra,
+        resume=config.resume,
+        meta={"role": "retrained", "plan": plan.budget, "kept_macs": plan.kept_macs},
+        task=loaded.task,
+    )
+
+
+KNOWN_CRITERIA = ("auto", RECONSTRUCTION, *CRITERIA)

@@ -1,0 +1,106 @@
+"""The folder of a run: where it is, what lies in it, and how long each stage took."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yolo_prune.errors import ConfigError
+from yolo_prune.files import write_text
+from yolo_prune.progress import LOGGER
+
+
+@dataclass
+class Workspace:
+    """A run folder ``project/name`` and the seconds that each stage took.
+
+    Attributes:
+        root: The folder.
+        timing_s: Stage -> wall seconds, filled by :meth:`stage`.
+    """
+
+    root: Path
+    timing_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.root / "weights"
+
+    @property
+    def plan(self) -> Path:
+        """The plan as JSON."""
+        return self.root / "plan.json"
+
+    @contextmanager
+    def stage(self, name: str, message: str) -> Iterator[None]:
+        """Time a stage and say that it began.
+
+        Args:
+            name: Key in :attr:`timing_s`.
+            message: What a person sees.
+        """
+        LOGGER.info("%s ...", message)
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timing_s[name] = round(self.timing_s.get(name, 0.0) + time.perf_counter() - begin, 3)
+
+    def remember(self, name: str, value: Any) -> None:
+        """Write a stage's result as ``name.json``, whole or not at all, so that a later run can go on from it."""
+        write_text(self.root / f"{name}.json", json.dumps(value, indent=1) + "\n")
+
+    def recall(self, name: str) -> Any:
+        """Return what :meth:`remember` wrote, or None."""
+        file = self.root / f"{name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def open_workspace(
+    project: str, name: str | None, default: str, *, exist_ok: bool, resume: bool
+) -> Workspace:
+    """Make or reopen a run folder.
+
+    Args:
+        project: Folder of run folders.
+        name: Name of this one; None: ``default``, numbered when it is taken.
+        default: Name when none is given.
+        exist_ok: Write into a folder that exists.
+        resume: The folder must exist.
+
+    Returns:
+        The workspace.
+
+    Raises:
+        ConfigError: The folder exists (or, with ``resume``, does not), or cannot be written.
+    """
+    base = Path(project)
+    if resume and name is None:
+        raise ConfigError("resume=true needs name= of the run folder to go on with.")
+    if name is None:
+        name, number = default, 1
+        while not exist_ok and (base / name).exists():
+            number += 1
+            name = f"{default}{number}"
+    root = base / name
+    if resume and not root.is_dir():
+        raise ConfigError(f"no run folder '{root}' to resume.")
+    if root.exists() and any(root.iterdir() if root.is_dir() else [root]) and not (exist_ok or resume):
+        raise ConfigError(
+            f"the run folder '{root}' exists. Choose another name=, or exist_ok=true to write into it."
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "weights").mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the run folder '{root}': {error.strerror}.") from error
+    if not os.access(root, os.W_OK):
+        raise ConfigError(f"cannot write into the run folder '{root}'.")
+    return Workspace(root)
