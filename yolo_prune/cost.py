@@ -27,6 +27,11 @@ class _MacCounter(TorchDispatchMode):
         super().__init__()
         self.macs: list[float] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Opt out of a wrapper around the method below whose first call imports the whole compiler (3 s)."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -80,6 +80,11 @@ class Tracer(TorchDispatchMode):
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._names.setdefault(id(tensor), (name, tensor))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Opt out of a wrapper around the method below whose first call imports the whole compiler (3 s)."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

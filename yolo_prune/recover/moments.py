@@ -138,7 +138,7 @@ def collect_moments(
             with torch.set_grad_enabled(task is not None):
                 outputs = module(batch.clone().requires_grad_(task is not None))
                 if task is not None:
-                    task(outputs).backward()
+                    torch.autograd.backward(task(outputs))
     finally:
         for handle in handles:
             handle.remove()
