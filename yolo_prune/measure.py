@@ -75,7 +75,8 @@ def measure_run(
     """
     with space.stage("controls", "evaluating the controls: the parent at lower resolutions"):
         models = [*models, *_controls(config, models[0], cut, split, device)]
-    comparisons, warnings = [], []
+    comparisons: list[Comparison] = []
+    warnings: list[str] = []
     if config.bench:
         with space.stage("bench", "measuring speed, alternately"):
             comparisons, warnings = _bench(config, models, split, device)
@@ -171,7 +172,8 @@ def _bench(
 def _rows(models: Sequence[Evaluated], comparisons: Sequence[Comparison]) -> list[Row]:
     """One row a model, runtime and device; without timings one row a model."""
     rows = []
-    for comparison in comparisons or [None]:
+    measured: list[Comparison | None] = [*comparisons] or [None]
+    for comparison in measured:
         for model in models:
             channels = next(p.shape[1] for p in model.module.parameters() if p.dim() == 4)
             image = torch.zeros(1, channels, model.imgsz, model.imgsz)

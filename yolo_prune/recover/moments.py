@@ -163,7 +163,9 @@ def _hook(total: _Accumulator, generator: torch.Generator, with_task: bool) -> C
             variance = (z - z.mean(0)).pow(2).mean(0).sum().clamp(min=1e-12)
             total.add(x, (torch.ones_like(z) / z.shape[1]) / variance)
         elif out.requires_grad:
-            out.register_hook(lambda g: total.add(x, _take(g, targets, spatial).float().cpu().pow(2)))
+            out.register_hook(  # type: ignore[no-untyped-call]
+                lambda g: total.add(x, _take(g, targets, spatial).float().cpu().pow(2))
+            )
 
     return on_forward
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class Recipe:
 
     criterion: str = RECONSTRUCTION
     rounds: int = 12
-    widths: Widths = Widths()
+    widths: Widths = field(default_factory=Widths)
     fold: bool = True
     seed: int = 0
     ridge: float = 1e-3

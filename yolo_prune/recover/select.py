@@ -141,7 +141,7 @@ def _readers(
         if matrix.ndim == 2:
             matrix = matrix[:, :, None]
         matrix = (matrix * np.sqrt(seen.energy * seen.rows)[None, :, None]).reshape(len(channels), -1)
-        readers.append(_Reader(np.linalg.inv(covariance), matrix @ matrix.T))
+        readers.append(_Reader(np.asarray(np.linalg.inv(covariance), dtype=np.float64), matrix @ matrix.T))
         for index, channel in enumerate(channels):
             places[channel].append((len(readers) - 1, index))
     return readers, places

@@ -38,6 +38,7 @@ def detection_projection(imgsz: int, seed: int = 0, box_weight: float = 1.0) -> 
             best = scores.amax(1, keepdim=True)
             size = boxes[:, 2:3].mul(boxes[:, 3:4]).clamp(min=1.0).sqrt()
         loss = (signs(scores) * scores).sum()
-        return loss + box_weight * (signs(boxes) * boxes / size * best).sum()
+        total: Tensor = loss + box_weight * (signs(boxes) * boxes / size * best).sum()
+        return total
 
     return project
