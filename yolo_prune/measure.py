@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import itertools
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -313,10 +314,10 @@ def _cliff_warnings(cut: CutResult) -> list[str]:
     """Name the budget behind which AP before training falls off."""
     points = [(r.kept, r.score) for r in cut.rounds if r.score is not None]
     best = max((score for _, score in points), default=0.0)
-    for (kept, score), (fewer, lower) in zip(points, points[1:], strict=False):
+    for (kept, score), (fewer, lower) in itertools.pairwise(points):
         if best > 0 and score - lower > _STEEP * best:
             return [
-                f"AP before training falls from {score:.3f} at {100 * kept:.0f} % of the budget's unit to {lower:.3f} at "
+                f"AP before training falls from {score:.3f} at {100 * kept:.0f} % to {lower:.3f} at "
                 f"{100 * fewer:.0f} %: beyond that point the model lives on retraining."
             ]
     return []

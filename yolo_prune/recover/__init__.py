@@ -1,4 +1,4 @@
-"""Give back accuracy without training: second moments, selection by reconstruction, folding, BatchNorm re-estimation."""
+"""Give back accuracy without training: second moments, selection by reconstruction, folding, BatchNorm."""
 
 from yolo_prune.recover.fold import fold_removed_, recalibrate_bn_
 from yolo_prune.recover.moments import Moments, collect_moments
