@@ -304,6 +304,15 @@ def test_the_recovered_weights_stay_best_when_training_makes_them_worse(judge_st
     assert same == judge_start
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_batchnorm_statistics_are_kept_on_request_while_the_scales_are_trained(keep, pruned, data, tmp_path):
+    made = trainer(DetectionTrainer, pruned, data, tmp_path, TrainSettings(keep_statistics=keep), epochs=1)
+    made.train()
+    before, after = pruned.model[0].bn, made.model.model[0].bn
+    assert torch.equal(before.running_mean, after.running_mean) == keep
+    assert not torch.equal(before.weight, after.weight)
+
+
 def test_data_with_other_classes_is_refused(pruned, tmp_path):
     with pytest.raises(DataError) as caught:
         run(pruned, draw(tmp_path / "data", classes=3), tmp_path / "run")

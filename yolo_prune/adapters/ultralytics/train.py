@@ -42,7 +42,8 @@ def gentle_recipe(epochs: int, batch: int) -> dict[str, Any]:
     """Return the host's arguments that improve a recovered model and do not undo its recovery first.
 
     A low rate for AdamW, no bias kick while warming up, a cosine, one optimizer step a batch (the host would
-    gather 64 images first: three steps an epoch on a small data set), and the last third without mosaics.
+    gather 64 images first: three steps an epoch on a small data set). Mosaics stay to the end: without them the
+    statistics of the images change, which cost 0.03 AP in the middle of a short run on bccd.
 
     Args:
         epochs: Length of the retraining.
@@ -58,7 +59,7 @@ def gentle_recipe(epochs: int, batch: int) -> dict[str, Any]:
         "warmup_bias_lr": 0.0,
         "warmup_momentum": 0.9,
         "nbs": batch if batch > 0 else 16,
-        "close_mosaic": max(1, epochs // 3),
+        "close_mosaic": 0,
     }
 
 

@@ -46,6 +46,8 @@ class TrainSettings:
         ema_steps: Optimizer steps after which the averaging of the weights comes near its full length (the
             host's constant is 2000, longer than many a retraining); None keeps the host's.
         ema_decay: The averaging's full length, as a decay per step.
+        keep_statistics: Leave the running statistics of BatchNorm as they are and use them while training, as a
+            deployed model does; its scales and biases are trained all the same.
         threads: CPU threads of PyTorch while training; None leaves what the host chose.
     """
 
@@ -55,6 +57,7 @@ class TrainSettings:
     judge_start: bool = True
     ema_steps: float | None = None
     ema_decay: float = 0.9999
+    keep_statistics: bool = False
     threads: int | None = None
 
 
@@ -168,6 +171,14 @@ class _StaysCut:
             self.judge_start()
         if settings.teacher is not None:
             distil_(unwrap(self.model), settings.teacher.to(self.device), settings.weights)
+
+    def _model_train(self: Any) -> None:
+        """Switch to training like the host; the statistics of BatchNorm may stay those of evaluation."""
+        super()._model_train()  # type: ignore[misc]
+        if self.settings.keep_statistics:
+            for layer in unwrap(self.model).modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
 
     def judge_start(self: Any) -> None:
         """Make the module as handed over the first candidate for best.pt."""
