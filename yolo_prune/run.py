@@ -240,7 +240,7 @@ def _cut_and_recover(
             budget,
             recipe,
             batches=batches,
-            task=detection_projection(imgsz, config.seed),
+            task=detection_projection(imgsz, config.seed, classes=len(loaded.names)),
             validate=score,
         )
     with space.stage("recover", "recovering without training"):

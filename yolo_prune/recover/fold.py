@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -95,6 +96,8 @@ def _fold_layer_(
         weight.copy_(moved.movedim(0, dim).to(weight.dtype))
         taps = gone.reshape(len(removed), *moved.shape[1:]).flatten(2).sum(2) if moved.dim() > 2 else gone
         constant = torch.from_numpy(constants).to(moved.device) @ taps
+        if getattr(layer, "transposed", False):  # every output pixel sees one tap in so many: their mean
+            constant /= math.prod(getattr(layer, "stride", (1,)))
         bias = getattr(layer, "bias", None)
         if isinstance(bias, Tensor):
             bias += constant.to(bias.dtype)
@@ -104,6 +107,8 @@ def _fold_layer_(
 
 def recalibrate_bn_(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     """Re-estimate the running statistics of every BatchNorm as plain averages over ``batches``, in place.
+
+    A BatchNorm that does not run (a head for training alone) keeps its statistics, and so do all without a batch.
 
     Args:
         module: The model; its mode and momenta are restored.
@@ -115,6 +120,7 @@ def recalibrate_bn_(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
     modes = {child: child.training for child in module.modules()}
     momenta = [norm.momentum for norm in norms]
+    before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
     try:
         module.eval()
         for norm in norms:
@@ -125,8 +131,10 @@ def recalibrate_bn_(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
             for batch in track(batches, "re-estimating BatchNorm"):
                 module(batch)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, buffers in zip(norms, momenta, before, strict=True):
             norm.momentum = momentum
+            if norm.num_batches_tracked is not None and not norm.num_batches_tracked:
+                norm.load_state_dict(buffers, strict=False)
         for child, mode in modes.items():
             child.training = mode
     return module

@@ -129,7 +129,8 @@ def collect_moments(
         layer.register_forward_hook(_hook(sums[name], generator, task is not None))
         for name, layer in reading_layers(module, graph).items()
     ]
-    was_training, wanted = module.training, [p.requires_grad for p in module.parameters()]
+    modes = {child: child.training for child in module.modules()}
+    wanted = [p.requires_grad for p in module.parameters()]
     count = 0
     try:
         module.eval().requires_grad_(False)
@@ -144,7 +145,8 @@ def collect_moments(
             handle.remove()
         for parameter, flag in zip(module.parameters(), wanted, strict=True):
             parameter.requires_grad_(flag)
-        module.train(was_training)
+        for child, mode in modes.items():
+            child.training = mode
     if not count:
         raise DataError("recovery needs calibration images, but got none.")
     return {name: moments for name, total in sums.items() if (moments := total.finish()) is not None}

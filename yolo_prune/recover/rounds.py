@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel
 from yolo_prune.cutting import Anatomy, blame_in, cut_proven_
-from yolo_prune.errors import EquivalenceError
+from yolo_prune.errors import BudgetError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.plan import Budget, PrunePlan, Widths, choose_channels
 from yolo_prune.progress import LOGGER
@@ -108,7 +108,7 @@ def cut_in_rounds(
         The cut copy, its plan and the rounds.
 
     Raises:
-        BudgetError: The budget cannot be met; raised before anything is measured.
+        BudgetError: The budget cannot be met; known before anything is measured unless the criterion falls short.
         EquivalenceError: No exact cut was found.
     """
     before = anatomy.cost_of(parent)
@@ -134,6 +134,13 @@ def cut_in_rounds(
         )
     if plan is None:
         return CutResult(module, _identity_plan(before, budget), ())
+    if rounds[-1].kept * full > limit * (1 + 1e-9):
+        raise BudgetError(
+            f"cannot meet {budget.kind}={budget.value:g} by {recipe.criterion}: {100 * rounds[-1].kept:.1f} % of the "
+            f"{budget.gradient} remain with everything at its floor that it can rank (not what attention sums over) "
+            f"and that may go (frozen: {', '.join(anatomy.freeze) or 'nothing'}). Raise the budget or use "
+            "criterion=bn_scale."
+        )
     return CutResult(module, _summarise(plan, before, module, anatomy, budget, recipe, rounds), tuple(rounds))
 
 

@@ -100,18 +100,20 @@ def choose_by_reconstruction(
     limit, now = budget.limit(cost), budget.measure(cost, keep)
     for ladder in ladders:
         _look_ahead(ladder, readers, places)
-    skipped: set[int] = set()
+    skipped: dict[int, float] = {}
     while now > limit:
         saved = channel_gradient(cost, keep, budget.gradient)
-        best = _cheapest(ladders, saved, cost_power, skipped)
+        best = _cheapest(ladders, saved, cost_power, set(skipped))
         if best is None:
+            if skipped:
+                keep[ladders[max(skipped, key=lambda i: skipped[i])].next_block] = False
             return keep
         ladder = ladders[best]
         keep[ladder.next_block] = False
         after = budget.measure(cost, keep)
         if after < (1.0 - tolerance) * limit:
             keep[ladder.next_block] = True
-            skipped.add(best)
+            skipped[best] = after
             continue
         now = after
         _advance(ladder, ladders, readers, places)

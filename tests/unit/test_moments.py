@@ -1,0 +1,174 @@
+"""Second moments equal a direct computation, gradients weigh pixels and channels, and the module stays as it was."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from yolo_prune.cutting import Anatomy
+from yolo_prune.errors import DataError
+from yolo_prune.recover import collect_moments
+from yolo_prune.recover.moments import _sample, reading_layers
+
+SEEN = "2.weight"
+
+
+def small_net(kernel: int = 1, side: int = 6) -> tuple[nn.Module, torch.Tensor]:
+    """A net in which only the last layer reads prunable channels, and few enough pixels that all are taken."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Conv2d(6, 4, kernel, padding=kernel // 2))
+    return net, torch.rand(5, 3, side + 2, side + 2)
+
+
+def graph_of(net: nn.Module, example: torch.Tensor):
+    return Anatomy(example[:1]).cost_of(net).graph
+
+
+def pixels(x: torch.Tensor) -> np.ndarray:
+    """All pixels of all images as rows, shape (B H W, C)."""
+    return x.detach().double().permute(0, 2, 3, 1).reshape(-1, x.shape[1]).numpy()
+
+
+def weighted(x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and covariance, one pixel at a time."""
+    mean = sum(w * row for w, row in zip(weight, x, strict=True)) / weight.sum()
+    centred = x - mean
+    parts = (w * np.outer(row, row) for w, row in zip(weight, centred, strict=True))
+    return mean, sum(parts) / weight.sum()
+
+
+def test_plain_moments_are_those_of_all_pixels():
+    net, images = small_net()
+    seen = collect_moments(net, graph_of(net, images), [images])[SEEN]
+    x = pixels(net[:2](images))
+    assert seen.samples == len(x)
+    np.testing.assert_allclose(seen.mean, x.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(seen.second, x.T @ x / len(x), rtol=1e-6)
+    np.testing.assert_allclose(seen.covariance, np.cov(x.T, bias=True), atol=1e-7)
+    np.testing.assert_allclose(seen.rows, 0.25)
+
+
+def test_plain_moments_count_relative_to_the_energy_of_the_output():
+    net, images = small_net()
+    graph = graph_of(net, images)
+    seen = collect_moments(net, graph, [images])[SEEN]
+    variance = pixels(net(images)).var(0).sum()
+    assert seen.energy == pytest.approx(1 / variance, rel=1e-5)
+    with torch.no_grad():
+        net[2].weight *= 10.0
+        net[2].bias *= 10.0
+    again = collect_moments(net, graph, [images])[SEEN]
+    assert again.energy == pytest.approx(seen.energy / 100, rel=1e-5)
+
+
+def test_gradients_weigh_pixels_and_channels():
+    net, images = small_net()
+    task_weight = torch.rand(4, 6, 6)
+
+    def task(out: torch.Tensor) -> torch.Tensor:
+        return (task_weight * out.pow(2)).sum()
+
+    seen = collect_moments(net, graph_of(net, images), [images[:3], images[3:]], task=task)[SEEN]
+    out = net(images)
+    squared = pixels((2 * task_weight * out).pow(2))  # the gradient at the layer's output, by hand
+    mean, covariance = weighted(pixels(net[:2](images)), squared.sum(1))
+    np.testing.assert_allclose(seen.mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(seen.covariance, covariance, atol=1e-6)
+    np.testing.assert_allclose(seen.rows, squared.sum(0) / squared.sum(), rtol=1e-5)
+    assert seen.energy == pytest.approx(squared.sum(1).mean(), rel=1e-5)
+    plain = collect_moments(net, graph_of(net, images), [images])[SEEN]
+    assert not np.allclose(seen.covariance, plain.covariance, atol=1e-6)  # the control: weights do matter
+
+
+def test_a_layer_that_the_task_does_not_feel_has_no_moments():
+    net, images = small_net()
+    assert not collect_moments(net, graph_of(net, images), [images], task=lambda out: 0.0 * out.sum())
+
+
+def test_the_result_depends_on_nothing_but_the_seed():
+    net, _ = small_net()
+    images = torch.rand(2, 3, 40, 40)  # more pixels than are sampled
+    graph = graph_of(net, images)
+    first, second, other = (
+        collect_moments(net, graph, [images], seed=seed)[SEEN].second for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_the_pixels_of_a_wider_kernel_are_those_under_its_centre(kernel):
+    net, images = small_net(kernel)
+
+    def task(out: torch.Tensor) -> torch.Tensor:
+        return out[:, :, 2, 3].sum()  # one output pixel alone
+
+    seen = collect_moments(net, graph_of(net, images), [images], task=task)[SEEN]
+    x = net[:2](images)[:, :, 2, 3].detach().double().numpy()
+    np.testing.assert_allclose(seen.mean, x.mean(0), rtol=1e-6)
+
+
+def test_positions_map_through_strides_and_upsampling():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(1, 1, 4, 4)
+    chosen, halved = _sample(x, torch.zeros(1, 1, 2, 2), True, generator)
+    expected = (chosen // 4 // 2) * 2 + chosen % 4 // 2
+    assert torch.equal(halved, expected)
+    chosen, doubled = _sample(x, torch.zeros(1, 1, 8, 8), True, generator)
+    assert torch.equal(doubled, (chosen // 4 * 2 + 1) * 8 + chosen % 4 * 2 + 1)
+
+
+def test_linear_layers_are_measured_too():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
+    x = torch.rand(50, 3)
+    seen = collect_moments(net, Anatomy(x[:1]).cost_of(net).graph, [x])[SEEN]
+    hidden = net[:2](x).detach().double().numpy()
+    np.testing.assert_allclose(seen.second, hidden.T @ hidden / 50, rtol=1e-6)
+
+
+def test_the_module_is_left_as_it_was():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)).train()
+    net[0].weight.requires_grad_(False)
+    images = torch.rand(4, 3, 8, 8)
+    graph = graph_of(net, images)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    collect_moments(net, graph, [images], task=lambda out: out.sum())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net.training
+    assert net[1].training
+    assert [p.requires_grad for p in net.parameters()] == [False, True, True, True, True, True]
+    assert all(p.grad is None for p in net.parameters())
+    assert not any(layer._forward_hooks for layer in net.modules())
+
+
+def test_the_module_is_left_as_it_was_when_the_task_fails():
+    net, images = small_net()
+
+    def task(_):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        collect_moments(net, graph_of(net, images), [images], task=task)
+    assert all(p.requires_grad for p in net.parameters())
+    assert not any(layer._forward_hooks for layer in net.modules())
+
+
+def test_each_module_keeps_its_own_mode():
+    net, images = small_net()
+    net.train()
+    net[1].eval()
+    collect_moments(net, graph_of(net, images), [images])
+    assert [layer.training for layer in net] == [True, False, True]
+
+
+def test_no_images_is_an_error():
+    net, images = small_net()
+    with pytest.raises(DataError, match=r"^recovery needs calibration images, but got none\.$"):
+        collect_moments(net, graph_of(net, images), [])
+
+
+def test_only_layers_that_read_free_channels_are_measured():
+    net, images = small_net()
+    assert list(reading_layers(net, graph_of(net, images))) == [SEEN]  # the first reads the image

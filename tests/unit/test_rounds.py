@@ -1,0 +1,218 @@
+"""Rounds: the composed plan is the sequence of cuts, budgets are met or refused, the parent stays whole."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from yolo_prune.cutting import Anatomy
+from yolo_prune.errors import BudgetError, EquivalenceError
+from yolo_prune.plan import Budget, PrunePlan, Widths
+from yolo_prune.recover import Recipe, cut_in_rounds
+from yolo_prune.recover import rounds as rounds_module
+from yolo_prune.recover.rounds import waypoints
+from yolo_prune.recover.stages import recover_by_stages
+from yolo_prune.surgery import cut_
+
+IMAGES = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+FREE = Widths(1, 1)
+
+
+class Branches(nn.Module):
+    """A residual branch, a concatenation and two widths: enough structure for a plan to go wrong in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.SiLU())
+        self.branch = nn.Sequential(
+            nn.Conv2d(24, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.SiLU()
+        )
+        self.side = nn.Sequential(nn.Conv2d(24, 16, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU())
+        self.last = nn.Conv2d(40, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.branch(x)
+        return self.last(torch.cat([x, self.side(x)], 1))
+
+
+@pytest.fixture
+def parent() -> nn.Module:
+    torch.manual_seed(0)
+    net = Branches().train()
+    with torch.no_grad():
+        for images in IMAGES * 5:
+            net(images)
+    return net.eval()
+
+
+ANATOMY = Anatomy(IMAGES[0][:1])
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def cut(parent, value=0.5, **changes):
+    recipe = Recipe(rounds=3, widths=FREE, **changes)
+    return cut_in_rounds(parent, ANATOMY, Budget("keep_macs", value), recipe, batches=IMAGES)
+
+
+@pytest.mark.parametrize("criterion", ["reconstruction", "bn_scale", "l1", "random"])
+def test_the_composed_plan_is_the_sequence_of_cuts(parent, criterion):
+    result = cut(parent, criterion=criterion)
+    at_once = cut_(copy.deepcopy(parent), result.plan)
+    assert shapes(at_once) == shapes(result.module)
+    assert shapes(at_once) != shapes(parent)
+
+
+@pytest.mark.parametrize("criterion", ["reconstruction", "bn_scale"])
+def test_without_folding_the_composed_plan_gives_the_very_same_model(parent, criterion):
+    result = cut(parent, criterion=criterion, fold=False)
+    at_once = cut_(copy.deepcopy(parent), result.plan)
+    assert all(torch.equal(t, result.module.state_dict()[n]) for n, t in at_once.state_dict().items())
+
+
+def test_the_plan_survives_json(parent):
+    plan = cut(parent).plan
+    again = PrunePlan.from_json(plan.to_json())
+    assert again == plan
+    assert shapes(cut_(copy.deepcopy(parent), again)) == shapes(cut_(copy.deepcopy(parent), plan))
+
+
+def test_the_parent_is_untouched(parent):
+    before = copy.deepcopy(parent.state_dict())
+    cut(parent)
+    assert all(torch.equal(before[name], tensor) for name, tensor in parent.state_dict().items())
+    assert not parent.training
+
+
+def test_every_round_is_proven_and_the_worst_proof_is_kept(parent):
+    result = cut(parent)
+    assert len(result.rounds) == 3
+    assert all(each.equivalence["exact"] for each in result.rounds)
+    assert result.plan.equivalence in [each.equivalence for each in result.rounds]
+
+
+def test_rounds_descend_to_the_budget_and_the_plan_speaks_of_the_parent(parent):
+    result = cut(parent, 0.5)
+    kept = [each.kept for each in result.rounds]
+    assert kept == sorted(kept, reverse=True)
+    assert 0.98 * 0.5 <= result.plan.kept_macs <= 0.5
+    assert result.plan.kept_macs == pytest.approx(kept[-1])
+    assert result.plan.params == sum(p.numel() for p in result.module.parameters())
+    assert result.plan.kept_params == pytest.approx(
+        result.plan.params / sum(p.numel() for p in parent.parameters())
+    )
+    assert result.plan.budget == {"keep_macs": 0.5}
+    assert result.plan.widths["stem.0.weight[0]"] == 24  # the parent's, not those of the round before
+
+
+def test_waypoints_are_evenly_spaced():
+    assert waypoints(0.4, 3) == pytest.approx([0.8, 0.6, 0.4])
+
+
+def test_folding_brings_the_output_closer(parent):
+    with torch.no_grad():
+        wanted = parent(IMAGES[0])
+        folded, bare = (cut(parent, 0.6, fold=fold).module(IMAGES[0]) for fold in (True, False))
+    assert float((folded - wanted).pow(2).mean()) < 0.5 * float((bare - wanted).pow(2).mean())
+
+
+def test_the_same_seed_gives_the_same_plan_and_weights(parent):
+    first, second = cut(parent), cut(parent)
+    assert first.plan == second.plan
+    assert all(torch.equal(t, second.module.state_dict()[n]) for n, t in first.module.state_dict().items())
+
+
+def test_validation_after_each_round_is_recorded(parent):
+    scores = iter([0.5, 0.4, 0.3])
+    recipe = Recipe(rounds=3, widths=FREE)
+    result = cut_in_rounds(
+        parent, ANATOMY, Budget("keep_macs", 0.6), recipe, batches=IMAGES, validate=lambda _: next(scores)
+    )
+    assert [each.score for each in result.rounds] == [0.5, 0.4, 0.3]
+    assert [score for _, score in result.plan.settings["cliff"]] == [0.5, 0.4, 0.3]
+
+
+def test_a_budget_above_the_model_cuts_nothing(parent):
+    result = cut_in_rounds(parent, ANATOMY, Budget("gmacs", 100.0), Recipe())
+    assert result.plan.keep == {}
+    assert result.plan.kept_macs == 1.0
+    assert shapes(result.module) == shapes(parent)
+
+
+def test_an_impossible_budget_says_what_is_possible(parent):
+    recipe = Recipe(widths=Widths(8, 16))
+    pattern = r"^cannot meet .* GMACs: .* GMACs remain with every group at its floor of 16 channels\. Raise"
+    with pytest.raises(BudgetError, match=pattern):
+        cut_in_rounds(parent, ANATOMY, Budget("keep_macs", 0.1), recipe, batches=IMAGES)
+
+
+def test_a_budget_that_reconstruction_cannot_reach_is_an_error(parent, monkeypatch):
+    def keep_all(module, cost, *_, **__):
+        return np.ones(cost.graph.channel_count, dtype=bool)
+
+    monkeypatch.setattr(rounds_module, "choose_by_reconstruction", keep_all)
+    with pytest.raises(
+        BudgetError, match=r"^cannot meet keep_macs=0\.5 by reconstruction: 100\.0 % of the macs"
+    ):
+        cut(parent, 0.5)
+
+
+def test_a_module_whose_cut_is_not_exact_is_frozen_and_the_round_starts_again(parent, monkeypatch):
+    original, calls = rounds_module.cut_proven_, []
+
+    def fails_once(module, cost, keep, anatomy):
+        calls.append(anatomy.freeze)
+        if len(calls) == 1:
+            raise EquivalenceError("the cut is not exact: differs (first seen in 'branch').")
+        return original(module, cost, keep, anatomy)
+
+    monkeypatch.setattr(rounds_module, "cut_proven_", fails_once)
+    result = cut(parent, 0.95)
+    assert calls[:2] == [(), ("branch",)]
+    assert result.plan.settings["freeze"] == ["branch"]
+    assert "branch.0.weight[0]" not in result.plan.keep  # and so the stem, which it is added to
+    assert "stem.0.weight[0]" not in result.plan.keep
+
+
+def test_a_cut_that_is_never_exact_stops_the_run(parent, monkeypatch):
+    def fails(*_):
+        raise EquivalenceError("the cut is not exact: differs (first seen in 'stem').")
+
+    monkeypatch.setattr(rounds_module, "cut_proven_", fails)
+    with pytest.raises(EquivalenceError, match=r"not exact: differs \(first seen in 'stem'\)\.$"):
+        cut(parent, 0.8)
+
+
+def staged(parent, scores, **options):
+    """Recover with the given scores: of the bare cut, with BatchNorm, folded, folded with BatchNorm."""
+    result, queue = cut(parent, 0.6, fold=options.get("folded", True)), iter(scores)
+    module, stages = recover_by_stages(parent, result, ANATOMY, IMAGES, lambda _: next(queue), **options)
+    return result, module, stages, list(queue)
+
+
+@pytest.mark.parametrize(("scores", "better"), [((0.1, 0.2, 0.3, 0.4), True), ((0.1, 0.2, 0.3, 0.3), False)])
+def test_batchnorm_is_re_estimated_where_that_validates_better(parent, scores, better):
+    result, module, stages, left = staged(parent, scores)
+    assert stages == dict(zip(("cut", "bn", "fold", "fold_bn"), scores, strict=True))
+    assert (module is not result.module) is better
+    assert not left
+
+
+def test_re_estimation_can_be_switched_off_and_forced(parent):
+    result, module, stages, _ = staged(parent, (0.1, 0.2, 0.3), recalibrate=False)
+    assert module is result.module
+    assert stages == {"cut": 0.1, "bn": 0.2, "fold": 0.3, "fold_bn": None}
+    result, module, *_ = staged(parent, (0.1, 0.2, 0.3, 0.0), recalibrate=True)
+    assert module is not result.module
+
+
+def test_without_folding_the_bare_cut_competes_with_its_own_re_estimation(parent):
+    result, module, stages, _ = staged(parent, (0.1, 0.2), folded=False)
+    assert stages == {"cut": 0.1, "bn": 0.2, "fold": None, "fold_bn": None}
+    assert module is not result.module
+    assert not torch.equal(module.stem[1].running_mean, result.module.stem[1].running_mean)
