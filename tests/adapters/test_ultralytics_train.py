@@ -304,9 +304,10 @@ def test_the_recovered_weights_stay_best_when_training_makes_them_worse(judge_st
     assert same == judge_start
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_batchnorm_statistics_are_kept_on_request_while_the_scales_are_trained(keep, pruned, data, tmp_path):
-    made = trainer(DetectionTrainer, pruned, data, tmp_path, TrainSettings(keep_statistics=keep), epochs=1)
+@pytest.mark.parametrize(("threshold", "keep"), [(0.0, True), (0.5, False), (None, False)])
+def test_a_start_that_works_keeps_its_batchnorm_statistics(threshold, keep, pruned, data, tmp_path):
+    settings = TrainSettings(keep_statistics_from=threshold)  # the start's fitness is 0
+    made = trainer(DetectionTrainer, pruned, data, tmp_path, settings, epochs=1)
     made.train()
     before, after = pruned.model[0].bn, made.model.model[0].bn
     assert torch.equal(before.running_mean, after.running_mean) == keep

@@ -38,6 +38,10 @@ TRAINERS = {
 }
 
 
+GENTLE_SETTINGS = TrainSettings(ema_steps=100.0, ema_decay=0.99, keep_statistics_from=0.05)
+"""What belongs to the gentle recipe and is no argument of the host: a short average, and BatchNorm as it is."""
+
+
 def gentle_recipe(epochs: int, batch: int) -> dict[str, Any]:
     """Return the host's arguments that improve a recovered model and do not undo its recovery first.
 
@@ -117,7 +121,7 @@ def retrain(
         return _result(run_dir / "weights", run_dir / "results.csv", count_parameters(module))
     host_last = _resumable(host) if resume else None
     settings = replace(
-        settings or TrainSettings(ema_steps=100.0, ema_decay=0.99),
+        settings or GENTLE_SETTINGS,
         teacher=deepcopy(teacher) if distill and teacher is not None else None,
         meta=dict(meta or {}),
     )
@@ -180,11 +184,10 @@ def train_pruned(
     if resume and _is_over(Path(model)):
         raise CheckpointError(f"'{model}' is of a training that ended: leave out resume to train it on.")
     gentle = gentle_recipe(epochs, int(host_args.get("batch", 16))) if recipe == "gentle" else {}
-    settings = TrainSettings(
+    settings = replace(
+        GENTLE_SETTINGS if recipe == "gentle" else TrainSettings(),
         meta=dict(loaded.meta or {}),
         teacher=None if teacher is None else load_detector(teacher, trust=trust).module,
-        ema_steps=100.0 if recipe == "gentle" else None,
-        ema_decay=0.99,
     )
     overrides = {
         **_merged({"imgsz": loaded.imgsz, **gentle}, host_args),

@@ -46,8 +46,9 @@ class TrainSettings:
         ema_steps: Optimizer steps after which the averaging of the weights comes near its full length (the
             host's constant is 2000, longer than many a retraining); None keeps the host's.
         ema_decay: The averaging's full length, as a decay per step.
-        keep_statistics: Leave the running statistics of BatchNorm as they are and use them while training, as a
-            deployed model does; its scales and biases are trained all the same.
+        keep_statistics_from: From this fitness of the start on, BatchNorm keeps its running statistics and uses
+            them while training, as a deployed model does (scales and biases are trained all the same), so a
+            model that works is not disturbed; None never does that.
         threads: CPU threads of PyTorch while training; None leaves what the host chose.
     """
 
@@ -57,7 +58,7 @@ class TrainSettings:
     judge_start: bool = True
     ema_steps: float | None = None
     ema_decay: float = 0.9999
-    keep_statistics: bool = False
+    keep_statistics_from: float | None = None
     threads: int | None = None
 
 
@@ -175,7 +176,8 @@ class _StaysCut:
     def _model_train(self: Any) -> None:
         """Switch to training like the host; the statistics of BatchNorm may stay those of evaluation."""
         super()._model_train()  # type: ignore[misc]
-        if self.settings.keep_statistics:
+        threshold, start = self.settings.keep_statistics_from, self.start_fitness
+        if threshold is not None and start is not None and start >= threshold:
             for layer in unwrap(self.model).modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
@@ -186,11 +188,18 @@ class _StaysCut:
         self.loss_items, self.loss = self.name_losses(), torch.zeros((), device=self.device)
         self.metrics, self.fitness = self.validate()
         self.validator.args.plots = plots
-        self.start_fitness = self.fitness
+        self.start_fitness = self.from_first_rank(self.fitness)
         if self.fitness is not None:  # None on the other ranks of a DDP run
             LOGGER.info("before retraining: fitness %.4f", self.fitness)
             self.save_model()
             self.last.unlink(missing_ok=True)  # nothing was trained: there is nothing to resume from
+
+    def from_first_rank(self: Any, value: float | None) -> float | None:
+        """Return the first process's ``value``; without DDP that is ``value`` itself."""
+        values = [value]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(values, 0)
+        return values[0]
 
     def name_losses(self: Any) -> Any:
         """Return a zero for each loss of validation, which the host expects before it has seen a batch."""
