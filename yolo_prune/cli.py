@@ -104,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after an error, or 130 after Ctrl-C.
     """
+    # Before torch is imported: spinning OpenMP threads make a shared machine tens of times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(words)
