@@ -2,88 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from scipy.sparse import csr_matrix
+from torch import nn
 
 from yolo_prune.errors import PlanError
-from yolo_prune.graph.atoms import BoolArray
+from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.macs import count_macs, count_macs_for_real, count_macs_per_operation
+
+__all__ = [
+    "CostModel",
+    "channel_gradient",
+    "cost_model",
+    "count_macs",
+    "count_macs_per_operation",
+    "count_parameters",
+    "with_macs_at",
+]
 
 FloatArray = npt.NDArray[np.float64]
-
-
-class _MacCounter(TorchDispatchMode):
-    """Adds up multiply-accumulates of convolutions and matrix products, one entry an operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs: list[float] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Opt out of a wrapper around the method below whose first call imports the whole compiler (3 s)."""
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name == "convolution":
-            x, weight, transposed = args[0], args[1], args[6]
-            positions = (x.numel() // x.shape[1]) if transposed else (out.numel() // out.shape[1])
-            self.macs.append(float(positions * weight.numel()))
-        elif name in {"mm", "addmm", "bmm", "baddbmm"}:
-            self.macs.append(float(out.numel() * args[-2].shape[-1]))
-        return out
-
-
-def count_macs_per_operation(module: nn.Module, example_input: Any) -> list[float]:
-    """Count the multiply-accumulates of each convolution and matrix product of one forward pass.
-
-    The pass runs on shapes alone (the meta device) where the model allows it, else for real; the count is the same.
-
-    Args:
-        module: Any module; a copy of it runs, in evaluation mode.
-        example_input: Tensor or tuple of positional arguments, batch size 1.
-
-    Returns:
-        One count per operation, in execution order.
-    """
-    try:
-        return _run_counter(
-            copy.deepcopy(module).to("meta"), pytree.tree_map_only(Tensor, _to_meta, example_input)
-        )
-    except (
-        RuntimeError,
-        NotImplementedError,
-    ):  # values decide the control flow, or an operator has no shape rule
-        return _run_counter(copy.deepcopy(module).cpu(), example_input)
-
-
-def _to_meta(tensor: Tensor) -> Tensor:
-    return tensor.to("meta")
-
-
-def _run_counter(module: nn.Module, example_input: Any) -> list[float]:
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
-    counter = _MacCounter()
-    with torch.no_grad(), counter:
-        module.eval()(*args)
-    return counter.macs
-
-
-def count_macs(module: nn.Module, example_input: Any) -> float:
-    """Return the multiply-accumulates of one forward pass (not FLOPs: those are about twice as many)."""
-    return sum(count_macs_per_operation(module, example_input))
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -105,16 +48,17 @@ def with_macs_at(graph: ChannelGraph, module: nn.Module, example_input: Any) -> 
     Raises:
         PlanError: The model runs other operations at this input than in the trace.
     """
-    macs = count_macs_per_operation(module, example_input)
     known = graph.uses
+    macs = count_macs_per_operation(module, example_input)
+    if len(macs) != len(known):  # some operators are split up where only shapes are computed
+        macs = count_macs_for_real(module, example_input)
     if len(macs) != len(known):
         raise PlanError(
-            f"the model ran {len(known)} convolutions and products in the trace, but {len(macs)} at the size that costs "
-            "are counted for. Trace it at that size."
+            f"the model ran {len(known)} convolutions and products in the trace, but {len(macs)} at the size that "
+            "costs are counted for. Trace it at that size."
         )
-    return replace(
-        graph, uses=tuple(replace(use, macs=value) for use, value in zip(known, macs, strict=True))
-    )
+    uses = tuple(replace(use, macs=value) for use, value in zip(known, macs, strict=True))
+    return replace(graph, uses=uses)
 
 
 @dataclass(frozen=True)
@@ -133,32 +77,92 @@ class CostModel:
 
     def axis_counts(self, keep: BoolArray) -> FloatArray:
         """Return how many indices of each axis stay, shape (axes,)."""
-        atoms = keep[self.graph.channel_of].astype(np.int64)
-        total = np.concatenate([[0], np.cumsum(atoms)])
-        return np.array([total[a.base + a.size] - total[a.base] for a in self.graph.axes], dtype=np.float64)
+        return np.asarray(self._members @ keep.astype(np.float64))
 
     def macs(self, keep: BoolArray) -> float:
         """Return the multiply-accumulates left when the channels ``keep`` (shape (channels,)) stay."""
-        counts, sizes = (
-            self.axis_counts(keep),
-            np.array([axis.size for axis in self.graph.axes], dtype=np.float64),
-        )
-        share = np.append(counts / sizes, 1.0)
-        total = 0.0
-        for use in self.graph.uses:
-            factor = share[use.out_axis] * share[use.in_axis]
-            if use.atoms:
-                factor *= float(keep[self.graph.channel_of[list(use.atoms)]].mean())
-            total += use.macs * factor
-        return total
+        return float(self.macs_per_use(keep).sum())
+
+    def macs_per_use(self, keep: BoolArray) -> FloatArray:
+        """Return the multiply-accumulates left in every operation, shape (uses,)."""
+        share = np.append(self.axis_counts(keep) / self._sizes, 1.0)
+        factor = np.where(self._products.getnnz(axis=1) > 0, self._products @ keep.astype(np.float64), 1.0)
+        return np.asarray(self._macs * share[self._made] * share[self._read] * factor)
 
     def parameters(self, keep: BoolArray) -> int:
         """Return the number of parameters left when the channels ``keep`` stay."""
-        left = {name: float(np.prod(shape)) for name, shape in self.shapes.items()}
-        for axis, count in zip(self.graph.axes, self.axis_counts(keep).tolist(), strict=True):
-            if axis.name in left:
-                left[axis.name] *= count / axis.size
-        return round(sum(left.values())) + self.other_parameters
+        return round(float(self._numbers(self.axis_counts(keep)).sum())) + self.other_parameters
+
+    def saved_by_channel(self, keep: BoolArray, of: str) -> FloatArray:
+        """Return what one channel's removal saves; see :func:`channel_gradient`."""
+        counts = np.maximum(self.axis_counts(keep), 1.0)
+        per_axis = np.zeros(len(counts) + 1)
+        if of == "params":
+            per_axis[:-1] = self._numbers(counts)[self._owner] / counts
+            return self._spread(per_axis[:-1])
+        share = np.append(counts / self._sizes, 1.0)
+        total = self._macs * share[self._made] * share[self._read]
+        counts = np.append(counts, 1.0)
+        for side in (self._made, self._read):
+            np.add.at(per_axis, side, total / counts[side])
+        return self._spread(per_axis[:-1], self._products.T @ total)
+
+    def _spread(self, per_axis: FloatArray, extra: FloatArray | float = 0.0) -> FloatArray:
+        saved = np.asarray(self._members.T @ per_axis + extra)
+        saved[0] = 0.0
+        return saved
+
+    def _numbers(self, counts: FloatArray) -> FloatArray:
+        """Return the numbers of every parameter that has axes, when its axes keep ``counts``, shape (names,)."""
+        numbers: FloatArray = self._full.copy()
+        np.multiply.at(numbers, self._owner, counts / self._sizes)
+        return numbers
+
+    @cached_property
+    def _members(self) -> csr_matrix:
+        """How many indices of each axis belong to each channel, shape (axes, channels)."""
+        graph = self.graph
+        rows = np.repeat(np.arange(len(graph.axes)), [axis.size for axis in graph.axes])
+        columns = np.concatenate([np.zeros(0, np.int64), *(graph.axis_channels(axis) for axis in graph.axes)])
+        return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(graph.axes), graph.channel_count))
+
+    @cached_property
+    def _products(self) -> csr_matrix:
+        """Share of each channel in the cost of a product of two activations, shape (uses, channels)."""
+        graph = self.graph
+        parts = [graph.channel_of[np.array(use.atoms, dtype=np.int64)] for use in graph.uses]
+        rows = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        values = np.concatenate([np.zeros(0), *(np.full(len(p), 1.0 / max(len(p), 1)) for p in parts)])
+        columns = np.concatenate([np.zeros(0, np.int64), *parts])
+        return csr_matrix((values, (rows, columns)), shape=(len(parts), graph.channel_count))
+
+    @cached_property
+    def _sizes(self) -> FloatArray:
+        return np.array([axis.size for axis in self.graph.axes], dtype=np.float64)
+
+    @cached_property
+    def _macs(self) -> FloatArray:
+        return np.array([use.macs for use in self.graph.uses], dtype=np.float64)
+
+    @cached_property
+    def _made(self) -> IntArray:
+        return np.array([use.out_axis for use in self.graph.uses], dtype=np.int64)
+
+    @cached_property
+    def _read(self) -> IntArray:
+        return np.array([use.in_axis for use in self.graph.uses], dtype=np.int64)
+
+    @cached_property
+    def _owner(self) -> IntArray:
+        """Index of each axis's parameter among the names, shape (axes,)."""
+        index = {name: i for i, name in enumerate(dict.fromkeys(axis.name for axis in self.graph.axes))}
+        return np.array([index[axis.name] for axis in self.graph.axes], dtype=np.int64)
+
+    @cached_property
+    def _full(self) -> FloatArray:
+        """Numbers of every parameter that has axes before any cut (0 for buffers), shape (names,)."""
+        names = dict.fromkeys(axis.name for axis in self.graph.axes)
+        return np.array([float(np.prod(self.shapes[n])) if n in self.shapes else 0.0 for n in names])
 
 
 def cost_model(graph: ChannelGraph, module: nn.Module) -> CostModel:
@@ -177,29 +181,4 @@ def channel_gradient(cost: CostModel, keep: BoolArray, of: str) -> FloatArray:
         keep: Channels that are still there.
         of: ``macs`` or ``params``.
     """
-    graph = cost.graph
-    counts = np.maximum(cost.axis_counts(keep), 1.0)
-    sizes = np.array([axis.size for axis in graph.axes], dtype=np.float64)
-    per_axis = np.zeros(len(graph.axes))
-    saved = np.zeros(graph.channel_count)
-    if of == "params":
-        by_name: dict[str, list[int]] = {}
-        for index, axis in enumerate(graph.axes):
-            by_name.setdefault(axis.name, []).append(index)
-        for name, indices in by_name.items():
-            shape = cost.shapes.get(name)
-            if shape is not None:
-                total = float(np.prod(shape)) * float(np.prod(counts[indices] / sizes[indices]))
-                per_axis[indices] += total / counts[indices]
-    else:
-        share = np.append(counts / sizes, 1.0)
-        for use in graph.uses:
-            total = use.macs * share[use.out_axis] * share[use.in_axis]
-            for index in {use.out_axis, use.in_axis} - {-1}:
-                per_axis[index] += total / counts[index]
-            if use.atoms:
-                np.add.at(saved, graph.channel_of[list(use.atoms)], total / len(use.atoms))
-    for index, axis in enumerate(graph.axes):
-        np.add.at(saved, graph.axis_channels(axis), per_axis[index])
-    saved[0] = 0.0
-    return saved
+    return cost.saved_by_channel(keep, of)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from yolo_prune.blame import blame, find_inexact
 from yolo_prune.cost import CostModel, FloatArray, cost_model, with_macs_at
-from yolo_prune.errors import EquivalenceError
+from yolo_prune.errors import BudgetError, ConfigError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
-from yolo_prune.graph.groups import ChannelGraph, trace_groups
+from yolo_prune.graph.copies import copy_with
+from yolo_prune.graph.groups import ChannelGraph, Group, trace_groups
+from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
 from yolo_prune.plan import Budget, PrunePlan, Widths, choose_channels, make_plan
 from yolo_prune.progress import LOGGER
 from yolo_prune.score import find_criterion
-from yolo_prune.surgery import Equivalence, blame, cut_, prove_equivalence
+from yolo_prune.surgery import Equivalence, cut_, prove_equivalence
 
 _ATTEMPTS = 8
 
@@ -33,7 +37,9 @@ class Anatomy:
         cost_input: Input whose MACs count; None: the trace input.
         rules: Module classes with baked widths.
         select_outputs: Picks the outputs of fixed width.
-        freeze: Module names or patterns whose own channels stay.
+        freeze: Module names or patterns whose own channels stay by choice.
+        operators: Rules for operators that have none of their own.
+        inexact: Modules whose channels stay because a cut of them was found not to be exact.
     """
 
     trace_input: Any
@@ -41,13 +47,41 @@ class Anatomy:
     rules: ModuleRules | None = None
     select_outputs: OutputSelector | None = None
     freeze: tuple[str, ...] = ()
+    operators: Mapping[str, Operator] | None = None
+    inexact: tuple[str, ...] = ()
 
     def cost_of(self, module: nn.Module) -> CostModel:
-        """Trace a module and return its cost model, with the frozen patterns applied."""
-        graph = trace_groups(module, self.trace_input, rules=self.rules, select_outputs=self.select_outputs)
+        """Trace a module and return its cost model, with the frozen patterns applied.
+
+        Raises:
+            ConfigError: A pattern of ``freeze`` matches no module.
+        """
+        check_patterns(module, self.freeze)
+        graph = trace_groups(
+            module,
+            self.trace_input,
+            rules=self.rules,
+            operators=self.operators,
+            select_outputs=self.select_outputs,
+        )
         if self.cost_input is not None:
             graph = with_macs_at(graph, module, self.cost_input)
+        graph = freeze_modules(graph, self.inexact, "cannot be cut exactly")
         return cost_model(freeze_modules(graph, self.freeze), module)
+
+
+def check_patterns(module: nn.Module, patterns: Iterable[str]) -> None:
+    """Refuse patterns that match no module.
+
+    Raises:
+        ConfigError: One matches none; the text suggests the nearest name.
+    """
+    names = [name for name, _ in module.named_modules() if name]
+    for pattern in patterns:
+        if pattern and not any(_matches(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"freeze='{pattern}' matches no module of this model.{hint}")
 
 
 def freeze_modules(
@@ -69,18 +103,18 @@ def freeze_modules(
     frozen, reasons = graph.frozen.copy(), dict(graph.reasons)
     for axis in graph.axes:
         owner = axis.name.rpartition(".")[0]
-        if axis.role == "in" or not any(_matches(owner, pattern) for pattern in patterns):
+        if axis.role in ("in", "grouped") or not any(_matches(owner, pattern) for pattern in patterns):
             continue
         for channel in graph.axis_channels(axis).tolist():
             frozen[channel] = True
             reasons.setdefault(channel, reason)
-    groups = tuple(
-        replace(
-            g, frozen=tuple(dict.fromkeys(reasons.get(int(c), "") for c in g.channels[frozen[g.channels]]))
-        )
-        for g in graph.groups
-    )
+    groups = tuple(replace(group, frozen=_reasons_of(group, frozen, reasons)) for group in graph.groups)
     return replace(graph, frozen=frozen, reasons=reasons, groups=groups)
+
+
+def _reasons_of(group: Group, frozen: BoolArray, reasons: dict[int, str]) -> tuple[str, ...]:
+    held = group.channels[frozen[group.channels]]
+    return tuple(dict.fromkeys(reasons.get(int(channel), "") for channel in held))
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -96,25 +130,36 @@ def cut_proven_(
         EquivalenceError: The cut would be wrong; the text names the module.
     """
     plan = make_plan(cost, keep, budget=budget)
-    trial = cut_(copy.deepcopy(module), plan, rules=anatomy.rules)
-    try:
-        proof = prove_equivalence(
-            module, trial, cost.graph, keep, anatomy.trace_input, select_outputs=anatomy.select_outputs
-        )
-        problem = (
-            ""
-            if proof.exact
-            else f"differs by {proof.max_difference:.3g} on outputs of scale {proof.scale:.3g}"
-        )
-    except EquivalenceError as error:
-        problem = str(error)
-    if problem:
+    proof, problem = _try_cut(module, cost, plan, keep, anatomy)
+    if proof is None:
+        trial = cut_(copy.deepcopy(module), plan, rules=anatomy.rules)
+        where = blame(module, trial, cost.graph, keep, anatomy.trace_input)
+
+        def is_exact(other: BoolArray) -> bool:
+            return _try_cut(module, cost, make_plan(cost, other), other, anatomy)[0] is not None
+
         raise EquivalenceError(
-            f"the cut is not exact: {problem} (first seen in "
-            f"'{blame(module, trial, cost.graph, keep, anatomy.trace_input)}')."
+            f"the cut is not exact: {problem} (first seen in '{where}').",
+            freeze=find_inexact(cost.graph, keep, is_exact),
         )
     cut_(module, plan, rules=anatomy.rules)
     return replace(plan, equivalence=proof.to_dict()), proof
+
+
+def _try_cut(
+    module: nn.Module, cost: CostModel, plan: PrunePlan, keep: BoolArray, anatomy: Anatomy
+) -> tuple[Equivalence | None, str]:
+    """Cut a copy and compare it: the proof, or None and what is wrong."""
+    try:
+        trial = cut_(copy_with(module, lambda tensor: tensor), plan, rules=anatomy.rules)
+        proof = prove_equivalence(
+            module, trial, cost.graph, keep, anatomy.trace_input, select_outputs=anatomy.select_outputs
+        )
+    except EquivalenceError as error:
+        return None, str(error)
+    if not proof.exact:
+        return None, f"differs by {proof.max_difference:.3g} on outputs of scale {proof.scale:.3g}"
+    return proof, ""
 
 
 def prune_module(
@@ -131,6 +176,7 @@ def prune_module(
     seed: int = 0,
     cost_input: Any = None,
     rules: ModuleRules | None = None,
+    operators: Mapping[str, Operator] | None = None,
     select_outputs: OutputSelector | None = None,
 ) -> PrunePlan:
     """Prune any module, in place, without data: trace, rank, plan, cut, and prove that the cut is exact.
@@ -147,7 +193,9 @@ def prune_module(
         min_width: Smallest width of a group.
         seed: For ``criterion="random"``.
         cost_input: Input whose MACs count, when it is not the example.
-        rules: Module classes with baked widths.
+        rules: Module classes that bake widths into attributes or split channels, see
+            :class:`yolo_prune.graph.ModuleRule`.
+        operators: Rules for operators that have none, see :mod:`yolo_prune.graph.rules`.
         select_outputs: Picks the outputs of fixed width; default: all tensors.
 
     Returns:
@@ -167,9 +215,8 @@ def prune_module(
     """
     budget = one_budget(keep_macs=keep_macs, gmacs=gmacs, keep_params=keep_params)
     score = find_criterion(criterion)
-    frozen = list(freeze)
+    anatomy = Anatomy(example_input, cost_input, rules, select_outputs, tuple(freeze), operators)
     for _ in range(_ATTEMPTS):
-        anatomy = Anatomy(example_input, cost_input, rules, select_outputs, tuple(frozen))
         cost = anatomy.cost_of(module)
         scores: FloatArray = score(module, cost.graph, seed)
         keep = choose_channels(cost, scores, budget, widths=Widths(round_to, min_width))
@@ -177,17 +224,11 @@ def prune_module(
             plan, _ = cut_proven_(module, cost, keep, anatomy, budget=budget)
             return replace(plan, settings={"criterion": criterion, "round_to": round_to, "seed": seed})
         except EquivalenceError as error:
-            name = blame_in(str(error))
-            if not name or name in frozen:
+            if not error.freeze or set(error.freeze) <= set(anatomy.inexact):
                 raise
-            LOGGER.warning("%s Freezing it and planning again.", error)
-            frozen.append(name)
-    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(frozen)}.")
-
-
-def blame_in(message: str) -> str:
-    """Return the module that an equivalence error names."""
-    return message.rpartition("first seen in '")[2].rstrip("'). ") if "first seen in '" in message else ""
+            LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
+            anatomy = replace(anatomy, inexact=(*anatomy.inexact, *error.freeze))
+    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.inexact)}.")
 
 
 def one_budget(**budgets: float | None) -> Budget:
@@ -196,8 +237,6 @@ def one_budget(**budgets: float | None) -> Budget:
     Raises:
         BudgetError: None or several were given, or a fraction lies outside (0, 1].
     """
-    from yolo_prune.errors import BudgetError
-
     given = {kind: value for kind, value in budgets.items() if value is not None}
     if len(given) != 1:
         raise BudgetError(f"give exactly one of {', '.join(budgets)}; got {', '.join(given) or 'none'}.")

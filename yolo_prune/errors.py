@@ -28,7 +28,15 @@ class PlanError(YoloPruneError, ValueError):
 
 
 class EquivalenceError(YoloPruneError, RuntimeError):
-    """The cut model does not compute what the zeroed model computes: the cut would be wrong."""
+    """The cut model does not compute what the zeroed model computes: the cut would be wrong.
+
+    Attributes:
+        freeze: Names of the modules to freeze for an exact cut; empty when they are not known.
+    """
+
+    def __init__(self, message: str, freeze: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.freeze = freeze
 
 
 class RebuiltError(YoloPruneError, RuntimeError):

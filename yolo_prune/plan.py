@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,19 @@ class Widths:
     round_to: int = 8
     min_width: int = 8
 
-    def steps(self, width: int, free: int) -> list[int]:
-        """Return how many channels go at each step from ``width`` down, ``free`` of which may go at all."""
-        floor = max(self.min_width, width - free, 1)
+    def steps(self, width: int, free: int, unit: int = 1) -> list[int]:
+        """Return how many channels go at each step down.
+
+        Args:
+            width: Channels of the group.
+            free: How many of them may go at all.
+            unit: Indices of a layer that one channel stands for; the rounding is of layers.
+        """
+        multiple = self.round_to // math.gcd(self.round_to, unit)
+        floor = max(-(-self.min_width // unit), width - free, 1)
         steps = []
         while width > floor:
-            target = max((width - 1) // self.round_to * self.round_to, 0)
+            target = (width - 1) // multiple * multiple
             if target < floor:
                 break
             steps.append(width - target)
@@ -142,28 +150,39 @@ class Widths:
 
 @dataclass
 class _Ladder:
-    """The removal order of one class of tied groups: a list of blocks of channels, cheapest first."""
+    """The removal order of one class of tied groups: blocks of channels, cheapest first, with their summed scores."""
 
     blocks: list[IntArray]
+    scores: list[float]
     position: int = 0
+
+    @property
+    def next_block(self) -> IntArray:
+        """The block that goes next."""
+        return self.blocks[self.position]
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to go."""
+        return self.position >= len(self.blocks)
 
 
 def _ladders(graph: ChannelGraph, scores: FloatArray, widths: Widths) -> list[_Ladder]:
     """Order the free channels of every class of tied groups, lowest score first, in steps of allowed widths."""
     ladders = []
     for tie in graph.ties:
-        cells = [graph.groups[index].channels for index in tie]
-        ranked = [
-            free[np.argsort(scores[free], kind="stable")] for free in (c[~graph.frozen[c]] for c in cells)
-        ]
-        steps = widths.steps(len(cells[0]), min(len(free) for free in ranked))
+        groups = [graph.groups[index] for index in tie]
+        free = [group.channels[~graph.frozen[group.channels]] for group in groups]
+        ranked = [channels[np.argsort(scores[channels], kind="stable")] for channels in free]
+        unit = max(group.unit for group in groups)
+        steps = widths.steps(len(groups[0].channels), min(len(channels) for channels in free), unit)
         borders = np.cumsum([0, *steps])
         blocks = [
-            np.concatenate([free[start:stop] for free in ranked])
-            for start, stop in zip(borders[:-1], borders[1:], strict=True)
+            np.concatenate([channels[start:stop] for channels in ranked])
+            for start, stop in pairwise(borders.tolist())
         ]
         if blocks:
-            ladders.append(_Ladder(blocks))
+            ladders.append(_Ladder(blocks, [float(scores[block].sum()) for block in blocks]))
     return ladders
 
 
@@ -177,6 +196,9 @@ def choose_channels(
     tolerance: float = 0.02,
 ) -> BoolArray:
     """Remove the blocks with the lowest score per saved cost until the budget is met.
+
+    A larger budget keeps a superset of what a smaller one keeps, except for the last block or two before each budget,
+    where a smaller step may be taken instead of the one whose turn it is.
 
     Args:
         cost: Cost model of the traced module.
@@ -193,44 +215,63 @@ def choose_channels(
     Raises:
         BudgetError: Everything at its floor still costs more than the budget.
     """
-    graph, limit = cost.graph, budget.limit(cost)
-    ladders = _ladders(graph, scores, widths or Widths())
-    keep = np.ones(graph.channel_count, dtype=bool)
+    limit = budget.limit(cost)
+    ladders = _ladders(cost.graph, scores, widths or Widths())
+    keep = np.ones(cost.graph.channel_count, dtype=bool)
     _check_possible(cost, budget, limit, ladders, widths or Widths())
     now = budget.measure(cost, keep)
-    passed_over: dict[int, float] = {}
+    passed_over: set[int] = set()
     while now > limit:
         saved = channel_gradient(cost, keep, budget.gradient)
-        best = _cheapest(ladders, scores, saved, cost_power, passed_over)
+        best = _cheapest(ladders, saved, cost_power, passed_over)
         if best is None:
-            index = min(passed_over, key=lambda i: limit - passed_over[i])
-            keep[ladders[index].blocks[ladders[index].position]] = False
+            _overshoot_(cost, keep, budget, limit, ladders)
             return keep
-        block = ladders[best].blocks[ladders[best].position]
-        keep[block] = False
+        keep[ladders[best].next_block] = False
         after = budget.measure(cost, keep)
         if after < (1.0 - tolerance) * limit:
-            keep[block] = True
-            passed_over[best] = after
+            keep[ladders[best].next_block] = True
+            passed_over.add(best)
             continue
         ladders[best].position += 1
         now = after
     return keep
 
 
-def _cheapest(
-    ladders: list[_Ladder], scores: FloatArray, saved: FloatArray, power: float, skip: Iterable[int]
-) -> int | None:
+def _cheapest(ladders: list[_Ladder], saved: FloatArray, power: float, skip: set[int]) -> int | None:
     """Return the ladder whose next block has the lowest score per saved cost."""
-    skipped, best, best_value = set(skip), None, np.inf
+    best, best_value = None, np.inf
     for index, ladder in enumerate(ladders):
-        if index in skipped or ladder.position >= len(ladder.blocks):
+        if index in skip or ladder.done:
             continue
-        block = ladder.blocks[ladder.position]
-        value = float(scores[block].sum()) / max(float(saved[block].sum()), 1e-12) ** power
+        gain = max(float(saved[ladder.next_block].sum()), 1e-12)
+        value = ladder.scores[ladder.position] / gain**power
         if value < best_value:
             best, best_value = index, value
     return best
+
+
+def _overshoot_(
+    cost: CostModel, keep: BoolArray, budget: Budget, limit: float, ladders: list[_Ladder]
+) -> None:
+    """Meet a budget that no next block meets closely: take the smallest one, then give back what fits."""
+
+    def without(ladder: _Ladder) -> float:
+        trial = keep.copy()
+        trial[ladder.next_block] = False
+        return budget.measure(cost, trial)
+
+    smallest = max((ladder for ladder in ladders if not ladder.done), key=without)
+    keep[smallest.next_block] = False
+    others = [ladder for ladder in ladders if ladder is not smallest and ladder.position]
+    for ladder in sorted(others, key=lambda ladder: -ladder.scores[ladder.position - 1]):
+        while ladder.position:
+            block = ladder.blocks[ladder.position - 1]
+            keep[block] = True
+            if budget.measure(cost, keep) > limit:
+                keep[block] = False
+                break
+            ladder.position -= 1
 
 
 def _check_possible(
@@ -254,11 +295,9 @@ def _check_possible(
 
 def _largest_fixed(cost: CostModel, keep: BoolArray) -> tuple[str, float]:
     """Return the module whose operations cost most under ``keep``, with its MACs."""
-    counts = cost.axis_counts(keep)
-    share = np.append([c / a.size for c, a in zip(counts, cost.graph.axes, strict=True)], 1.0)
     total: dict[str, float] = {}
-    for use in cost.graph.uses:
-        total[use.module] = total.get(use.module, 0.0) + use.macs * share[use.out_axis] * share[use.in_axis]
+    for use, macs in zip(cost.graph.uses, cost.macs_per_use(keep).tolist(), strict=True):
+        total[use.module] = total.get(use.module, 0.0) + macs
     name = max(total, key=lambda key: total[key], default="")
     return name, total.get(name, 0.0)
 

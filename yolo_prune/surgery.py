@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,10 +13,16 @@ from torch.utils import _pytree as pytree
 
 from yolo_prune.errors import EquivalenceError, PlanError
 from yolo_prune.graph.atoms import BoolArray
+from yolo_prune.graph.copies import copy_with
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import ModuleRules, OutputSelector, rule_for
 from yolo_prune.plan import PrunePlan
 
+# What a forward pass raises when it meets a tensor of another width than its code expects.
+FAILURES = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, AssertionError),
+    *(LookupError, ArithmeticError),
+)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
@@ -27,9 +32,10 @@ class Equivalence:
     """Outcome of the proof that a cut is exact.
 
     Attributes:
-        max_difference: Largest absolute difference between the outputs of the zeroed and of the cut model.
-        scale: Largest absolute output of the zeroed model.
-        tolerance: Largest difference allowed, in the outputs' unit.
+        max_difference: Largest absolute difference between the zeroed and the cut model, in the output tensor where it
+            is largest beside what is allowed there.
+        scale: Largest absolute value of that tensor in the zeroed model.
+        tolerance: Largest difference allowed in that tensor.
         dtype: Precision that the proof ran in.
         exact: The verdict.
     """
@@ -59,8 +65,38 @@ def cut_(module: nn.Module, plan: PrunePlan, *, rules: ModuleRules | None = None
     Raises:
         PlanError: The plan names a parameter that the module lacks or that has another width; nothing was cut then.
     """
+    tensors = _named_tensors(module)
+    cuts = _checked_cuts(tensors, plan)
+    owners: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for owner in module.modules():
+        for table in (owner._parameters, owner._buffers):
+            for key, tensor in table.items():
+                if tensor is not None:
+                    owners[id(tensor)].append((owner, key))
+    touched = {}
+    for name, by_dim in cuts.items():
+        fresh = _sliced(tensors[name], by_dim)
+        for owner, key in owners[id(tensors[name])]:
+            if isinstance(fresh, nn.Parameter):
+                owner._parameters[key] = fresh
+            else:
+                owner._buffers[key] = fresh
+            touched[owner] = True
+    for owner in touched:
+        _sync_widths(owner)
+    for owner in module.modules():
+        if (rule := rule_for(rules or {}, owner)) is not None:
+            rule.sync(owner)
+    return module
+
+
+def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _checked_cuts(tensors: dict[str, Tensor], plan: PrunePlan) -> dict[str, dict[int, Tensor]]:
+    """Return what stays by parameter and dimension, after checking that the plan fits."""
     cuts: dict[str, dict[int, Tensor]] = defaultdict(dict)
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for label, indices in plan.keep.items():
         name, _, dim = label[:-1].rpartition("[")
         if name not in tensors:
@@ -73,24 +109,7 @@ def cut_(module: nn.Module, plan: PrunePlan, *, rules: ModuleRules | None = None
                 f"the plan expects width {plan.widths[label]} at '{label}', the model has {width}."
             )
         cuts[name][int(dim)] = torch.tensor(indices, dtype=torch.int64)
-    owners: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
-    for owner in module.modules():
-        for table in (owner._parameters, owner._buffers):
-            for key, tensor in table.items():
-                if tensor is not None:
-                    owners[id(tensor)].append((owner, key))
-    touched = set()
-    for name, by_dim in cuts.items():
-        fresh = _sliced(tensors[name], by_dim)
-        for owner, key in owners[id(tensors[name])]:
-            (owner._parameters if isinstance(fresh, nn.Parameter) else owner._buffers)[key] = fresh
-            touched.add(owner)
-    for owner in touched:
-        _sync_widths(owner)
-    for owner in module.modules():
-        if (rule := rule_for(rules or {}, owner)) is not None:
-            rule.sync(owner)
-    return module
+    return cuts
 
 
 def _sliced(tensor: Tensor, by_dim: dict[int, Tensor]) -> Tensor:
@@ -107,18 +126,30 @@ def _sliced(tensor: Tensor, by_dim: dict[int, Tensor]) -> Tensor:
 def _sync_widths(owner: nn.Module) -> None:
     """Set the width attributes of PyTorch's own layers from their tensors."""
     weight = getattr(owner, "weight", None)
-    if isinstance(owner, _CONVOLUTIONS) and isinstance(weight, Tensor):
-        makes, reads = weight.shape[:2] if not isinstance(owner, _TRANSPOSED) else weight.shape[1::-1]
-        if owner.groups > 1:
-            per_group = owner.out_channels // owner.groups
-            owner.groups = weight.shape[0] // (1 if isinstance(owner, _TRANSPOSED) else per_group)
-            makes, reads = owner.groups * per_group, owner.groups
-        owner.in_channels, owner.out_channels = int(reads), int(makes)
+    if isinstance(owner, _CONVOLUTIONS):
+        _sync_convolution(owner)
     elif isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = (int(size) for size in owner.weight.shape)
+    elif isinstance(owner, nn.GroupNorm) and isinstance(weight, Tensor):
+        owner.num_groups = owner.num_groups * int(weight.shape[0]) // owner.num_channels
+        owner.num_channels = int(weight.shape[0])
     elif hasattr(owner, "num_features"):
-        vector = weight if isinstance(weight, Tensor) else owner.running_mean
-        owner.num_features = int(vector.shape[0])
+        vector = weight if isinstance(weight, Tensor) else getattr(owner, "running_mean", None)
+        if isinstance(vector, Tensor):
+            setattr(owner, "num_features", int(vector.shape[0]))  # noqa: B010 - a norm of any class
+
+
+def _sync_convolution(owner: nn.Module) -> None:
+    layer: Any = owner
+    transposed = isinstance(owner, _TRANSPOSED)
+    makes, reads = layer.weight.shape[1::-1] if transposed else layer.weight.shape[:2]
+    if layer.groups == layer.in_channels > 1:  # depthwise: as many groups as channels are left
+        per_group = layer.out_channels // layer.groups
+        layer.groups = int(layer.weight.shape[0]) // (1 if transposed else per_group)
+        makes, reads = layer.groups * per_group, layer.groups
+    elif layer.groups > 1:
+        makes, reads = (makes * layer.groups, reads) if transposed else (makes, reads * layer.groups)
+    layer.in_channels, layer.out_channels = int(reads), int(makes)
 
 
 def zero_removed_(module: nn.Module, graph: ChannelGraph, keep: BoolArray) -> nn.Module:
@@ -132,12 +163,12 @@ def zero_removed_(module: nn.Module, graph: ChannelGraph, keep: BoolArray) -> nn
         graph: Its channels.
         keep: Which channels stay, shape (channels,).
     """
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors = _named_tensors(module)
     with torch.no_grad():
         for axis in graph.axes:
             channels = graph.axis_channels(axis)
             gone = ~keep[channels]
-            if axis.role != "in":
+            if axis.role not in ("in", "grouped"):
                 gone = gone & graph.contracted[channels]
                 if axis.name.endswith(("running_mean", "running_var")):
                     continue
@@ -174,18 +205,52 @@ def prove_equivalence(
     Raises:
         EquivalenceError: The cut model does not run, or returns other shapes.
     """
-    zeroed = zero_removed_(copy.deepcopy(parent), graph, keep)
     try:
-        return _compare(zeroed, copy.deepcopy(cut), example_input, select_outputs, torch.float64)
+        return _prove(parent, cut, graph, keep, example_input, select_outputs, torch.float64)
     except EquivalenceError:
         raise
     except RuntimeError:  # a module makes float32 tensors of its own
-        return _compare(zeroed, copy.deepcopy(cut), example_input, select_outputs, torch.float32)
+        return _prove(parent, cut, graph, keep, example_input, select_outputs, torch.float32)
 
 
-def _compare(
-    zeroed: nn.Module, cut: nn.Module, example_input: Any, select: OutputSelector | None, dtype: torch.dtype
+def _prove(
+    parent: nn.Module,
+    cut: nn.Module,
+    graph: ChannelGraph,
+    keep: BoolArray,
+    example_input: Any,
+    select: OutputSelector | None,
+    dtype: torch.dtype,
 ) -> Equivalence:
+    args = random_arguments(example_input, dtype)
+    with torch.no_grad():
+        zeroed = zero_removed_(copy_as(parent, dtype), graph, keep)
+        expected = _outputs(zeroed(*args), select)
+        del zeroed
+        smaller = copy_as(cut, dtype)
+        try:
+            got = _outputs(smaller(*args), select)
+        except FAILURES as error:
+            raise EquivalenceError(f"the cut model does not run: {error}") from error
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in got]:
+        raise EquivalenceError(
+            f"the cut model returns shapes {[tuple(t.shape) for t in got]}, "
+            f"the parent {[tuple(t.shape) for t in expected]}."
+        )
+    return compare_tensors(expected, got, dtype)
+
+
+def copy_as(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy on the CPU in evaluation mode whose floating tensors have ``dtype``."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.to(device="cpu", dtype=dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    return copy_with(module, convert).eval()
+
+
+def random_arguments(example_input: Any, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Return random positional arguments of the example's shapes; integers stay as they are."""
     generator = torch.Generator().manual_seed(0)
 
     def fresh(tensor: Tensor) -> Tensor:
@@ -194,79 +259,27 @@ def _compare(
         return torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(dtype)
 
     inputs = pytree.tree_map_only(Tensor, fresh, example_input)
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
-    with torch.no_grad():
-        expected = _tensors(zeroed.cpu().to(dtype).eval()(*args), select)
-        try:
-            got = _tensors(cut.cpu().to(dtype).eval()(*args), select)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise EquivalenceError(f"the cut model does not run: {error}") from error
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in got]:
-        raise EquivalenceError(
-            f"the cut model returns shapes {[tuple(t.shape) for t in got]}, the parent {[tuple(t.shape) for t in expected]}."
-        )
-    pairs = [(a.double(), b.double()) for a, b in zip(expected, got, strict=True) if a.numel()]
-    difference = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
-    scale = max((float(a.abs().max()) for a, _ in pairs), default=0.0)
-    tolerance = max(scale, 1e-3) * (1e-9 if dtype is torch.float64 else 1e-4)
-    return Equivalence(
-        difference, scale, tolerance, str(dtype).removeprefix("torch."), difference <= tolerance
-    )
+    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
-def _tensors(outputs: Any, select: OutputSelector | None) -> list[Tensor]:
+def compare_tensors(expected: list[Tensor], got: list[Tensor], dtype: torch.dtype) -> Equivalence:
+    """Compare two lists of tensors of equal shapes, each at its own scale.
+
+    Infinities and NaN must stand in the same places; a tensor without any finite value proves nothing and fails.
+    """
+    relative = 1e-9 if dtype is torch.float64 else 1e-4
+    rows = []
+    for a, b in ((a.double(), b.double()) for a, b in zip(expected, got, strict=True) if a.numel()):
+        finite = a.isfinite() & b.isfinite()
+        same = torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()) and bool(finite.any())
+        difference = float((a - b)[finite].abs().max()) if same else float("inf")
+        rows.append((difference, float(a[finite].abs().max()) if same else 0.0))
+    largest = max((scale for _, scale in rows), default=0.0)
+    graded = [(d, s, relative * max(s, 1e-4 * largest, 1e-6)) for d, s in rows]
+    worst = max(graded, key=lambda row: (row[0] / row[2], row[1]), default=(0.0, 0.0, relative))
+    return Equivalence(*worst, str(dtype).removeprefix("torch."), worst[0] <= worst[2])
+
+
+def _outputs(outputs: Any, select: OutputSelector | None) -> list[Tensor]:
     chosen = select(outputs) if select else outputs
     return [leaf for leaf in pytree.tree_leaves(chosen) if isinstance(leaf, Tensor)]
-
-
-def blame(
-    parent: nn.Module,
-    cut: nn.Module,
-    graph: ChannelGraph,
-    keep: BoolArray,
-    example_input: Any,
-) -> str:
-    """Return the first module, in execution order, that fails in the cut model or makes it differ.
-
-    Args:
-        parent: The uncut module.
-        cut: The cut module.
-        graph: Channels of the parent.
-        keep: Which channels stay.
-        example_input: As for the proof.
-
-    Returns:
-        Dotted module name, empty when none can be named.
-    """
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
-    records = [
-        _record_sums(model, args)
-        for model in (zero_removed_(copy.deepcopy(parent), graph, keep), copy.deepcopy(cut))
-    ]
-    for (name, expected), other in zip(records[0], [*records[1], *[None] * len(records[0])], strict=False):
-        if other is None or other[0] != name:
-            return name
-        same_shape = expected.shape == other[1].shape
-        if same_shape and not torch.allclose(
-            expected, other[1], rtol=1e-3, atol=1e-3 * float(expected.abs().max())
-        ):
-            return name
-    return ""
-
-
-def _record_sums(model: nn.Module, args: tuple[Any, ...]) -> list[tuple[str, Tensor]]:
-    """Run a model and keep every module's tensor result until it fails."""
-    found: list[tuple[str, Tensor]] = []
-    for name, module in model.cpu().float().eval().named_modules():
-
-        def keep_output(_: nn.Module, __: Any, out: Any, name: str = name) -> None:
-            if isinstance(out, Tensor) and out.is_floating_point():
-                found.append((name, out.clone()))
-
-        module.register_forward_hook(keep_output)
-    with torch.no_grad():
-        try:
-            model(*args)
-        except (RuntimeError, ValueError, IndexError):
-            return found
-    return found

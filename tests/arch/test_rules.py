@@ -16,7 +16,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 # adapter inside the function that needs it.
 ORDER = (
     *("errors", "files", "progress", "options", "config", "device"),
-    *("graph", "cost", "score", "plan", "surgery", "cutting", "recover", "sparsify", "distill", "retrain"),
+    *("graph", "cost", "score", "plan", "surgery", "blame", "cutting", "recover", "sparsify", "distill", "retrain"),
     *("checkpoint", "evaluate", "bench", "report", "adapters"),
     *("inspection", "run", "demo_data", "demo", "commands", "cli", "__main__"),
 )
@@ -25,8 +25,8 @@ HOST_CLASSES = {
     *("C2f", "C3", "C3k2", "C2PSA", "SPPF", "A2C2f", "CBLinear", "RepConv", "AAttn", "PSABlock"),
     *("Detect", "v10Detect", "DetectionModel", "DFL", "BaseTrainer", "DetectionTrainer", "ModelEMA"),
 }
-# surgery.py resizes parameters; the adapter rebuilds a head for other classes.
-MAKERS_OF_PARAMETERS = {"surgery.py", "adapters"}
+# surgery.py resizes parameters, copies.py copies them; the adapter rebuilds a head for other classes.
+MAKERS_OF_PARAMETERS = {"surgery.py", "copies.py", "adapters"}
 
 
 def tree_of(file):

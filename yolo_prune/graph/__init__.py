@@ -2,6 +2,19 @@
 
 from yolo_prune.graph.atoms import Axis, MacUse
 from yolo_prune.graph.groups import ChannelGraph, Group, trace_groups
-from yolo_prune.graph.trace import ModuleRule, ModuleRules
+from yolo_prune.graph.rules import OPERATORS, Operator
+from yolo_prune.graph.trace import Call, ModuleRule, ModuleRules, Tracer
 
-__all__ = ["Axis", "ChannelGraph", "Group", "MacUse", "ModuleRule", "ModuleRules", "trace_groups"]
+__all__ = [
+    "OPERATORS",
+    "Axis",
+    "Call",
+    "ChannelGraph",
+    "Group",
+    "MacUse",
+    "ModuleRule",
+    "ModuleRules",
+    "Operator",
+    "Tracer",
+    "trace_groups",
+]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -25,7 +27,8 @@ class Axis:
         dim: The dimension that this axis runs along.
         size: Number of indices along it.
         base: Atom of index 0; index ``i`` is atom ``base + i``.
-        role: ``out`` (makes channels), ``in`` (reads channels) or ``vector`` (passes them through).
+        role: ``out`` (makes channels), ``in`` (reads channels), ``grouped`` (reads them at the same position of every
+            group of a grouped convolution) or ``vector`` (passes them through).
     """
 
     name: str
@@ -43,6 +46,11 @@ class Axis:
     def atoms(self) -> slice:
         """The atoms of this axis as a slice."""
         return slice(self.base, self.base + self.size)
+
+    @property
+    def vector(self) -> Tensor:
+        """The atoms of this axis, shape (size,)."""
+        return torch.arange(self.base, self.base + self.size)
 
 
 @dataclass(frozen=True)

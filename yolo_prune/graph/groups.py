@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from yolo_prune.graph.atoms import Axis, BoolArray, Findings, IntArray, MacUse, Pieces
-from yolo_prune.graph.rules import OPERATORS
+from yolo_prune.graph.rules import OPERATORS, Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector, trace_channels
 
 
@@ -26,6 +27,7 @@ class Group:
         producers: Labels of the axes that make these channels.
         readers: Labels of the axes that read them.
         frozen: Why some of the channels must stay; empty when all are free.
+        unit: How many indices of a producing axis one channel stands for (more than 1 where channels go in blocks).
     """
 
     name: str
@@ -33,6 +35,7 @@ class Group:
     producers: tuple[str, ...]
     readers: tuple[str, ...]
     frozen: tuple[str, ...]
+    unit: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def trace_groups(
     example_input: Any,
     *,
     rules: ModuleRules | None = None,
+    operators: Mapping[str, Operator] | None = None,
     select_outputs: OutputSelector | None = None,
 ) -> ChannelGraph:
     """Trace a module and group its channels.
@@ -89,6 +93,7 @@ def trace_groups(
         module: Any module whose forward accepts ``example_input``; it is not modified.
         example_input: Tensor, shape e.g. (1, 3, H, W), or a tuple of positional arguments, on the CPU. Small is fast.
         rules: Module classes that bake widths into attributes, see :class:`yolo_prune.graph.trace.ModuleRule`.
+        operators: Rules for operators that have none, or other rules, see :mod:`yolo_prune.graph.rules`.
         select_outputs: Picks the tensors whose width is fixed from the model's outputs; default: all.
 
     Returns:
@@ -100,8 +105,10 @@ def trace_groups(
         >>> [len(group.channels) for group in trace_groups(net, ones(1, 3, 4, 4)).groups if not group.frozen]
         [8]
     """
-    found = trace_channels(module, example_input, OPERATORS, rules=rules or {}, select_outputs=select_outputs)
-    return solve(found)
+    handlers = {**OPERATORS, **(operators or {})}
+    return solve(
+        trace_channels(module, example_input, handlers, rules=rules or {}, select_outputs=select_outputs)
+    )
 
 
 def solve(found: Findings) -> ChannelGraph:
@@ -164,7 +171,24 @@ def _cells(found: Findings, channel_of: IntArray, count: int) -> list[IntArray]:
     return sorted(np.split(order, borders), key=lambda cell: int(cell[0]))
 
 
-Constraint = list[list[int]]  # parts, each a list of cell indices in channel order
+@dataclass
+class _Part:
+    """One part of a count constraint.
+
+    Attributes:
+        cells: Cells in channel order.
+        repeats: Channel -> how often the part holds it.
+    """
+
+    cells: list[int]
+    repeats: dict[int, int]
+
+    def shape(self, cells: list[IntArray]) -> list[tuple[int, int]]:
+        """Return width and repeats of every cell; parts of equal shapes can be tied cell by cell."""
+        return [(len(cells[cell]), self.repeats[int(cells[cell][0])]) for cell in self.cells]
+
+
+Constraint = list[_Part]
 
 
 def _constraints(
@@ -177,21 +201,28 @@ def _constraints(
     result = []
     for pieces in found.pieces:
         for tied in pieces.parts:
-            parts = [_cells_in_order(channel_of[part], cell_of) for part in tied]
+            parts = [_part(channel_of[part], cell_of) for part in tied]
             if any(part is None for part in parts):
-                _freeze(tied, channel_of, frozen, reasons, pieces, "has parts that cannot keep equal widths")
+                _freeze(tied, channel_of, frozen, reasons, pieces)
             elif len(parts) > 1:
                 result.append([part for part in parts if part is not None])
     return result
 
 
-def _cells_in_order(channels: IntArray, cell_of: IntArray) -> list[int] | None:
-    """Return the cells of a part in channel order, None when a channel belongs to none."""
+def _part(channels: IntArray, cell_of: IntArray) -> _Part | None:
+    """Return a part in terms of cells, None when cells cannot express it."""
     cells = cell_of[channels]
     if (cells < 0).any():
         return None
+    unique, repeats = np.unique(channels, return_counts=True)
+    lowest, highest = np.full(len(cell_of), np.iinfo(np.int64).max), np.zeros(len(cell_of), dtype=np.int64)
+    np.minimum.at(lowest, cell_of[unique], repeats)
+    np.maximum.at(highest, cell_of[unique], repeats)
+    if (lowest[cells] != highest[cells]).any():
+        return None
     _, first = np.unique(cells, return_index=True)
-    return [int(cells[index]) for index in np.sort(first)]
+    in_order = [int(cells[index]) for index in np.sort(first)]
+    return _Part(in_order, dict(zip(unique.tolist(), repeats.tolist(), strict=True)))
 
 
 def _freeze(
@@ -200,12 +231,11 @@ def _freeze(
     frozen: BoolArray,
     reasons: dict[int, str],
     pieces: Pieces,
-    why: str,
 ) -> None:
     for part in tied:
         for channel in channel_of[part].tolist():
             frozen[channel] = True
-            reasons.setdefault(channel, f"{why} in '{pieces.where}'")
+            reasons.setdefault(channel, f"has parts that cannot keep equal widths in '{pieces.where}'")
 
 
 def _tie_cells(
@@ -217,53 +247,57 @@ def _tie_cells(
         if split is None:
             break
         index, sizes = split
-        borders = np.cumsum(sizes)[:-1]
-        parts = np.split(cells[index], borders)
-        fresh = [index, *range(len(cells), len(cells) + len(parts) - 1)]
-        cells = [*cells, *parts[1:]]
-        cells[index] = parts[0]
-        constraints = [
-            [[new for old in part for new in (fresh if old == index else [old])] for part in constraint]
-            for constraint in constraints
-        ]
+        pieces = np.split(cells[index], np.cumsum(sizes)[:-1])
+        fresh = [index, *range(len(cells), len(cells) + len(pieces) - 1)]
+        cells = [*cells, *pieces[1:]]
+        cells[index] = pieces[0]
+        for part in (part for constraint in constraints for part in constraint):
+            part.cells = [new for old in part.cells for new in (fresh if old == index else [old])]
     links: list[tuple[int, int]] = []
     for constraint in constraints:
-        shapes = {tuple(len(cells[cell]) for cell in part) for part in constraint}
-        if len(shapes) == 1:
-            links += [
-                (first, cell) for part in constraint for first, cell in zip(constraint[0], part, strict=True)
-            ]
+        first = constraint[0]
+        if all(part.shape(cells) == first.shape(cells) for part in constraint):
+            links += [pair for part in constraint for pair in zip(first.cells, part.cells, strict=True)]
             continue
-        for cell in {cell for part in constraint for cell in part}:
+        for cell in {cell for part in constraint for cell in part.cells}:
             frozen[cells[cell]] = True
-            reasons.update(
-                {c: "has tied widths that do not match" for c in cells[cell].tolist() if c not in reasons}
-            )
+            for channel in cells[cell].tolist():
+                reasons.setdefault(channel, "has tied widths that do not match")
+    return cells, _classes(links, len(cells))
+
+
+def _classes(links: list[tuple[int, int]], count: int) -> tuple[tuple[int, ...], ...]:
+    """Join linked cells; a cell without a link is a class of its own."""
     rows, columns = np.array(links, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(cells), len(cells)))
+    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(count, count))
     _, label = connected_components(graph, directed=False)
     classes: dict[int, list[int]] = defaultdict(list)
     for index, value in enumerate(label.tolist()):
         classes[value].append(index)
-    return cells, tuple(tuple(members) for members in classes.values())
+    return tuple(tuple(members) for members in classes.values())
 
 
 def _first_split(cells: list[IntArray], constraints: list[Constraint]) -> tuple[int, list[int]] | None:
     """Find a cell that stands against several smaller ones in another part of the same constraint."""
     for constraint in constraints:
-        finest = max(constraint, key=len)
-        sizes = [len(cells[cell]) for cell in finest]
+        finest = max(constraint, key=lambda part: len(part.cells))
+        sizes = [len(cells[cell]) for cell in finest.cells]
         for part in constraint:
-            if [len(cells[cell]) for cell in part] == sizes:
-                continue
-            position = 0
-            for cell in part:
-                width, taken = len(cells[cell]), []
-                while sum(taken) < width and position < len(sizes):
-                    taken.append(sizes[position])
-                    position += 1
-                if len(taken) > 1 and sum(taken) == width:
-                    return cell, taken
+            if (found := _split_against(cells, part.cells, sizes)) is not None:
+                return found
+    return None
+
+
+def _split_against(cells: list[IntArray], part: list[int], sizes: list[int]) -> tuple[int, list[int]] | None:
+    position = 0
+    for cell in part:
+        width = len(cells[cell])
+        taken: list[int] = []
+        while sum(taken) < width and position < len(sizes):
+            taken.append(sizes[position])
+            position += 1
+        if len(taken) > 1 and sum(taken) == width:
+            return cell, taken
     return None
 
 
@@ -274,13 +308,17 @@ def _name_groups(
     cell_of = np.full(len(frozen), -1, dtype=np.int64)
     for index, cell in enumerate(cells):
         cell_of[cell] = index
+    unit = np.ones(len(cells) + 1, dtype=np.int64)
     producers: dict[int, list[str]] = defaultdict(list)
     readers: dict[int, list[str]] = defaultdict(list)
     for axis in found.axes:
-        side = {"out": producers, "in": readers}.get(axis.role)
+        side = {"out": producers, "in": readers, "grouped": readers}.get(axis.role)
         if side is None:
             continue
-        for index in np.unique(cell_of[channel_of[axis.atoms]]).tolist():
+        channels, repeats = np.unique(channel_of[axis.atoms], return_counts=True)
+        if side is producers:
+            np.maximum.at(unit, cell_of[channels], repeats)
+        for index in np.unique(cell_of[channels]).tolist():
             side[index].append(axis.label)
     names: dict[str, int] = defaultdict(int)
     groups = []
@@ -289,5 +327,7 @@ def _name_groups(
         names[stem] += 1
         name = stem if names[stem] == 1 else f"{stem}#{names[stem]}"
         why = tuple(dict.fromkeys(reasons.get(int(c), "") for c in cell[frozen[cell]]))
-        groups.append(Group(name, cell, tuple(producers[index]), tuple(readers[index]), why))
+        groups.append(
+            Group(name, cell, tuple(producers[index]), tuple(readers[index]), why, int(unit[index]))
+        )
     return tuple(groups)

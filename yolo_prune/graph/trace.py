@@ -7,7 +7,6 @@ operator means for labels is in :mod:`yolo_prune.graph.rules`. An operator witho
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolo_prune.graph.atoms import Axis, Findings, IntArray, MacUse, Pieces
+from yolo_prune.graph.copies import copy_with
+from yolo_prune.graph.labels import compact
+from yolo_prune.graph.macs import plain_attention
 
 OutputSelector = Callable[[Any], Any]
 
@@ -55,6 +57,10 @@ class ParameterView:
     dims: tuple[int | None, ...]
 
 
+# Operators that are recorded even where no channel reaches them, because costs count them one by one.
+_COUNTED = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm"})
+
+
 class Tracer(TorchDispatchMode):
     """Runs operators and keeps labels beside them.
 
@@ -67,7 +73,7 @@ class Tracer(TorchDispatchMode):
     def __init__(
         self, model: nn.Module, rules: ModuleRules, handlers: Mapping[str, Callable[[Tracer, Call], None]]
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found = Findings()
         self.rules = rules
         self.handlers = handlers
@@ -91,7 +97,7 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         call = Call(func, args, kwargs, out)
-        if any(self.known(tensor) for tensor in call.tensors):
+        if call.name in _COUNTED or any(self.known(tensor) for tensor in call.tensors):
             handler = self.handlers.get(call.name)
             if handler is None and torch.Tag.pointwise in func.tags:
                 handler = self.handlers["pointwise"]
@@ -109,6 +115,11 @@ class Tracer(TorchDispatchMode):
     def where(self) -> str:
         """Dotted name of the module whose forward is running."""
         return self.modules[-1][0] if self.modules else ""
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose forward is running."""
+        return self.modules[-1][1] if self.modules else None
 
     @property
     def may_split(self) -> bool:
@@ -155,7 +166,7 @@ class Tracer(TorchDispatchMode):
         dim = view.dims[wide[0]]
         axis = self.axis(view.name, dim if dim is not None else 0, tensor.shape[wide[0]], "vector")
         shape = [-1 if index == wide[0] else 1 for index in range(tensor.dim())]
-        return torch.arange(axis.base, axis.base + axis.size).reshape(shape)
+        return axis.vector.reshape(shape)
 
     def set_label(self, tensor: Tensor, label: Tensor) -> None:
         """Attach a label tensor of the same shape."""
@@ -163,17 +174,20 @@ class Tracer(TorchDispatchMode):
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Unite two label arrays element by element; an element without a channel freezes its partner."""
-        left, right = torch.broadcast_tensors(left, right)
-        if torch.equal(left, right):
+        left, right = compact(left), compact(right)
+        if left.shape == right.shape and torch.equal(left, right):
             return
-        pairs = torch.unique(torch.stack([left.reshape(-1), right.reshape(-1)]), dim=1).numpy()
+        a, b = np.broadcast_arrays(left.numpy(), right.numpy())
+        count = self.found.atom_count
+        keys = np.unique(a.astype(np.int64).reshape(-1) * count + b.reshape(-1))
+        pairs = np.stack([keys // count, keys % count])
         both = (pairs != 0).all(axis=0)
-        self.found.pairs.append(pairs[:, both])
+        self.found.pairs.append(pairs[:, both & (pairs[0] != pairs[1])])
         self.freeze(pairs[:, ~both].max(axis=0, initial=0), "meets a constant of the same width")
 
     def freeze(self, atoms: IntArray | Tensor, reason: str) -> None:
         """Keep ``atoms`` whatever happens, and say why."""
-        array = atoms.numpy() if isinstance(atoms, Tensor) else atoms
+        array = compact(atoms).numpy() if isinstance(atoms, Tensor) else atoms
         array = np.unique(array[array > 0])
         if array.size:
             self.found.frozen.append((array, f"{reason} in '{self.where or 'the model'}'"))
@@ -195,28 +209,31 @@ class Tracer(TorchDispatchMode):
         for index, dim in enumerate(view.dims):
             if dim is not None and tensor.shape[index] > 1:
                 axis = self.axis(view.name, dim, tensor.shape[index], "vector")
-                self.freeze(np.arange(axis.base, axis.base + axis.size), reason)
+                self.freeze(axis.vector, reason)
 
     def tie(self, label: Tensor, dim: int, axis: Axis) -> None:
         """Unite the channels along ``dim`` of a label tensor with the indices of an axis."""
-        rows = label.movedim(dim, 0).reshape(label.shape[dim], -1)
-        atoms = torch.arange(axis.base, axis.base + axis.size)
-        self.unite(self.one_per_row(rows), atoms)
+        small = compact(label)
+        rows = small.expand(*small.shape[:dim], label.shape[dim], *small.shape[dim + 1 :]).movedim(dim, 0)
+        self.unite(self.one_per_row(rows.reshape(axis.size, -1)), axis.vector)
 
     def one_per_row(self, rows: Tensor) -> Tensor:
-        """Unite all labels of each row (they sit at the same channel index) and return one of each."""
+        """Unite all labels of each row (positions of one channel; 0 is ignored) and return one of each."""
         first = rows.amax(dim=1)
-        if not torch.equal(rows, first[:, None].expand_as(rows)):
-            known = torch.where(rows == 0, first[:, None], rows)
-            self.unite(known, first[:, None])
+        if rows.shape[1] > 1 and not torch.equal(rows, first[:, None].expand_as(rows)):
+            self.unite(torch.where(rows == 0, first[:, None], rows), first[:, None])
         return first
+
+    def unite_rows(self, rows: Tensor) -> None:
+        """Make the channels of each row live and die together; one without a channel freezes its row."""
+        self.unite(rows, rows.amax(dim=1, keepdim=True).expand_as(rows))
 
     def use(
         self, kind: str, weight: str, macs: float, out: Axis | None, inner: Axis | None, atoms: IntArray
     ) -> None:
         """Record one multiply-accumulate operation."""
-        indices = [-1 if axis is None else self.axis_index(axis) for axis in (out, inner)]
-        self.found.uses.append(MacUse(kind, self.where, weight, macs, *indices, tuple(atoms.tolist())))
+        made, read = (-1 if axis is None else self.axis_index(axis) for axis in (out, inner))
+        self.found.uses.append(MacUse(kind, self.where, weight, macs, made, read, tuple(atoms.tolist())))
 
     def add_pieces(self, parts: Sequence[Sequence[Tensor]]) -> None:
         """Record parts that must keep equally many channels; each inner list is one such constraint."""
@@ -235,8 +252,9 @@ class Call:
 
     @property
     def name(self) -> str:
-        """Operator name without overload and without the in-place underscore."""
-        return str(self.func.overloadpacket.__name__).rstrip("_")
+        """Operator name without overload and in-place underscore; with its library unless that is PyTorch's."""
+        name = str(self.func.overloadpacket.__name__)
+        return name.rstrip("_") if self.func.namespace == "aten" else f"{self.func.namespace}::{name}"
 
     @property
     def in_place(self) -> bool:
@@ -259,9 +277,7 @@ def _module_stack(model: nn.Module, stack: list[tuple[str, nn.Module]]) -> Itera
     """Keep ``stack`` at the chain of modules whose forward is running."""
     handles = []
     for name, module in model.named_modules():
-        handles.append(
-            module.register_forward_pre_hook(lambda m, _, name=name: stack.append((name, m)))  # type: ignore[misc]
-        )
+        handles.append(module.register_forward_pre_hook(lambda m, _, name=name: stack.append((name, m))))
         handles.append(module.register_forward_hook(lambda *_: (stack.pop(), None)[1], always_call=True))
     try:
         yield
@@ -290,10 +306,10 @@ def trace_channels(
     Returns:
         The raw findings.
     """
-    model = copy.deepcopy(model).cpu().eval()
+    model = copy_with(model, lambda tensor: tensor.detach().cpu()).eval()
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     tracer = Tracer(model, rules, handlers)
-    with torch.no_grad(), _module_stack(model, tracer.modules), tracer:
+    with torch.no_grad(), plain_attention(), _module_stack(model, tracer.modules), tracer:
         outputs = model(*args)
     chosen = select_outputs(outputs) if select_outputs else outputs
     for tensor in pytree.tree_leaves(chosen):

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel
-from yolo_prune.cutting import Anatomy, blame_in, cut_proven_
+from yolo_prune.cutting import Anatomy, cut_proven_
 from yolo_prune.errors import BudgetError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.plan import Budget, PrunePlan, Widths, choose_channels
@@ -178,12 +178,11 @@ def _one_round(
             made, _ = cut_proven_(folded, cost, keep, anatomy)
             return folded, made, anatomy
         except EquivalenceError as error:
-            name = blame_in(str(error))
-            if not name or name in anatomy.freeze:
+            if not error.freeze or set(error.freeze) <= set(anatomy.inexact):
                 raise
-            LOGGER.warning("%s Freezing it and planning again.", error)
-            anatomy = replace(anatomy, freeze=(*anatomy.freeze, name))
-    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.freeze)}.")
+            LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
+            anatomy = replace(anatomy, inexact=(*anatomy.inexact, *error.freeze))
+    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.inexact)}.")
 
 
 def _choose(
@@ -236,7 +235,7 @@ def _summarise(
             "min_width": recipe.widths.min_width,
             "fold": recipe.fold,
             "seed": recipe.seed,
-            "freeze": list(anatomy.freeze),
+            "freeze": [*anatomy.freeze, *anatomy.inexact],
             "cliff": [[round(r.kept, 4), r.score] for r in rounds if r.score is not None],
         },
     )

@@ -128,7 +128,7 @@ def _readers(
     readers: list[_Reader] = []
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for axis in graph.axes:
-        if axis.role != "in":
+        if axis.role not in ("in", "grouped"):
             continue
         channels, seen = graph.axis_channels(axis).tolist(), moments.get(axis.name)
         if seen is None:

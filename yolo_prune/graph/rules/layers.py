@@ -1,0 +1,219 @@
+"""Layers: operators with weights, which read channels and make new ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from yolo_prune.graph.atoms import Axis, IntArray
+from yolo_prune.graph.labels import compact, per_channel, varying_dims
+from yolo_prune.graph.trace import Call, ParameterView, Tracer
+
+_NONE: IntArray = np.zeros(0, dtype=np.int64)
+_GROUPABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def convolution(tracer: Tracer, call: Call) -> None:
+    """Convolution: reads the channels of its input, makes the channels of its output."""
+    x, weight, bias, *_, transposed, _, groups = call.args
+    out = call.outputs[0]
+    macs = float((x if transposed else out).numel() * weight[0].numel())
+    view, label = tracer.parameter(weight), tracer.label(x)
+    if view is None or view.dims != tuple(range(weight.dim())):
+        tracer.freeze_call(call, "is convolved by a computed weight")
+        tracer.use("conv", "", macs, None, None, _NONE)
+        return
+    layer = _dense if groups == 1 else _grouped
+    made, inner, atoms = layer(tracer, call, label, view)
+    tracer.use("conv", view.name, macs, made, inner, _NONE)
+    tracer.set_label(out, per_channel(atoms, 1 if out.dim() > weight.dim() - 1 else 0, out.shape))
+    tracer.made_by[id(out)] = view.name
+    if bias is not None:
+        _tie_vector(tracer, bias, atoms)
+
+
+Layer = tuple[Axis | None, Axis | None, Tensor]  # makes, reads, and the atoms of the output's channels
+
+
+def _dense(tracer: Tracer, call: Call, label: Tensor | None, view: ParameterView) -> Layer:
+    x, weight, transposed = call.args[0], call.args[1], bool(call.args[6])
+    reads = 0 if transposed else 1
+    made = tracer.axis(view.name, 1 - reads, weight.shape[1 - reads], "out")
+    inner = tracer.axis(view.name, reads, weight.shape[reads], "in")
+    _read(tracer, label, inner, 1 if x.dim() == weight.dim() else 0)
+    return made, inner, made.vector
+
+
+def _read(tracer: Tracer, label: Tensor | None, axis: Axis, dim: int) -> None:
+    """Unite the channels of an input with the reading axis of a weight."""
+    if label is None:
+        tracer.freeze(axis.vector, "reads a tensor of fixed width")
+    else:
+        tracer.tie(label, dim, axis)
+
+
+def _tie_vector(tracer: Tracer, vector: Tensor, atoms: Tensor) -> None:
+    own = tracer.label(vector)
+    if own is not None:
+        tracer.unite(own.reshape(-1), atoms)
+
+
+def _grouped(tracer: Tracer, call: Call, label: Tensor | None, view: ParameterView) -> Layer:
+    """Grouped convolutions: depthwise ones pass channels through, others keep equally many in every group."""
+    weight, transposed, groups = call.args[1], bool(call.args[6]), int(call.args[8])
+    if label is not None and weight.shape[1] == 1 and (not transposed or weight.shape[0] == groups):
+        axis = tracer.axis(view.name, 0, weight.shape[0], "vector")
+        first = tracer.one_per_row(_channel_rows(label))
+        tracer.unite(first.repeat_interleave(weight.shape[0] // groups), axis.vector)
+        return axis, None, axis.vector
+    owner = tracer.module
+    own = isinstance(owner, _GROUPABLE) and view.name.endswith("weight")
+    if label is not None and not transposed and own:
+        return _equal_groups(tracer, label, view, weight, groups)
+    if label is not None:
+        tracer.freeze(label, "is read by a grouped convolution")
+    tracer.freeze_parameter(view, weight, "belongs to a grouped convolution")
+    return (
+        None,
+        None,
+        torch.zeros(weight.shape[1] * groups if transposed else weight.shape[0], dtype=torch.int64),
+    )
+
+
+def _equal_groups(tracer: Tracer, label: Tensor, view: ParameterView, weight: Tensor, groups: int) -> Layer:
+    """Every group reads the same positions of its share, and keeps equally many outputs."""
+    made = tracer.axis(view.name, 0, weight.shape[0], "out")
+    inner = tracer.axis(view.name, 1, weight.shape[1], "grouped")
+    first = tracer.one_per_row(_channel_rows(label)).reshape(groups, -1)
+    tracer.unite(first, inner.vector.expand_as(first))
+    tracer.add_pieces([list(made.vector.reshape(groups, -1))])
+    return made, inner, made.vector
+
+
+def _channel_rows(label: Tensor) -> Tensor:
+    """Return the labels as (channels, everything else), one row a channel."""
+    small = compact(label)
+    width = label.shape[1]
+    return small.expand(small.shape[0], width, *small.shape[2:]).movedim(1, 0).reshape(width, -1)
+
+
+def batch_norm(tracer: Tracer, call: Call) -> None:
+    """BatchNorm: its vectors follow the channels of its input."""
+    x = call.args[0]
+    label = tracer.label(x)
+    views = [tracer.parameter(tensor) for tensor in call.args[1:5] if isinstance(tensor, Tensor)]
+    names = [view.name for view in views if view is not None]
+    if id(x) in tracer.made_by and names:
+        tracer.found.norm_of[tracer.made_by[id(x)]] = names[0].rpartition(".")[0]
+    if label is None:
+        tracer.freeze_call(call, "normalises a tensor of fixed width")
+        return
+    for name in names:
+        tracer.tie(label, 1, tracer.axis(name, 0, x.shape[1], "vector"))
+    if len(names) < len([t for t in call.args[1:5] if isinstance(t, Tensor)]):
+        tracer.freeze(label, "is normalised by computed vectors")
+    tracer.set_label(call.outputs[0], label)
+
+
+def group_norm(tracer: Tracer, call: Call) -> None:
+    """GroupNorm: the channels of one group of the norm go together, so that what is averaged stays the same."""
+    x, weight, groups = call.args[0], call.args[1], int(call.args[6])
+    label = tracer.label(x)
+    view = tracer.parameter(weight)
+    if label is None or view is None or not isinstance(tracer.module, nn.GroupNorm):
+        tracer.freeze_call(call, "is normalised in groups")
+        return
+    first = tracer.one_per_row(_channel_rows(label))
+    tracer.unite_rows(first.reshape(groups, -1))
+    for vector in call.args[1:3]:
+        if vector is not None:
+            _tie_vector(tracer, vector, first)
+    tracer.set_label(call.outputs[0], label)
+
+
+def fixed_norm(tracer: Tracer, call: Call) -> None:
+    """LayerNorm: every channel takes part in the mean of all others, so none can go without changing them."""
+    tracer.freeze_call(call, "takes part in a mean over all channels (LayerNorm)")
+
+
+def linear(tracer: Tracer, call: Call) -> None:
+    """``addmm``/``mm`` with a weight on the right: a linear layer."""
+    bias, x, weight = call.args if call.name == "addmm" else (None, *call.args)
+    view, label = tracer.parameter(weight), tracer.label(x)
+    if (
+        view is None
+        or tracer.label(weight) is not None
+        or sorted(d for d in view.dims if d is not None) != [0, 1]
+    ):
+        product(tracer, call, x, weight)
+        if bias is not None and (vector := tracer.label(bias)) is not None:
+            tracer.freeze(vector, "is added to a product")
+        return
+    reads, makes = view.dims[0] or 0, view.dims[1] or 0
+    inner = tracer.axis(view.name, reads, weight.shape[0], "in")
+    made = tracer.axis(view.name, makes, weight.shape[1], "out")
+    _read(tracer, label, inner, 1)
+    out = call.outputs[0]
+    tracer.use("linear", view.name, float(x.numel() * weight.shape[1]), made, inner, _NONE)
+    tracer.set_label(out, made.vector.expand(out.shape))
+    tracer.made_by[id(out)] = view.name
+    if bias is not None:
+        _tie_vector(tracer, bias, made.vector)
+
+
+def matmul(tracer: Tracer, call: Call) -> None:
+    """``bmm`` of two activations."""
+    left, right = call.args[-2:]
+    product(tracer, call, left, right)
+    if call.name == "baddbmm" and (label := tracer.label(call.args[0])) is not None:
+        tracer.freeze(label, "is added to a product")
+
+
+def product(tracer: Tracer, call: Call, left: Tensor, right: Tensor) -> None:
+    """Product over a contracted dimension: what is summed together is united; the free dimensions stay."""
+    for tensor in (left, right):
+        if tracer.label(tensor) is None and (view := tracer.parameter(tensor)) is not None:
+            tracer.freeze_parameter(view, tensor, "is a weight used as an activation")
+    a, b = (_label_or_none(tracer, tensor) for tensor in (left, right))
+    atoms = _unite_product(tracer, call, a, b)
+    tracer.use("matmul", "", float(call.outputs[0].numel() * left.shape[-1]), None, None, atoms[atoms > 0])
+
+
+def _label_or_none(tracer: Tracer, tensor: Tensor) -> Tensor:
+    label = tracer.label(tensor)
+    return torch.zeros((), dtype=torch.int64).expand(tensor.shape) if label is None else label
+
+
+def _unite_product(tracer: Tracer, call: Call, a: Tensor, b: Tensor) -> IntArray:
+    """Unite what a product sums over, label its result, and return the atoms that its cost is proportional to."""
+    out = call.outputs[0]
+    varying = varying_dims(a), varying_dims(b)
+    inner = a.dim() - 1 in varying[0] or b.dim() - 2 in varying[1]
+    rows, columns = a.dim() - 2 in varying[0], b.dim() - 1 in varying[1]
+    if (inner and (rows or columns)) or (rows and columns):
+        tracer.freeze_call(call, "is multiplied in two channel dimensions")
+    elif inner:
+        summed = a[..., 0, :]
+        tracer.unite(summed, b[..., :, 0])
+        tracer.found.contracted.append(np.unique(summed.numpy()))
+        return np.asarray(summed.reshape(-1).numpy())
+    elif rows or columns:
+        label = (a[..., :, :1] if rows else b[..., :1, :]).expand(out.shape)
+        tracer.set_label(out, label)
+        return np.asarray(label.select(-1 if rows else -2, 0).reshape(-1).numpy())
+    elif bool(a.any()) and bool(b.any()):
+        tracer.freeze_call(call, "is multiplied with another channel")
+    return _NONE
+
+
+def attention(tracer: Tracer, call: Call) -> None:
+    """Fused attention: scaled by the width of its heads, so its operands keep theirs."""
+    tracer.freeze_call(call, "is scaled by the width of an attention head")
+    query, key, value = call.args[:3]
+    macs = (
+        math.prod(query.shape) * key.shape[-2] + math.prod(query.shape[:-1]) * key.shape[-2] * value.shape[-1]
+    )
+    tracer.use("matmul", "", float(macs), None, None, _NONE)

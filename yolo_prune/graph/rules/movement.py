@@ -1,0 +1,172 @@
+"""Operators that move data: they are replayed on the labels, and freeze what fixes channel numbers in code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolo_prune.graph.labels import join, reshape_blocks, rows_along, varying_dims
+from yolo_prune.graph.rules.elementwise import pointwise
+from yolo_prune.graph.trace import Call, ParameterView, Tracer
+
+
+def move(tracer: Tracer, call: Call) -> None:
+    """Data movement: do the same to the labels."""
+    label = tracer.label(call.args[0])
+    if label is None:
+        _move_parameter(tracer, call)
+        return
+    moved = call.func(label, *call.args[1:], **call.kwargs)
+    for out, new in zip(call.outputs, [moved] if isinstance(moved, Tensor) else list(moved), strict=True):
+        tracer.set_label(out, new)
+
+
+def same(tracer: Tracer, call: Call) -> None:
+    """Copies and casts: a weight stays the weight, an activation keeps its channels."""
+    if tracer.label(call.args[0]) is None:
+        _move_parameter(tracer, call)
+    else:
+        pointwise(tracer, call)
+
+
+def _move_parameter(tracer: Tracer, call: Call) -> None:
+    """Follow transposes of a weight; any other view of it makes it unknown, which freezes its readers later."""
+    source = call.args[0]
+    view = tracer.parameter(source) if isinstance(source, Tensor) else None
+    if view is None:
+        return
+    if call.name in {"t", "transpose", "permute"}:
+        marked = torch.empty(tuple(range(1, source.dim() + 1)), device="meta")
+        order = [size - 1 for size in call.func(marked, *call.args[1:]).shape]
+        tracer.set_parameter(call.outputs[0], ParameterView(view.name, tuple(view.dims[i] for i in order)))
+    elif call.name in {"detach", "alias", "clone", "lift_fresh", "_to_copy"}:
+        tracer.set_parameter(call.outputs[0], view)
+    else:
+        tracer.freeze_parameter(view, source, f"is taken apart by operator '{call.name}'")
+
+
+def _dim(call: Call, position: int) -> int:
+    value: Any = call.args[position] if len(call.args) > position else call.kwargs.get("dim", 0)
+    return int(value) % max(int(call.args[0].dim()), 1)
+
+
+def cut_by_index(tracer: Tracer, call: Call) -> None:
+    """Slices and selections along channels fix indices in code: freeze; elsewhere they are data movement."""
+    label = tracer.label(call.args[0])
+    narrower = label is not None and bool(call.outputs) and call.outputs[0].shape != label.shape
+    if label is not None and narrower and _dim(call, 1) in varying_dims(label) and not tracer.may_split:
+        tracer.freeze(label, f"is sliced by index ('{call.name}')")
+    move(tracer, call)
+
+
+def split(tracer: Tracer, call: Call) -> None:
+    """``chunk``/``split``: the pieces are free in which channels they keep, tied in how many."""
+    label = tracer.label(call.args[0])
+    move(tracer, call)
+    if label is None:
+        return
+    dim = _dim(call, 2)
+    if dim not in varying_dims(label):
+        return
+    if call.name == "split_with_sizes" and not tracer.may_split:
+        tracer.freeze(label, "is split by fixed sizes")
+        return
+    by_size: dict[int, list[Tensor]] = {}
+    for out in call.outputs:
+        piece = tracer.label(out)
+        if piece is not None:
+            by_size.setdefault(piece.shape[dim], []).extend(rows_along(piece, dim))
+    tracer.add_pieces(list(by_size.values()))
+
+
+def view(tracer: Tracer, call: Call) -> None:
+    """Reshape: merging channels with other dimensions is data movement, splitting them needs a module rule."""
+    source, out = call.args[0], call.outputs[0]
+    label = tracer.label(source)
+    if label is not None:
+        try:
+            new = label.view(out.shape)
+        except RuntimeError:
+            new = label.reshape(out.shape)
+        tracer.set_label(out, new)
+        _check_reshape(tracer, label, new)
+        return
+    parameter = tracer.parameter(source)
+    if parameter is not None and out.shape == source.shape:
+        tracer.set_parameter(out, parameter)
+    else:
+        _move_parameter(tracer, call)
+
+
+def _check_reshape(tracer: Tracer, before: Tensor, after: Tensor) -> None:
+    varying, later = set(varying_dims(before)), set(varying_dims(after))
+    for sources, targets in reshape_blocks(before.shape, after.shape):
+        if not varying & set(sources) or len(later & set(targets)) <= 1:
+            continue
+        if len(sources) > 1 or not tracer.may_split:
+            tracer.freeze(before, "has its channels split by a reshape")
+            return
+        tracer.add_pieces([rows_along(after, targets[-1])])
+
+
+def cat(tracer: Tracer, call: Call) -> None:
+    """Concatenation: a part without channels contributes fixed ones."""
+    tracer.set_label(call.outputs[0], join(_parts(tracer, call), _dim_of_list(call)))
+
+
+def stack(tracer: Tracer, call: Call) -> None:
+    """Stacking: as concatenation, along a new dimension."""
+    tracer.set_label(call.outputs[0], call.func(_parts(tracer, call), *call.args[1:], **call.kwargs))
+
+
+def _dim_of_list(call: Call) -> int:
+    return int(call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0))
+
+
+def _parts(tracer: Tracer, call: Call) -> list[Tensor]:
+    parts = []
+    for tensor in call.args[0]:
+        label = tracer.label(tensor)
+        if label is None:
+            label = torch.zeros((), dtype=torch.int64).expand(tensor.shape)
+            if (parameter := tracer.parameter(tensor)) is not None:
+                tracer.freeze_parameter(parameter, tensor, f"goes through '{call.name}'")
+        if label.dim() == call.outputs[0].dim() or call.name == "stack":  # `cat` skips legacy empty vectors
+            parts.append(label)
+    return parts
+
+
+def pad(tracer: Tracer, call: Call) -> None:
+    """Padding: spatial padding belongs to its channel; padding of channels adds fixed ones."""
+    label = tracer.label(call.args[0])
+    if label is None:
+        tracer.freeze_call(call, "is used as an activation")
+        return
+    amounts = list(call.args[1])
+    varying = varying_dims(label)
+    for index in range(0, len(amounts), 2):
+        dim = label.dim() - 1 - index // 2
+        if not (amounts[index] or amounts[index + 1]):
+            continue
+        if dim in varying:
+            tracer.freeze(label, "is padded along its channels")
+            return
+        target = call.outputs[0].shape[dim]
+        label = label.narrow(dim, 0, 1).expand(*label.shape[:dim], target, *label.shape[dim + 1 :])
+    tracer.set_label(call.outputs[0], label)
+
+
+def pixel_shuffle(tracer: Tracer, call: Call) -> None:
+    """Depth to space: the ``r * r`` channels that make one output channel go together."""
+    label = tracer.label(call.args[0])
+    if label is None:
+        return
+    blocks = label.shape[-3] // int(call.args[1]) ** 2
+    vectors = rows_along(label, label.dim() - 3)
+    if len(vectors) != 1:
+        tracer.freeze(label, "is shuffled while its channels vary in two dimensions")
+        return
+    tracer.unite_rows(vectors[0].reshape(blocks, -1))
+    move(tracer, call)
