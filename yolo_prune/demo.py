@@ -8,6 +8,7 @@ from pathlib import Path
 from yolo_prune.config import PruneConfig, make_config
 from yolo_prune.demo_data import make_demo_detection
 from yolo_prune.device import resolve_device
+from yolo_prune.errors import ConfigError
 from yolo_prune.progress import LOGGER
 from yolo_prune.run import PruneResult, prune_from_config
 from yolo_prune.workspace import open_workspace
@@ -48,11 +49,18 @@ def run_demo(
 
     Returns:
         The run's result.
+
+    Raises:
+        ConfigError: A model was given without the data that it finds its classes in.
     """
+    if model is not None and data is None:
+        raise ConfigError("a model of your own needs data of your own: give data= too.")
     space = open_workspace(project, name, "demo", exist_ok=exist_ok, resume=False)
     if data is None:
         with space.stage("draw", f"drawing {_TRAIN_IMAGES + _VAL_IMAGES} images of parts on a bench"):
-            data = str(make_demo_detection(Path(project) / "data", train=_TRAIN_IMAGES, val=_VAL_IMAGES, seed=seed))
+            data = str(
+                make_demo_detection(Path(project) / "data", train=_TRAIN_IMAGES, val=_VAL_IMAGES, seed=seed)
+            )
     if model is None:
         from yolo_prune.adapters.ultralytics.scratch import train_from_scratch
 

@@ -20,7 +20,7 @@ from yolo_prune.bench.runtime import cpu_name
 from yolo_prune.config import BUDGET_KEYS, PruneConfig
 from yolo_prune.cost import count_macs, count_parameters
 from yolo_prune.cutting import Anatomy
-from yolo_prune.errors import BudgetError, MissingRuntimeError
+from yolo_prune.errors import BenchmarkError, BudgetError, MissingRuntimeError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.rounds import CutResult
@@ -161,8 +161,11 @@ def _bench(
                     images=images,
                     trust=config.trust,
                 )
-            except MissingRuntimeError as error:
-                warnings.append(f"{runtime} was not measured: {error}")
+            except (
+                MissingRuntimeError,
+                BenchmarkError,
+            ) as error:  # hours of retraining are not lost for this
+                warnings.append(f"{runtime} on {place} was not measured: {error}")
                 continue
             if comparison.not_measured:
                 warnings.append(f"{runtime} on {place} was not measured: {comparison.not_measured}")
@@ -312,7 +315,7 @@ def _per_class(models: Sequence[Evaluated], split: DetectionData) -> tuple[Class
 
 def _cliff_warnings(cut: CutResult) -> list[str]:
     """Name the budget behind which AP before training falls off."""
-    points = [(r.kept, r.score) for r in cut.rounds if r.score is not None]
+    points = [(float(kept), float(score)) for kept, score in cut.plan.settings.get("cliff", ())]
     best = max((score for _, score in points), default=0.0)
     for (kept, score), (fewer, lower) in itertools.pairwise(points):
         if best > 0 and score - lower > _STEEP * best:

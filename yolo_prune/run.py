@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from yolo_prune.checkpoint import LoadedModel, fingerprint, load_detector, save_detector
-from yolo_prune.config import BUDGET_KEYS, PruneConfig, make_config, to_yaml
-from yolo_prune.cutting import Anatomy, one_budget
+from yolo_prune.config import PruneConfig, make_config, to_yaml
+from yolo_prune.cutting import Anatomy
 from yolo_prune.device import resolve_device
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.plan import PrunePlan, Widths
+from yolo_prune.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
 from yolo_prune.progress import LOGGER
-from yolo_prune.recover.rounds import RECONSTRUCTION, CutResult, Recipe, cut_in_rounds
+from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
 from yolo_prune.report import RunReport, write_report
-from yolo_prune.score import CRITERIA, find_criterion
-from yolo_prune.workspace import Workspace, open_workspace
+from yolo_prune.workspace import OUTPUTS, Workspace, open_workspace
 
 if TYPE_CHECKING:
     from yolo_prune.adapters.ultralytics.data import DetectionData
@@ -89,23 +90,27 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
 
 def prune_from_config(config: PruneConfig) -> PruneResult:
     """Run ``yolo-prune prune``; see :func:`prune`."""
+    from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
     from yolo_prune.adapters.ultralytics.data import check_classes, resolve_data
     from yolo_prune.adapters.ultralytics.options import check_train_args
 
     check_train_args(config.train_args)
-    if config.criterion not in ("auto", RECONSTRUCTION):
-        find_criterion(config.criterion)
+    check_criterion(config.criterion)
     device = resolve_device(config.device)
     loaded = load_detector(config.model, trust=config.trust, device=device, seed=config.seed)
     if loaded.task == "classify":
         raise ConfigError("prune evaluates detectors; for a classifier use prune_module from Python.")
     split = resolve_data(config.data, config.split)
     check_classes(loaded.names, split)
+    anatomy = anatomy_of(loaded.module, size_of(config, loaded), config.freeze)
+    check_budget(config, loaded, anatomy)
     space = open_workspace(
         config.project, config.name, "prune", exist_ok=config.exist_ok, resume=config.resume
     )
     try:
-        return _run(config, loaded, split, space, device)
+        if not config.resume:
+            _make_room(space, loaded.path)
+        return _run(config, loaded, split, space, device, anatomy)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"{space.root} keeps what was finished; resume=true name={space.root.name} goes on"
@@ -113,16 +118,19 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
 
 
 def _run(
-    config: PruneConfig, loaded: LoadedModel, split: DetectionData, space: Workspace, device: str
+    config: PruneConfig,
+    loaded: LoadedModel,
+    split: DetectionData,
+    space: Workspace,
+    device: str,
+    anatomy: Anatomy,
 ) -> PruneResult:
     """Do the work in an open run folder."""
-    from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
     from yolo_prune.measure import measure_run
 
-    imgsz = config.imgsz or loaded.imgsz
+    imgsz = size_of(config, loaded)
     write_text(space.root / "args.yaml", to_yaml(config))
     _seed(config.seed)
-    anatomy = anatomy_of(loaded.module, imgsz, config.freeze)
     with space.stage("evaluate parent", "evaluating the parent"):
         parent_file = _save(space, "parent", loaded.module, loaded, imgsz, {"role": "parent"})
         models = [_evaluated("parent", parent_file, config, split, device, imgsz)]
@@ -142,7 +150,6 @@ def _run(
 def _seed(seed: int) -> None:
     import random
 
-    import numpy as np
     import torch
 
     random.seed(seed)
@@ -185,29 +192,71 @@ def _evaluated(
     return Evaluated(name, file, module, result, imgsz)
 
 
-def choose_criterion(config: PruneConfig, loaded: LoadedModel) -> str:
-    """Return what ``criterion=auto`` means: BatchNorm scales after sparse training, else reconstruction."""
-    if config.criterion != "auto":
-        return config.criterion
-    return "bn_scale" if (loaded.meta or {}).get("sparse_training") else RECONSTRUCTION
+def _make_room(space: Workspace, model: Path) -> None:
+    """Clear an earlier run's files away, but never the model that this one starts from."""
+    if model.resolve() in {(space.root / name).resolve() for name in OUTPUTS}:
+        raise ConfigError(f"the run would overwrite its own model '{model}'. Choose another name=.")
+    space.clear()
+
+
+def _recall(
+    config: PruneConfig, loaded: LoadedModel, space: Workspace, device: str
+) -> tuple[CutResult, dict[str, float | None]] | None:
+    """Return the cut that an interrupted run finished, None when it had not come so far.
+
+    Raises:
+        ConfigError: It was another cut than the one asked for now.
+    """
+    done, file = space.recall("recovery"), space.weights / "pruned.pt"
+    if not (done and space.plan.is_file() and file.is_file()):
+        return None
+    plan, pruned = (
+        PrunePlan.from_json(space.plan.read_text(encoding="utf-8")),
+        load_detector(file, device=device),
+    )
+    budget = budget_of(config)
+    if plan.budget != {budget.kind: budget.value}:
+        before = ", ".join(f"{kind}={value:g}" for kind, value in plan.budget.items())
+        raise ConfigError(
+            f"'{space.root}' was cut to {before}, not {budget.kind}={budget.value:g}. Choose another name=."
+        )
+    if (pruned.meta or {}).get("of") != fingerprint(loaded.module):
+        raise ConfigError(
+            f"'{space.root}' was cut from another model than '{loaded.path}'. Choose another name=."
+        )
+    LOGGER.info("going on from %s", file)
+    for stage, seconds in done["timing_s"].items():
+        space.timing_s.setdefault(stage, seconds)
+    return CutResult(pruned.module, plan, ()), done["stages"]
+
+
+def _calibration(
+    config: PruneConfig, loaded: LoadedModel, device: str, imgsz: int
+) -> tuple[list[Tensor], Callable[[nn.Module], float]]:
+    """Load the training images that recovery looks at, and return a score on validation images beside them."""
+    from yolo_prune.adapters.ultralytics.data import calibration_batches
+    from yolo_prune.adapters.ultralytics.evaluate import Evaluator
+
+    batches = calibration_batches(
+        config.data, imgsz, images=config.calibration_images, batch=config.batch, seed=config.seed
+    )
+    check = Evaluator(
+        config.data, imgsz=imgsz, max_images=_VALIDATION_IMAGES, batch=config.batch, device=device
+    )
+    return [batch.to(device) for batch in batches], lambda module: check(module, loaded.names).ap
 
 
 def _cut_and_recover(
     config: PruneConfig, loaded: LoadedModel, space: Workspace, anatomy: Anatomy, device: str, imgsz: int
 ) -> tuple[CutResult, dict[str, float | None], Anatomy]:
     """Cut, recover without training, choose by validation, and write ``pruned.pt`` and ``plan.json``."""
-    from yolo_prune.adapters.ultralytics.data import calibration_batches
-    from yolo_prune.adapters.ultralytics.evaluate import Evaluator
     from yolo_prune.adapters.ultralytics.saliency import detection_projection
     from yolo_prune.recover.stages import recover_by_stages
 
-    done = space.recall("recovery") if config.resume else None
-    if done and space.plan.is_file() and (space.weights / "pruned.pt").is_file():
-        LOGGER.info("going on from %s", space.weights / "pruned.pt")
-        plan = PrunePlan.from_json(space.plan.read_text(encoding="utf-8"))
-        module = load_detector(space.weights / "pruned.pt", trust=config.trust, device=device).module
-        return CutResult(module, plan, ()), done, anatomy
-    budget = one_budget(**{key: getattr(config, key) for key in BUDGET_KEYS})
+    done = _recall(config, loaded, space, device) if config.resume else None
+    if done:
+        return *done, anatomy
+    budget = budget_of(config)
     recipe = Recipe(
         criterion=choose_criterion(config, loaded),
         rounds=config.rounds,
@@ -215,24 +264,7 @@ def _cut_and_recover(
         fold=config.fold,
         seed=config.seed,
     )
-    batches = [
-        batch.to(device)
-        for batch in calibration_batches(
-            config.data, imgsz, images=config.calibration_images, batch=config.batch, seed=config.seed
-        )
-    ]
-    check = Evaluator(
-        config.data,
-        imgsz=imgsz,
-        split="val",
-        max_images=_VALIDATION_IMAGES,
-        batch=config.batch,
-        device=device,
-    )
-
-    def score(module: nn.Module) -> float:
-        return check(module, loaded.names).ap
-
+    batches, score = _calibration(config, loaded, device, imgsz)
     with space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"):
         cut = cut_in_rounds(
             loaded.module,
@@ -256,7 +288,7 @@ def _cut_and_recover(
     }
     _save(space, "pruned", module, loaded, imgsz, meta)
     cut.plan.save(space.plan)
-    space.remember("recovery", stages)
+    space.remember("recovery", {"stages": stages, "timing_s": space.timing_s})
     return cut, stages, anatomy
 
 
@@ -293,6 +325,3 @@ def _retrain(
         meta={"role": "retrained", "plan": plan.budget, "kept_macs": plan.kept_macs},
         task=loaded.task,
     )
-
-
-KNOWN_CRITERIA = ("auto", RECONSTRUCTION, *CRITERIA)

@@ -15,6 +15,13 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.progress import LOGGER
 
+OUTPUTS = (
+    *("args.yaml", "plan.json", "recovery.json", "results.csv"),
+    *("report.json", "report.md", "report.csv", "report.html"),
+    *("weights/parent.pt", "weights/pruned.pt", "weights/best.pt", "weights/last.pt"),
+)
+"""What a run writes, each whole or not at all."""
+
 
 @dataclass
 class Workspace:
@@ -52,6 +59,11 @@ class Workspace:
             yield
         finally:
             self.timing_s[name] = round(self.timing_s.get(name, 0.0) + time.perf_counter() - begin, 3)
+
+    def clear(self) -> None:
+        """Delete what an earlier run wrote here, so that nothing of it can pass for this run's."""
+        for name in OUTPUTS:
+            (self.root / name).unlink(missing_ok=True)
 
     def remember(self, name: str, value: Any) -> None:
         """Write a stage's result as ``name.json``, whole or not at all, so that a later run can go on from it."""

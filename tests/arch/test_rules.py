@@ -16,9 +16,32 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 # adapter inside the function that needs it.
 ORDER = (
     *("errors", "files", "progress", "options", "config", "device"),
-    *("graph", "cost", "score", "plan", "surgery", "blame", "cutting", "recover", "sparsify", "distill", "retrain"),
+    *(
+        "graph",
+        "cost",
+        "score",
+        "plan",
+        "surgery",
+        "blame",
+        "cutting",
+        "recover",
+        "sparsify",
+        "distill",
+        "retrain",
+    ),
     *("checkpoint", "evaluate", "bench", "report", "adapters"),
-    *("inspection", "run", "demo_data", "demo", "commands", "cli", "__main__"),
+    *(
+        "inspection",
+        "workspace",
+        "preflight",
+        "measure",
+        "run",
+        "demo_data",
+        "demo",
+        "commands",
+        "cli",
+        "__main__",
+    ),
 )
 HOSTS = ("ultralytics", "torchvision", "detectron2", "mayaku")
 HOST_CLASSES = {

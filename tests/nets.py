@@ -1,0 +1,61 @@
+"""Small networks and helpers that the tests of the graph core share."""
+
+import torch
+from torch import nn
+
+
+def randomise_(module, seed=0):
+    """Give every BatchNorm statistics that a trained network could have, in place."""
+    torch.manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.running_mean.normal_(0, 0.3)
+            layer.running_var.uniform_(0.5, 2)
+            if layer.affine:
+                layer.weight.data.uniform_(0.2, 1.5)
+                layer.bias.data.normal_(0, 0.3)
+    return module
+
+
+class Net(nn.Module):
+    """A network from layers and a function: ``Net(forward, a=nn.Conv2d(...))``."""
+
+    def __init__(self, run, **layers):
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *inputs):
+        return self.run(self, *inputs)
+
+
+def conv(makes, reads, size=3, **options):
+    return nn.Sequential(
+        nn.Conv2d(reads, makes, size, padding=size // 2, bias=False, **options),
+        nn.BatchNorm2d(makes),
+        nn.SiLU(),
+    )
+
+
+def group_of(graph, name):
+    """Return the group that the layer of that name makes."""
+    return next(group for group in graph.groups if any(p.startswith(f"{name}.") for p in group.producers))
+
+
+def free_width(graph, name):
+    """Return how many of the channels that a layer makes are free to go."""
+    axis = next(a for a in graph.axes if a.name == f"{name}.weight" and a.role in ("out", "vector"))
+    return int((~graph.frozen[graph.axis_channels(axis)]).sum())
+
+
+def reason_of(graph, name):
+    """Return why the channels that a layer makes are frozen."""
+    axis = next(a for a in graph.axes if a.name == f"{name}.weight" and a.role in ("out", "vector"))
+    return " | ".join(dict.fromkeys(graph.reasons.get(int(c), "") for c in graph.axis_channels(axis)))
+
+
+def channels(graph, name, dim=0):
+    """Return the channel ids along one dimension of a weight."""
+    axis = next(a for a in graph.axes if a.name == f"{name}.weight" and a.dim == dim)
+    return graph.axis_channels(axis).tolist()

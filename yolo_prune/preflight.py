@@ -1,0 +1,57 @@
+"""What can be known of a run before anything is measured or written."""
+
+from __future__ import annotations
+
+import difflib
+import math
+
+import numpy as np
+
+from yolo_prune.checkpoint import LoadedModel
+from yolo_prune.config import BUDGET_KEYS, PruneConfig
+from yolo_prune.cutting import Anatomy, one_budget
+from yolo_prune.errors import BudgetError, ConfigError
+from yolo_prune.plan import Budget, Widths, choose_channels
+from yolo_prune.recover.rounds import RECONSTRUCTION
+from yolo_prune.score import CRITERIA
+
+_STRIDE = 32
+KNOWN_CRITERIA = ("auto", RECONSTRUCTION, *CRITERIA)
+
+
+def size_of(config: PruneConfig, loaded: LoadedModel) -> int:
+    """Return the side of the input in pixels: the one asked for, else the model's own as the host rounds it up."""
+    return config.imgsz or math.ceil(loaded.imgsz / _STRIDE) * _STRIDE
+
+
+def budget_of(config: PruneConfig) -> Budget:
+    """Return the one budget that was given."""
+    return one_budget(**{key: getattr(config, key) for key in BUDGET_KEYS})
+
+
+def check_criterion(name: str) -> None:
+    """Refuse an unknown criterion before anything is loaded."""
+    if name not in KNOWN_CRITERIA:
+        near = difflib.get_close_matches(name, KNOWN_CRITERIA, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(f"unknown criterion '{name}'; known are {', '.join(KNOWN_CRITERIA)}.{hint}")
+
+
+def check_budget(config: PruneConfig, loaded: LoadedModel, anatomy: Anatomy) -> None:
+    """Refuse a budget that cannot be met, or that asks for nothing, before anything is measured or written."""
+    budget, cost = budget_of(config), anatomy.cost_of(loaded.module)
+    everything = np.ones(cost.graph.channel_count)
+    full = budget.measure(cost, everything.astype(bool))
+    if budget.limit(cost) >= full:
+        raise BudgetError(
+            f"{budget.kind}={budget.value:g} is no less than the model has: {full / 1e9:.4g} GMACs at "
+            f"{size_of(config, loaded)} px. There is nothing to cut."
+        )
+    choose_channels(cost, everything, budget, widths=Widths(config.round_to, config.min_width))
+
+
+def choose_criterion(config: PruneConfig, loaded: LoadedModel) -> str:
+    """Return what ``criterion=auto`` means: BatchNorm scales after sparse training, else reconstruction."""
+    if config.criterion != "auto":
+        return config.criterion
+    return "bn_scale" if (loaded.meta or {}).get("sparse_training") else RECONSTRUCTION
