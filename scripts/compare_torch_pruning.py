@@ -60,7 +60,9 @@ def ours(model: Path, data: Path, imgsz: int, keeps: list[float], options: argpa
     return rows
 
 
-def torch_pruning_model(module: torch.nn.Module, imgsz: int, keep: float, kind: str, local: bool) -> torch.nn.Module:
+def torch_pruning_model(
+    module: torch.nn.Module, imgsz: int, keep: float, kind: str, local: bool
+) -> torch.nn.Module:
     """Prune a copy with Torch-Pruning until its MACs reach the budget."""
     import torch_pruning as tp
 
@@ -69,7 +71,9 @@ def torch_pruning_model(module: torch.nn.Module, imgsz: int, keep: float, kind: 
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     head = module.model[-1]
-    ignored = [layer for layer in head.modules() if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None]
+    ignored = [
+        layer for layer in head.modules() if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None
+    ]
     ignored += [head.dfl]
     importance = {
         "BNScale": tp.importance.BNScaleImportance(),
@@ -154,7 +158,11 @@ def table(ours_rows: list[dict], their_rows: list[dict], parent_ap: float) -> st
     for row in ours_rows:
         same = [other for other in their_rows if other["keep_macs"] == row["keep_macs"]]
         best = max((other["ap"] for other in same if "ap" in other), default=None)
-        other = f"{best:.3f}" if best is not None else "; ".join({o.get("error", "-") for o in same}) or "not measured"
+        other = (
+            f"{best:.3f}"
+            if best is not None
+            else "; ".join({o.get("error", "-") for o in same}) or "not measured"
+        )
         lines.append(
             f"| {row['keep_macs']} | {other} | {row['cut']:.3f} | {row['bn']:.3f} | **{row['fold']:.3f}** | "
             f"{100 * row['fold'] / parent_ap:.1f} % |"
@@ -164,7 +172,9 @@ def table(ours_rows: list[dict], their_rows: list[dict], parent_ap: float) -> st
 
 def main() -> None:
     """Run both and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--imgsz", type=int, default=320)
@@ -181,7 +191,9 @@ def main() -> None:
     their_rows = [] if options.skip_theirs else theirs(options.model, options.data, options.imgsz, keeps)
     our_rows = ours(options.model, options.data, options.imgsz, keeps, options)
     if options.json:
-        write_text(options.json, json.dumps({"parent": parent_ap, "ours": our_rows, "theirs": their_rows}, indent=1))
+        write_text(
+            options.json, json.dumps({"parent": parent_ap, "ours": our_rows, "theirs": their_rows}, indent=1)
+        )
     print("\n" + table(our_rows, their_rows, parent_ap))
 
 
