@@ -149,12 +149,13 @@ def test_both_branches_of_a_two_branch_head_count():
     assert all(float(g.abs().max()) > 0 for g in torch.autograd.grad(loss, wanted))
 
 
-def test_a_freeze_that_names_no_module_is_refused():
+def test_the_anatomy_fits_the_model():
     module = build("yolov5n.yaml")
-    expected = r"^freeze names 'model\.99', but this model has no such module: see yolo-prune inspect\.$"
-    with pytest.raises(ConfigError, match=expected):
-        anatomy_of(module, 64, ("model.0", "model.99"))
-    assert anatomy_of(module, 64, ("model.0", "model.1*")).freeze == ("model.0", "model.1*")
+    anatomy = anatomy_of(module, 96, ("model.0",))
+    assert tuple(anatomy.trace_input.shape) == (1, 3, 64, 64)
+    assert tuple(anatomy.cost_input.shape) == (1, 3, 96, 96)
+    with pytest.raises(ConfigError, match=r"^freeze='model\.99' matches no module of this model\."):
+        anatomy_of(module, 64, ("model.0", "model.99")).cost_of(module)
 
 
 def test_the_file_of_a_model_is_found(tmp_path):

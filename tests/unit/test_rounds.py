@@ -166,9 +166,9 @@ def test_a_module_whose_cut_is_not_exact_is_frozen_and_the_round_starts_again(pa
     original, calls = rounds_module.cut_proven_, []
 
     def fails_once(module, cost, keep, anatomy):
-        calls.append(anatomy.freeze)
+        calls.append(anatomy.inexact)
         if len(calls) == 1:
-            raise EquivalenceError("the cut is not exact: differs (first seen in 'branch').")
+            raise EquivalenceError("the cut is not exact: differs.", freeze=("branch",))
         return original(module, cost, keep, anatomy)
 
     monkeypatch.setattr(rounds_module, "cut_proven_", fails_once)

@@ -135,11 +135,11 @@ def cut_in_rounds(
     if plan is None:
         return CutResult(module, _identity_plan(before, budget), ())
     if rounds[-1].kept * full > limit * (1 + 1e-9):
+        frozen = ", ".join((*anatomy.freeze, *anatomy.inexact)) or "nothing"
         raise BudgetError(
             f"cannot meet {budget.kind}={budget.value:g} by {recipe.criterion}: {100 * rounds[-1].kept:.1f} % of the "
             f"{budget.gradient} remain with everything at its floor that it can rank (not what attention sums over) "
-            f"and that may go (frozen: {', '.join(anatomy.freeze) or 'nothing'}). Raise the budget or use "
-            "criterion=bn_scale."
+            f"and that may go (frozen: {frozen}). Raise the budget or use criterion=bn_scale."
         )
     return CutResult(module, _summarise(plan, before, module, anatomy, budget, recipe, rounds), tuple(rounds))
 

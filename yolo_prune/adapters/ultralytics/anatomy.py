@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import nn
 
 from yolo_prune.adapters.ultralytics.rules import block_rules, raw_outputs
 from yolo_prune.cutting import Anatomy
-from yolo_prune.errors import ConfigError
 
 
 def anatomy_of(module: nn.Module, imgsz: int, freeze: tuple[str, ...] = ()) -> Anatomy:
@@ -21,16 +19,7 @@ def anatomy_of(module: nn.Module, imgsz: int, freeze: tuple[str, ...] = ()) -> A
         module: A model of the host, with its ``stride``.
         imgsz: Side of the square input that costs are counted for, pixels.
         freeze: Module names or patterns whose channels stay.
-
-    Raises:
-        ConfigError: A name in ``freeze`` fits no module.
     """
-    names = [name for name, _ in module.named_modules()]
-    for pattern in freeze:
-        if not fnmatch.filter(names, pattern):
-            raise ConfigError(
-                f"freeze names '{pattern}', but this model has no such module: see yolo-prune inspect."
-            )
     stride = int(max(float(torch.as_tensor(getattr(module, "stride", 32.0)).max()), 32.0))
     description: Any = getattr(module, "yaml", None) or {}
     channels = int(description.get("channels", description.get("ch", 3)) or 3)
