@@ -1,6 +1,5 @@
 """Cutting: parameters, width attributes, and what must not change."""
 
-import re
 
 import numpy as np
 import pytest
