@@ -47,7 +47,7 @@ def gentle_recipe(epochs: int, batch: int) -> dict[str, Any]:
 
     A moderate rate for AdamW, no bias kick while warming up, a cosine, one optimizer step a batch (the host would
     gather 64 images first: three steps an epoch on a small data set). Mosaics stay to the end: without them the
-    statistics of the images change, which cost 0.03 AP in the middle of a short run on bccd.
+    images change their statistics, which cost 0.03 AP on bccd where BatchNorm followed them.
 
     Args:
         epochs: Length of the retraining.
