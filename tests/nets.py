@@ -4,17 +4,39 @@ import torch
 from torch import nn
 
 
-def randomise_(module, seed=0):
-    """Give every BatchNorm statistics that a trained network could have, in place."""
+def randomise_(module, seed=0, x=None):
+    """Give every BatchNorm statistics that a trained network could have, in place.
+
+    With an example ``x`` they are first measured on random input of its shape: without that, a signal fades from layer
+    to layer of an untrained network, and a mistake in an early one could not be seen in the outputs.
+    """
     torch.manual_seed(seed)
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.running_mean.normal_(0, 0.3)
-            layer.running_var.uniform_(0.5, 2)
-            if layer.affine:
-                layer.weight.data.uniform_(0.2, 1.5)
-                layer.bias.data.normal_(0, 0.3)
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if x is not None:
+        measure_(module, norms, x)
+    for layer in norms:
+        layer.running_mean += 0.3 * layer.running_var.sqrt() * torch.randn(layer.num_features)
+        layer.running_var *= torch.empty(layer.num_features).uniform_(0.5, 2)
+        if layer.affine:
+            layer.weight.data.uniform_(0.2, 1.5)
+            layer.bias.data.normal_(0, 0.3)
     return module
+
+
+def measure_(module, norms, x):
+    """Set the statistics of every BatchNorm to those of random input, layer by layer in one pass."""
+    module.eval()
+    hooks = [layer.register_forward_pre_hook(take_statistics) for layer in norms]
+    with torch.no_grad():
+        module(torch.rand(2, *x.shape[1:]))
+    for hook in hooks:
+        hook.remove()
+
+
+def take_statistics(layer, inputs):
+    values = inputs[0].transpose(0, 1).reshape(layer.num_features, -1)
+    layer.running_mean.copy_(values.mean(1))
+    layer.running_var.copy_(values.var(1, correction=0).clamp(min=1e-4))
 
 
 class Net(nn.Module):

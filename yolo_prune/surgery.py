@@ -267,7 +267,7 @@ def compare_tensors(expected: list[Tensor], got: list[Tensor], dtype: torch.dtyp
 
     Infinities and NaN must stand in the same places; a tensor without any finite value proves nothing and fails.
     """
-    relative = 1e-9 if dtype is torch.float64 else 1e-4
+    relative = 1e-11 if dtype is torch.float64 else 1e-4
     rows = []
     for a, b in ((a.double(), b.double()) for a, b in zip(expected, got, strict=True) if a.numel()):
         finite = a.isfinite() & b.isfinite()

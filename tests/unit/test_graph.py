@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from nets import Net, channels, conv, free_width, group_of, reason_of
 from torch import nn
+from torch.nn import functional
 
 from yolo_prune.graph import ModuleRule, trace_groups
 from yolo_prune.graph.macs import count_macs_for_real, count_macs_per_operation
@@ -99,7 +99,7 @@ def test_a_gate_of_one_channel_is_frozen_and_what_it_scales_is_not():
 def test_squeeze_and_excitation_couples_the_gate_with_what_it_scales():
     def run(m, x):
         x = m.a(x)
-        return m.c(x * m.up(m.down(F.adaptive_avg_pool2d(x, 1)).relu()).sigmoid())
+        return m.c(x * m.up(m.down(functional.adaptive_avg_pool2d(x, 1)).relu()).sigmoid())
 
     graph = trace_groups(Net(run, a=stem(), down=stem(4, 8), up=stem(8, 4), c=head()), X)
     assert channels(graph, "a") == channels(graph, "up")
@@ -183,9 +183,9 @@ def test_writing_into_a_part_of_another_tensor_freezes():
 
 
 def test_padding_of_positions_is_free_and_padding_of_channels_is_not():
-    spatial = Net(lambda m, x: m.c(F.pad(m.a(x), (1, 1, 1, 1))), a=stem(), c=head())
+    spatial = Net(lambda m, x: m.c(functional.pad(m.a(x), (1, 1, 1, 1))), a=stem(), c=head())
     assert free_width(trace_groups(spatial, X), "a") == 8
-    widened = Net(lambda m, x: m.c(F.pad(m.a(x), (0, 0, 0, 0, 0, 4))), a=stem(), c=head(12))
+    widened = Net(lambda m, x: m.c(functional.pad(m.a(x), (0, 0, 0, 0, 0, 4))), a=stem(), c=head(12))
     assert reason_of(trace_groups(widened, X), "a") == "is padded along its channels in 'the model'"
 
 
@@ -223,13 +223,11 @@ def test_group_norm_takes_the_channels_of_a_group_together():
 
 
 def test_layer_norm_freezes_and_says_why():
-    net = Net(
-        lambda m, x: m.c(m.n(m.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
-        a=stem(),
-        n=nn.LayerNorm(8),
-        c=head(),
-    )
-    assert reason_of(trace_groups(net, X), "a") == "takes part in a mean over all channels (LayerNorm) in 'n'"
+    def run(m, x):
+        return m.c(m.n(m.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+    graph = trace_groups(Net(run, a=stem(), n=nn.LayerNorm(8), c=head()), X)
+    assert reason_of(graph, "a") == "takes part in a mean over all channels (LayerNorm) in 'n'"
 
 
 def test_a_transposed_convolution_makes_its_second_dimension():

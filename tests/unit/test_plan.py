@@ -1,6 +1,7 @@
 """Which channels stay: budgets met from below, widths rounded, floors kept, plans as plain data."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_a_bigger_budget_keeps_a_superset(kind):
     cost, _ = cost_of(conv(64, 3), conv(48, 64), conv(96, 48), nn.Conv2d(96, 2, 1))
     scores = scores_of(cost)
     kept = [choose_channels(cost, scores, Budget(kind, share), widths=FINE) for share in (0.3, 0.5, 0.7, 0.9)]
-    for smaller, larger in zip(kept, kept[1:], strict=False):
+    for smaller, larger in pairwise(kept):
         assert larger[smaller].all()
         assert larger.sum() > smaller.sum()
 
@@ -81,8 +82,8 @@ def test_an_impossible_budget_says_what_is_possible():
     cost, _ = cost_of(conv(16, 3), conv(16, 16), nn.Conv2d(16, 2, 1))
     macs = 64 * (3 * 8 * 9 + 8 * 8 * 9 + 8 * 2)
     expected = (
-        f"cannot meet 1e-05 GMACs: {macs / 1e9:.3g} GMACs remain with every group at its floor of 8 channels. Raise the "
-        f"budget or lower min_width; the largest part that remains is '1.0' ({64 * 8 * 8 * 9 / 1e9:.3g} GMACs)."
+        f"cannot meet 1e-05 GMACs: {macs / 1e9:.3g} GMACs remain with every group at its floor of 8 channels. "
+        f"Raise the budget or lower min_width; the largest part that remains is '1.0' ({64 * 8 * 8 * 9 / 1e9:.3g} GMACs)."
     )
     with pytest.raises(BudgetError, match=f"^{re.escape(expected)}$"):
         choose_channels(cost, scores_of(cost), Budget("gmacs", 0.00001))
