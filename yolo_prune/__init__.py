@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from yolo_prune.adapters.ultralytics.attach import attach
     from yolo_prune.cutting import prune_module
     from yolo_prune.graph import trace_groups
     from yolo_prune.plan import PrunePlan
     from yolo_prune.run import PruneResult, prune
 
 _HOMES = {
+    "attach": "yolo_prune.adapters.ultralytics.attach",
     "PrunePlan": "yolo_prune.plan",
     "PruneResult": "yolo_prune.run",
     "prune": "yolo_prune.run",
@@ -20,7 +22,7 @@ _HOMES = {
     "trace_groups": "yolo_prune.graph",
 }
 
-__all__ = ["PrunePlan", "PruneResult", "__version__", "prune", "prune_module", "trace_groups"]
+__all__ = ["PrunePlan", "PruneResult", "__version__", "attach", "prune", "prune_module", "trace_groups"]
 
 
 def __getattr__(name: str) -> Any:

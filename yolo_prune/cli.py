@@ -22,6 +22,8 @@ from yolo_prune.options import REST, is_required, option_fields, parse_overrides
 from yolo_prune.progress import log_to_console
 
 OK, FAILED, STOPPED = 0, 2, 130
+_TASKS = ("detect", "segment", "pose", "obb", "classify")
+_SWITCHES = ("resume", "exist_ok", "cos_lr", "rect", "single_cls", "plots", "save_json", "cache")
 _HELP = ("-h", "--help", "help")
 _VERSION = ("-V", "--version", "version")
 _UNEXPECTED = (
@@ -59,8 +61,8 @@ COMMANDS = {
     "train": Command(
         configs.TrainConfig,
         commands.train,
-        "go on training a pruned detector without losing the cut",
-        "yolo-prune train model=runs/prune/prune/weights/pruned.pt data=data.yaml epochs=50",
+        "train like yolo train, and prune inside the training; go on with a pruned model",
+        "yolo-prune train model=yolo11n.pt data=data.yaml epochs=100 imgsz=640 keep_macs=0.5",
     ),
     "eval": Command(
         configs.EvalConfig,
@@ -147,10 +149,21 @@ def _dispatch(words: list[str]) -> int:
         commands.say(command_help(name))
         return OK
     command = COMMANDS[name]
+    rest = _host_words(rest) if name == "train" else rest
     config = make_config(command.kind, parse_overrides(rest))
     log_to_console(config.verbose)
     command.call(config)
     return OK
+
+
+def _host_words(words: Sequence[str]) -> list[str]:
+    """Give the bare words that ``yolo`` understands their keys: ``detect`` is a task, ``resume`` means true."""
+    keys = {**dict.fromkeys(_TASKS, "task={}"), **dict.fromkeys(_SWITCHES, "{}=true")}
+    spoken = []
+    for before, word in zip(["", *words], words, strict=False):
+        follows_key = before.startswith("--") and "=" not in before
+        spoken.append(word if follows_key else keys.get(word, "{}").format(word))
+    return spoken
 
 
 def _command_name(word: str) -> str:
@@ -233,7 +246,7 @@ def command_help(name: str) -> str:
         lines += [
             "",
             "Training arguments of the host that are passed on:",
-            *_wrapped(configs.HOST_TRAIN_KEYS),
+            *_wrapped(configs.rest_keys(command.kind)),
         ]
     return "\n".join([*lines, "", f"Example: {command.example}"])
 

@@ -44,29 +44,13 @@ def prune(config: PruneConfig) -> None:
 
 
 def train(config: TrainConfig) -> None:
-    """Go on training a pruned checkpoint."""
+    """Train like the host; with a budget prune inside the training, and keep a pruned model pruned."""
+    from yolo_prune.adapters.ultralytics.attach import train_from_config
     from yolo_prune.adapters.ultralytics.options import check_train_args
-    from yolo_prune.adapters.ultralytics.train import train_pruned
 
-    fixed = ("model", "data", "epochs", "teacher", "recipe", "resume", "trust", "debug", "train_args")
-    ours = {key: value for key, value in asdict(config).items() if key not in fixed}
-    host_args = {key: value for key, value in ours.items() if value is not None}
-    if config.optimizer == "auto":
-        del host_args["optimizer"]  # the recipe's
-    host_args.update(config.train_args)
-    check_train_args(host_args)
-    result = train_pruned(
-        config.model,
-        data=config.data,
-        epochs=config.epochs,
-        teacher=config.teacher,
-        recipe=config.recipe,
-        resume=config.resume,
-        trust=config.trust,
-        **host_args,
-    )
-    say(f"parameters: {result.params_before:,} before, {result.params_after:,} after training")
-    say(f"epochs: {result.epochs_run}\nbest: {result.best}\nlast: {result.last}")
+    check_train_args(config.train_args)
+    for line in train_from_config(config):
+        say(line)
 
 
 def evaluate(config: EvalConfig) -> None:

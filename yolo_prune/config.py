@@ -11,8 +11,9 @@ import yaml
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.options import REST, coerce_, config_from, option, option_fields, parse_overrides
+from yolo_prune.prune_settings import BUDGETS, InRunSettings
 
-BUDGET_KEYS = ("keep_macs", "gmacs", "keep_params")
+BUDGET_KEYS = BUDGETS
 RUNTIMES = ("torch", "onnxruntime")
 
 HOST_TRAIN_KEYS = (
@@ -25,6 +26,39 @@ HOST_TRAIN_KEYS = (
     *("iou", "max_det", "save", "save_json", "channels_last"),
 )
 """Training arguments of the host that ride along untouched; the host checks them when it trains."""
+
+HOST_OWN_KEYS = (
+    *(
+        "epochs",
+        "imgsz",
+        "batch",
+        "device",
+        "seed",
+        "workers",
+        "lr0",
+        "optimizer",
+        "project",
+        "name",
+        "exist_ok",
+    ),
+    *(
+        "freeze",
+        "task",
+        "split",
+        "cls_remap",
+        "distill_model",
+        "dis",
+        "pose",
+        "kobj",
+        "rle",
+        "angle",
+        "quantize",
+    ),
+    *("nms", "augmentations", *HOST_TRAIN_KEYS),
+)
+"""All of the host's training arguments: ``train`` takes them as they are, with the host's own defaults."""
+
+_REST_OF = {"TrainConfig": HOST_OWN_KEYS}
 
 _MODEL = "checkpoint (*.pt), official model name or architecture (*.yaml)"
 _DATA = "data set: a data.yaml in the host's format, or a name it knows"
@@ -99,33 +133,24 @@ class PruneConfig:
             raise ConfigError(f"give exactly one budget of {', '.join(BUDGET_KEYS)}; {found}.")
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Options of ``train``: go on training a pruned checkpoint through the host's own trainer."""
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(InRunSettings):
+    """Options of ``train``: everything that the host's own training takes, and pruning inside of it.
 
-    model: str = option("pruned checkpoint; with resume, the last.pt of the interrupted run")
-    data: str = option(_DATA)
-    epochs: int = option("epochs of training", 20, low=1)
-    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
-    batch: int = option("images per batch", 16, low=1)
-    device: str | None = option(_DEVICE, None)
-    seed: int = option("seed of everything random", 0, low=0)
-    workers: int = option(_WORKERS, 2, low=0)
-    teacher: str | None = option("checkpoint of the parent to learn from; labels alone when not given", None)
-    recipe: str = option("defaults of the training arguments", "gentle", choices=("gentle", "host"))
-    lr0: float | None = option(_LR0, None, low=0)
-    optimizer: str = option(_OPTIMIZER, "auto")
-    project: str = option(_PROJECT, "runs/train")
-    name: str | None = option(_NAME, None)
-    exist_ok: bool = option(_EXIST_OK, False)
-    resume: bool = option("go on with an interrupted training", False)
+    The host's arguments are in ``train_args``; what is not given keeps the host's default.
+    """
+
+    model: str = option(f"{_MODEL}; with resume, a last.pt")
+    data: str | None = option(f"{_DATA}; the host's for the task when not given", None)
+    teacher: str | None = option("parent of a model that is already pruned, to learn from", None)
+    recipe: str = option(
+        "defaults for a model that is already pruned and has no budget", "gentle", choices=("gentle", "host")
+    )
+    resume: bool = option("go on with the interrupted training whose last.pt is the model", False)
     trust: bool = option(_TRUST, False)
     verbose: bool = option(_VERBOSE, True)
     debug: bool = option(_DEBUG, False)
     train_args: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        coerce_(self)
 
 
 @dataclass(frozen=True)
@@ -239,8 +264,14 @@ def make_config(kind: type[_Config], overrides: Mapping[str, Any] | Sequence[str
         {'mosaic': 0}
     """
     values = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    takes_rest = any(item.name == REST for item in dataclasses.fields(kind))  # type: ignore[arg-type]
-    return config_from(kind, values, rest=HOST_TRAIN_KEYS if takes_rest else (), exclusive=BUDGET_KEYS)
+    return config_from(kind, values, rest=rest_keys(kind), exclusive=BUDGET_KEYS)
+
+
+def rest_keys(kind: type) -> tuple[str, ...]:
+    """Return the arguments of the host that a command passes on."""
+    if not any(item.name == REST for item in dataclasses.fields(kind)):
+        return ()
+    return _REST_OF.get(kind.__name__, HOST_TRAIN_KEYS)
 
 
 def to_yaml(config: object) -> str:

@@ -4,12 +4,11 @@ import json
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 
 from yolo_prune import cli, commands
-from yolo_prune.config import PruneConfig
+from yolo_prune.config import PruneConfig, TrainConfig
 from yolo_prune.errors import BudgetError
 from yolo_prune.options import option_fields
 
@@ -160,24 +159,41 @@ def test_prune_hands_over_the_configuration_and_prints_table_and_report(monkeypa
 
 
 def test_train_passes_the_arguments_of_the_host_on(monkeypatch, capsys):
-    seen = {}
-    module_with(monkeypatch, "yolo_prune.adapters.ultralytics.options", check_train_args=seen.update)
+    seen, checked = [], {}
+    module_with(monkeypatch, "yolo_prune.adapters.ultralytics.options", check_train_args=checked.update)
 
-    def stage(model, **options):
-        seen.update(model=model, options=options)
-        return types.SimpleNamespace(
-            params_before=1000, params_after=1000, epochs_run=2, best=Path("b.pt"), last=Path("l.pt")
-        )
+    def stage(config):
+        seen.append(config)
+        return ["one", "two"]
 
-    module_with(monkeypatch, "yolo_prune.adapters.ultralytics.train", train_pruned=stage)
-    code, out, _ = run(capsys, ["train", "model=p.pt", "data=d.yaml", "epochs=2", "mosaic=0", "imgsz=320"])
-    assert code == 0
-    assert out == "parameters: 1,000 before, 1,000 after training\nepochs: 2\nbest: b.pt\nlast: l.pt\n"
-    options = seen["options"]
-    assert (options["mosaic"], options["imgsz"], options["epochs"]) == (0, 320, 2)
-    assert "optimizer" not in options
-    assert "lr0" not in options
-    assert "debug" not in options
+    module_with(monkeypatch, "yolo_prune.adapters.ultralytics.attach", train_from_config=stage)
+    words = [
+        "train",
+        "segment",
+        "resume",
+        "model=p.pt",
+        "epochs=2",
+        "freeze=[0,1]",
+        "keep_macs=0.5",
+        "plots=false",
+    ]
+    code, out, _ = run(capsys, words)
+    assert (code, out) == (0, "one\ntwo\n")
+    host = {"task": "segment", "epochs": 2, "freeze": [0, 1], "plots": False}
+    assert seen == [TrainConfig(model="p.pt", resume=True, keep_macs=0.5, train_args=host)]
+    assert checked == host
+
+
+def test_a_word_after_a_key_is_its_value_even_when_it_could_be_a_task(monkeypatch, capsys):
+    seen = []
+    module_with(monkeypatch, "yolo_prune.adapters.ultralytics.options", check_train_args=lambda args: None)
+    module_with(
+        monkeypatch,
+        "yolo_prune.adapters.ultralytics.attach",
+        train_from_config=lambda c: seen.append(c) or [],
+    )
+    run(capsys, ["train", "detect", "--name", "pose", "--model", "p.pt"])
+    assert seen[0].train_args == {"task": "detect", "name": "pose"}
 
 
 def test_inspect_prints_an_aligned_table_and_writes_json(monkeypatch, capsys, tmp_path):

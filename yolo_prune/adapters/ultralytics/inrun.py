@@ -1,0 +1,331 @@
+"""A trainer class that prunes inside the training that it runs: dense and sparse epochs, the cut, retraining.
+
+The host's loop, seen from here (where we step in is starred)::
+
+    Trainer(overrides)
+    train()
+        setup_model() -> get_model() *      the host's own model; a checkpoint that is already cut stays cut
+        optimizer, EMA, loaders, resume
+        "on_train_start" *                  the budget is checked, a resumed run picks up its state
+        each epoch:
+            "on_train_epoch_start" *        cut when it is time, hook of the sparse epochs
+            batches: "on_train_batch_start" * (gentle rates after a cut)
+            "on_train_epoch_end" *          where the scales are
+            validate() *                    our columns join the metrics; lambda is judged
+            save_model() *                  our state goes into the checkpoint
+        final_eval() *                      parameters before and after
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from yolo_prune.adapters.ultralytics import aftercut, midrun
+from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
+from yolo_prune.adapters.ultralytics.sparse import SparsePhase, free_scales
+from yolo_prune.adapters.ultralytics.trainer import TrainSettings, _StaysCut, unwrap
+from yolo_prune.cutting import one_budget
+from yolo_prune.errors import ConfigError
+from yolo_prune.inrun import CutRecord, RunState, check_schedule, cut_is_due, is_separated, round_budget
+from yolo_prune.inrun.schedule import cut_shares
+from yolo_prune.plan import PrunePlan, Widths, choose_channels
+from yolo_prune.progress import LOGGER, log_to_console
+from yolo_prune.prune_settings import InRunSettings, make_settings, same_settings
+from yolo_prune.recover.rounds import RECONSTRUCTION
+from yolo_prune.retrain import count_parameters
+
+RUN_KEY = "in_run"
+
+
+class _PrunesInRun(_StaysCut):
+    """The overrides, mixed in before a trainer class of the host."""
+
+    settings = TrainSettings(judge_start=False)
+    pruning = InRunSettings()
+    state: RunState
+    sparse: SparsePhase
+    busy = False
+
+    def get_model(self: Any, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> Any:
+        """Return the host's model; weights that are already cut are taken as they are."""
+        if weights is not None and midrun.is_cut(weights):
+            return super().get_model(cfg=cfg, weights=weights, verbose=verbose)
+        return super(_StaysCut, self).get_model(  # type: ignore[misc]
+            cfg=cfg, weights=weights, verbose=verbose
+        )
+
+    def run_callbacks(self: Any, event: str) -> None:
+        """Run the host's callbacks of ``event``; our own part comes first."""
+        if event == "on_train_epoch_start":
+            self.begin_epoch()
+        elif event == "on_train_batch_start":
+            aftercut.soften_rates(self)
+        elif event == "on_train_epoch_end":
+            self.end_epoch()
+        super().run_callbacks(event)
+
+    def begin_retraining(self: Any) -> None:
+        """Check what can be checked before hours are spent, and pick up a resumed run where it was."""
+        if self.resume and RUN_KEY in self.resumed:
+            stored = make_settings(self.resumed[RUN_KEY]["settings"])
+            if not same_settings(stored, self.pruning) and self.pruning.budget is not None:
+                LOGGER.warning(
+                    "resume goes on with the pruning options of the checkpoint, not with new ones."
+                )
+            self.pruning = replace(stored, threads=self.pruning.threads)
+        if aftercut.is_first_process() and self.args.verbose and not logging.getLogger().handlers:
+            log_to_console()  # under the host's DDP and from Python nobody else has asked for it
+        if self.pruning.threads is not None:
+            torch.set_num_threads(self.pruning.threads)
+        self._refuse_what_cannot_work()
+        module = unwrap(self.model)
+        with midrun.untouched_randomness():
+            cost = self._anatomy(module).cost_of(midrun.average_as_saved(self.ema.ema))
+        everything = np.ones(cost.graph.channel_count)
+        if self.resume and RUN_KEY in self.resumed:
+            self.state = RunState.from_dict(self.resumed[RUN_KEY]["state"])
+        else:
+            whole = everything.astype(bool)
+            self.state = RunState(gmacs=cost.macs(whole) / 1e9, params=count_parameters(module))
+        self.params_before = self.state.current_params
+        self.check_sizes()
+        if len(self.state.cuts) < self.pruning.rounds:
+            last = self._budget(self.pruning.rounds)
+            choose_channels(
+                cost, everything, last, widths=Widths(self.pruning.round_to, self.pruning.min_width)
+            )
+            self.stopper.patience = float("inf")  # early stopping waits for the last cut
+        kind, value = self.pruning.budget
+        share = value / self.state.gmacs if kind == "gmacs" else value
+        picture = Path(self.save_dir, "prune_scales.png")
+        self.sparse = SparsePhase(
+            self.pruning, self.state, free_scales(cost), max(1.0 - share**0.5, 0.0), picture
+        )
+        if self.state.cuts:
+            aftercut.resume_average(self)
+            aftercut.attach_teacher(self, None)
+
+    def _refuse_what_cannot_work(self: Any) -> None:
+        """Raise ConfigError for options that exclude each other."""
+        from yolo_prune.preflight import check_criterion
+
+        check_criterion(self.pruning.criterion)
+        if getattr(self.args, "distill_model", None):
+            raise ConfigError("distill_model= and pruning in the run exclude each other: use distill=true.")
+        if getattr(self.args, "quantize", None) in (8, "8", "int8"):
+            raise ConfigError("prune first, then train with quantize=8: a quantised model cannot be cut.")
+        if not self.args.time:
+            check_schedule(self.pruning.prune_at, self.pruning.rounds, self.epochs)
+
+    def _anatomy(self: Any, module: nn.Module) -> Any:
+        frozen = midrun.frozen_modules(self.freeze_layer_names, self.pruning.keep_layers, module)
+        return anatomy_of(module, int(self.args.imgsz), frozen)
+
+    def _budget(self: Any, number: int) -> Any:
+        """Return the absolute budget of the cut with this number."""
+        asked = one_budget(**dict([self.pruning.budget]))
+        state = self.state
+        return round_budget(asked, state.gmacs * 1e9, state.params, number, self.pruning.rounds)
+
+    def begin_epoch(self: Any) -> None:
+        """Cut when it is time; keep the hook where it belongs."""
+        if self._is_due():
+            self.cut()
+        if len(self.state.cuts) >= self.pruning.rounds or self.epoch < self._first_sparse():
+            self.sparse.detach()
+        else:
+            steps = -(-len(self.train_loader) // max(self.accumulate, 1))
+            left = max(self._last_sparse() - self.epoch, 1)
+            lr_sum = steps * sum(float(self.lf(epoch)) for epoch in range(self.epoch, self.epoch + left))
+            self.sparse.attach(unwrap(self.model), self.optimizer, steps_left=steps * left, lr_sum=lr_sum)
+        aftercut.fade_teacher(self)
+        self.softened = 0
+
+    def _first_sparse(self: Any) -> int:
+        """Return the first sparse epoch: a tenth of the run is dense, to know what accuracy there is to lose."""
+        return int(max(round(0.1 * self.epochs), 1))
+
+    def _last_sparse(self: Any) -> int:
+        """Return the epoch of the last cut, as it is planned now."""
+        shares = cut_shares(self.pruning.prune_at, self.pruning.rounds, self.epochs)
+        return math.floor(shares[-1] * float(self.epochs) + 0.5)
+
+    def _is_due(self: Any) -> bool:
+        elapsed = None
+        if self.args.time:
+            elapsed = self.from_first_rank((time.time() - self.train_time_start) / (3600 * self.args.time))
+        pruning = self.pruning
+        return cut_is_due(
+            pruning.prune_at,
+            pruning.rounds,
+            len(self.state.cuts),
+            self.epoch,
+            self.epochs,
+            elapsed=elapsed,
+            separated=pruning.prune_at == "auto" and self._separated(self.ema.ema),
+        )
+
+    def _separated(self: Any, module: nn.Module) -> bool:
+        return self.state.sparse_epochs > 0 and is_separated(self.sparse.scales(module), self.sparse.wanted)
+
+    def cut(self: Any) -> None:
+        """Cut the average, put it under the training, and write a checkpoint that a crash can go on from."""
+        number, began = len(self.state.cuts) + 1, time.perf_counter()
+        self.sparse.detach()
+        with midrun.untouched_randomness():
+            parent = midrun.average_as_saved(self.ema.ema)
+            criterion = self.pruning.criterion
+            if criterion == "auto":
+                criterion = "bn_scale" if self._separated(parent) else RECONSTRUCTION
+            LOGGER.info("epoch %d: cut %d of %d by %s", self.epoch, number, self.pruning.rounds, criterion)
+            if number == 1:
+                aftercut.save_parent(self, parent)
+            recovered = midrun.from_first_process(lambda: self._recover(parent, number, criterion))
+            midrun.swap_(unwrap(self.model), self.optimizer, recovered)
+            plan = self._whole_plan(recovered.plan)
+            params = count_parameters(unwrap(self.model))
+            self.state.cuts.append(CutRecord(self.epoch, criterion, plan.gmacs, params))
+            self.state.plan = plan.to_json()
+            self.params_before = params
+            aftercut.start_afresh(self, parent if number == 1 else None)
+            self._save_cut(plan)
+        LOGGER.info(
+            "cut done in %.0f s: %.2f of the MACs and %.2f of the parameters stay (%s -> %s)",
+            time.perf_counter() - began,
+            plan.kept_macs,
+            plan.kept_params,
+            f"{self.state.params:,}",
+            f"{params:,}",
+        )
+
+    def _recover(self: Any, parent: nn.Module, number: int, criterion: str) -> midrun.Recovered:
+        pruning = self.pruning
+        return midrun.recover(
+            parent,
+            self._anatomy(parent),
+            self._budget(number),
+            pruning,
+            criterion,
+            midrun.calibration_images(self, pruning.calibration_images, self.args.seed),
+            imgsz=int(self.args.imgsz),
+            classes=len(self.data["names"]),
+            seed=self.args.seed,
+        )
+
+    def _whole_plan(self: Any, made: PrunePlan) -> PrunePlan:
+        """Return one plan from the model that the run began with to the one it trains now."""
+        state, (kind, value) = self.state, self.pruning.budget
+        plan = PrunePlan.from_json(state.plan).then(made) if state.plan else made
+        return replace(
+            plan,
+            budget={kind: value},
+            kept_macs=plan.gmacs / state.gmacs,
+            kept_params=plan.params / state.params,
+        )
+
+    def _save_cut(self: Any, plan: PrunePlan) -> None:
+        """Measure the cut model, then write plan.json, last.pt and best.pt, in an order that survives a kill."""
+        epoch, plots, period = self.epoch, self.validator.args.plots, self.save_period
+        self.epoch, self.save_period, self.busy = epoch - 1, -1, True
+        try:
+            if not self.loss_items:
+                self.loss_items, self.loss = self.name_losses(), torch.zeros((), device=self.device)
+            if self.args.val:
+                metrics, self.fitness = self.validate()
+                self.metrics = metrics if metrics is not None else self.metrics
+                self.state.cuts[-1].fitness = self.from_first_rank(self.fitness)
+            if aftercut.is_first_process():
+                plan.save(Path(self.save_dir, "plan.json"))
+                if self.best.is_file():
+                    self.best.replace(self.wdir / "best_uncut.pt")
+                self.save_model()
+                if epoch == 0:
+                    self.last.unlink()  # nothing was trained: there is nothing to resume from
+        finally:
+            self.epoch, self.save_period, self.busy = epoch, period, False
+            self.validator.args.plots = plots
+
+    def end_epoch(self: Any) -> None:
+        """Say where the scales are, and give loggers and results.csv our columns."""
+        module = unwrap(self.model)
+        first = aftercut.is_first_process()
+        self.sparse.end_epoch(module, draw=bool(self.args.plots) and first)
+        if self.metrics is not None:
+            self.metrics = {**self.metrics, **self.columns()}
+
+    def columns(self: Any) -> dict[str, float]:
+        """Return what a line of results.csv says of the pruning."""
+        return {
+            "prune/lambda": self.sparse.current,
+            "prune/below": self.sparse.below(unwrap(self.model)),
+            "prune/gmacs": self.state.current_gmacs,
+            "prune/params": self.state.current_params,
+        }
+
+    def validate(self: Any) -> Any:
+        """Validate like the host; our columns join, and the search for lambda judges the epoch."""
+        metrics, fitness = super().validate()
+        shared = self.from_first_rank(fitness)
+        if not self.busy:
+            begin, last = self._first_sparse(), self._last_sparse()
+            done = (self.epoch + 1 - begin) / max(last - begin, 1)
+            self.sparse.note_fitness(shared, self.sparse.below(unwrap(self.model)), min(max(done, 0.0), 1.0))
+        return (metrics if metrics is None else {**metrics, **self.columns()}), fitness
+
+    def save_metrics(self: Any, metrics: dict[str, Any]) -> None:
+        """Write a line of results.csv; the teacher's column is there from the first one on."""
+        super().save_metrics(  # type: ignore[misc]
+            aftercut.with_teacher_column(self, metrics)
+        )
+
+    def save_model(self: Any) -> bool:
+        """Save like the host, with the state of the run inside."""
+        budget = dict([self.pruning.budget])
+        run = {"settings": self.pruning.to_dict(), "state": self.state.to_dict()}
+        meta = {"role": "retrained" if self.state.cuts else "training", "plan": budget, RUN_KEY: run}
+        self.settings = replace(self.settings, meta=meta)
+        return super().save_model()
+
+    def _load_checkpoint_state(self: Any, ckpt: Any) -> None:
+        """Load like the host, which makes a new average: it gets its horizon again."""
+        super()._load_checkpoint_state(ckpt)  # type: ignore[misc]
+        if getattr(self, "state", None) is not None and self.state.cuts:
+            aftercut.resume_average(self)
+
+    def final_eval(self: Any) -> None:
+        """Evaluate like the host, then say what came out and how to go on."""
+        self.sparse.detach()
+        aftercut.detach_teacher(self)
+        super().final_eval()
+        if aftercut.is_first_process():
+            for line in aftercut.closing_lines(self):
+                LOGGER.info("%s", line)
+
+
+def inrun_trainer(base: type, settings: InRunSettings | None = None, **options: Any) -> type:
+    """Return a subclass of the host's trainer ``base`` that prunes inside the training.
+
+    Use it as ``model.train(trainer=inrun_trainer(DetectionTrainer, keep_macs=0.5), data=...)``; :func:`attach`
+    does the same for a plain ``model.train(...)``. The class carries its settings, so the host's DDP, which
+    pickles the class, hands them to its processes.
+
+    Args:
+        base: A trainer class of the host.
+        settings: The options; None makes them from ``options``.
+        **options: Fields of :class:`yolo_prune.prune_settings.InRunSettings`.
+
+    Raises:
+        ConfigError: An option is unknown or wrong, or there is no budget.
+    """
+    pruning = settings if settings is not None else make_settings(options)
+    # Loggers of the host attach only to classes with "Trainer" in their names.
+    return type(f"Pruning{base.__name__}", (_PrunesInRun, base), {"pruning": pruning})

@@ -1,0 +1,211 @@
+"""The cut in the middle of a training: plan it on the averaged weights, then put it under the running trainer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from yolo_prune.adapters.ultralytics.rules import block_rules
+from yolo_prune.adapters.ultralytics.saliency import detection_projection
+from yolo_prune.cutting import Anatomy
+from yolo_prune.errors import YoloPruneError
+from yolo_prune.inrun import resize_optimizer_
+from yolo_prune.plan import Budget, PrunePlan, Widths
+from yolo_prune.prune_settings import InRunSettings
+from yolo_prune.recover.rounds import Recipe, cut_in_rounds
+from yolo_prune.surgery import cut_
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A cut model: everything that another process needs to have the same one.
+
+    Attributes:
+        plan: From the model before this cut.
+        weights: State of the cut and folded model, on the CPU.
+    """
+
+    plan: PrunePlan
+    weights: dict[str, Tensor]
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """Restore every generator of random numbers afterwards: what happens inside leaves no trace in the training."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
+def average_as_saved(average: nn.Module) -> nn.Module:
+    """Return a float32 copy of the averaged weights, rounded as the host's checkpoints are.
+
+    A run that is killed while it is cut starts the cut again from its last checkpoint; rounded, both see the same
+    model and make the same plan.
+    """
+    copy: Any = deepcopy(average).float().eval()
+    if hasattr(copy, "criterion"):
+        copy.criterion = None
+    with torch.no_grad():
+        for tensor in copy.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.nan_to_num(tensor.half()).to(tensor.dtype))
+    return copy  # type: ignore[no-any-return]
+
+
+def frozen_modules(
+    frozen_prefixes: Sequence[str], keep_layers: Sequence[str], module: nn.Module
+) -> tuple[str, ...]:
+    """Return the modules whose channels stay: the user's, and those that the host was told not to train.
+
+    Args:
+        frozen_prefixes: The host's own list, such as ``model.0.`` and ``.dfl``.
+        keep_layers: Names and patterns by the user.
+        module: The model.
+    """
+    names = {name for name, _ in module.named_modules()}
+    held = [prefix.rstrip(".") for prefix in frozen_prefixes if prefix.startswith("model.")]
+    return (*keep_layers, *(name for name in held if name in names))
+
+
+def recover(
+    parent: nn.Module,
+    anatomy: Anatomy,
+    budget: Budget,
+    settings: InRunSettings,
+    criterion: str,
+    batches: Sequence[Tensor],
+    *,
+    imgsz: int,
+    classes: int,
+    seed: int,
+) -> Recovered:
+    """Cut a copy of the parent to a budget and fold.
+
+    Args:
+        parent: The model to cut; untouched.
+        anatomy: How to run it.
+        budget: How much may stay.
+        settings: How.
+        criterion: What a channel is worth, no longer "auto".
+        batches: Calibration images on the parent's device.
+        imgsz: Side of the images, pixels.
+        classes: Number of classes.
+        seed: Of pixels and projections.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+        EquivalenceError: No exact cut was found.
+    """
+    recipe = Recipe(
+        criterion=criterion,
+        rounds=max(settings.steps // settings.rounds, 1),
+        widths=Widths(settings.round_to, settings.min_width),
+        fold=settings.fold,
+        seed=seed,
+    )
+    cut = cut_in_rounds(
+        parent,
+        anatomy,
+        budget,
+        recipe,
+        batches=batches,
+        task=detection_projection(imgsz, seed, classes=classes),
+    )
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in cut.module.state_dict().items()}
+    return Recovered(cut.plan, weights)
+
+
+def from_first_process(make: Callable[[], _Value]) -> _Value:
+    """Make a value in the first process of a distributed run and hand it to all; alone, just make it.
+
+    Args:
+        make: Called in the first process only; what it returns must pickle.
+
+    Raises:
+        YoloPruneError: In the other processes, when ``make`` raised in the first.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return make()
+    box: list[Any] = [None, ""]
+    if torch.distributed.get_rank() == 0:
+        try:
+            box[0] = make()
+        except BaseException as error:
+            box[1] = str(error) or type(error).__name__
+            torch.distributed.broadcast_object_list(box, 0)
+            raise
+    torch.distributed.broadcast_object_list(box, 0)
+    if box[1]:
+        raise YoloPruneError(f"the first process failed: {box[1]}")
+    value: _Value = box[0]
+    return value
+
+
+def swap_(module: nn.Module, optimizer: torch.optim.Optimizer, recovered: Recovered) -> None:
+    """Cut the model that is trained, in place, and give its optimizer the new parameters.
+
+    Args:
+        module: The model without wrappers.
+        optimizer: Trains it.
+        recovered: The plan and the weights to go on from.
+    """
+    before = dict(module.named_parameters())
+    cut_(module, recovered.plan, rules=block_rules())
+    module.load_state_dict(recovered.weights)
+    resize_optimizer_(optimizer, before, dict(module.named_parameters()), recovered.plan)
+
+
+def calibration_images(trainer: Any, count: int, seed: int) -> list[Tensor]:
+    """Return batches of training images as validation would see them, on the trainer's device.
+
+    Args:
+        trainer: A trainer of the host with its data.
+        count: How many images.
+        seed: Of the choice.
+    """
+    size = int(trainer.args.imgsz)
+    if trainer.args.task != "classify":
+        from yolo_prune.adapters.ultralytics.data import calibration_batches
+
+        source = trainer.data.get("yaml_file") or trainer.args.data
+        batches = calibration_batches(source, size, images=count, batch=16, seed=seed)
+    else:
+        images = trainer.build_dataset(trainer.data["train"], mode="val")
+        chosen = np.random.default_rng(seed).permutation(len(images))[:count]
+        loaded = [images[int(index)]["img"] for index in sorted(chosen)]
+        batches = [torch.stack(loaded[at : at + 16]).float() for at in range(0, len(loaded), 16)]
+    return [batch.to(trainer.device) for batch in batches]
+
+
+def is_cut(module: nn.Module) -> bool:
+    """Tell whether a model has other shapes than its own description builds.
+
+    The last layer of a classifier may differ: the host changes it for other classes.
+    """
+    description: Any = getattr(module, "yaml", None)
+    if not isinstance(description, Mapping):
+        return False
+    with untouched_randomness():
+        try:
+            stock = type(module)(deepcopy(dict(description)), verbose=False)
+        except (TypeError, KeyError, AttributeError):  # a class of the user's own
+            return False
+    shapes = {name: tensor.shape for name, tensor in stock.state_dict().items()}
+    return any(
+        shapes.get(name) != tensor.shape
+        for name, tensor in module.state_dict().items()
+        if not name.endswith(("linear.weight", "linear.bias"))
+    )

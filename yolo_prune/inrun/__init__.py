@@ -1,0 +1,25 @@
+"""Pruning inside a running training: when to cut, how strongly to sparsify, what the optimizer remembers.
+
+Knows no host; the trainer that uses it is in ``adapters``.
+"""
+
+from yolo_prune.inrun.optimizer import resize_optimizer_
+from yolo_prune.inrun.scales import ScaleWatch, draw_scales, is_separated
+from yolo_prune.inrun.schedule import check_schedule, cut_is_due, cut_shares, round_budget
+from yolo_prune.inrun.state import CutRecord, RunState
+from yolo_prune.inrun.strength import StrengthSearch, first_strength
+
+__all__ = [
+    "CutRecord",
+    "RunState",
+    "ScaleWatch",
+    "StrengthSearch",
+    "check_schedule",
+    "cut_is_due",
+    "cut_shares",
+    "draw_scales",
+    "first_strength",
+    "is_separated",
+    "resize_optimizer_",
+    "round_budget",
+]

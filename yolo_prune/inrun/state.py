@@ -1,0 +1,86 @@
+"""What a run must remember to go on after a crash: plain values, stored in every checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from yolo_prune.errors import CheckpointError
+
+
+@dataclass
+class CutRecord:
+    """One cut of the run.
+
+    Attributes:
+        epoch: Epochs that were over.
+        criterion: What a channel was worth.
+        gmacs: What stayed, in 1e9 MACs.
+        params: What stayed, in parameters.
+        fitness: Of the model right after it, None where it was not measured.
+    """
+
+    epoch: int
+    criterion: str
+    gmacs: float
+    params: int
+    fitness: float | None = None
+
+
+@dataclass
+class RunState:
+    """Where the run is.
+
+    Attributes:
+        gmacs: Of the model that the run began with.
+        params: Of the model that the run began with.
+        cuts: The cuts so far.
+        plan: The plan from the model that the run began with to the one it trains now, as JSON; empty before a cut.
+        sparse_steps: Optimizer steps with the sparsifier.
+        sparse_epochs: Epochs with the sparsifier.
+        first_mean: Mean magnitude of the scales before the sparsifier.
+        strength: lambda, None before it is known.
+        first_strength: The first lambda of the search.
+        best_fitness: Highest fitness that the search saw.
+    """
+
+    gmacs: float
+    params: int
+    cuts: list[CutRecord] = field(default_factory=list)
+    plan: str = ""
+    sparse_steps: int = 0
+    sparse_epochs: int = 0
+    first_mean: float | None = None
+    strength: float | None = None
+    first_strength: float | None = None
+    best_fitness: float | None = None
+
+    @property
+    def current_params(self) -> int:
+        """Parameters of the model that the run trains now."""
+        return self.cuts[-1].params if self.cuts else self.params
+
+    @property
+    def current_gmacs(self) -> float:
+        """1e9 MACs of the model that the run trains now."""
+        return self.cuts[-1].gmacs if self.cuts else self.gmacs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that a restricted loader reads."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> RunState:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            CheckpointError: The values are of another version.
+        """
+        try:
+            cuts = [CutRecord(**record) for record in values["cuts"]]
+            return RunState(**{**values, "cuts": cuts})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the run was saved by another version of yolo_prune and cannot be resumed: {error}."
+            ) from error
