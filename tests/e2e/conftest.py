@@ -1,0 +1,111 @@
+"""A tiny detector, trained for a few seconds on drawn squares until it finds them, and one whole run of it."""
+
+import functools
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from yolo_prune import bench, cli, measure
+
+ARCHITECTURE = """
+nc: 2
+backbone:
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [32, 3, 2]]
+  - [-1, 1, C2f, [32, True]]
+  - [-1, 1, Conv, [48, 3, 2]]
+  - [-1, 1, C3k2, [48, True]]
+  - [-1, 1, Conv, [64, 3, 2]]
+  - [-1, 1, SPPF, [64, 5]]
+  - [-1, 1, C2PSA, [64]]
+head:
+  - [-1, 1, nn.Upsample, [None, 2, "nearest"]]
+  - [[-1, 4], 1, Concat, [1]]
+  - [-1, 1, C2f, [48]]
+  - [[10, 7], 1, Detect, [nc]]
+"""
+NAMES = ("red", "blue")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """The host takes all cores but one, and the machine is shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def draw_squares(folder: Path, train: int = 24, val: int = 8, side: int = 64) -> Path:
+    """Draw one red or blue rectangle an image, and return the data yaml."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for index in range(count):
+            image = random.integers(0, 60, (side, side, 3), dtype=np.uint8)
+            centre, size = random.uniform(0.35, 0.65, 2), random.uniform(0.3, 0.5, 2)
+            (left, top), (right, bottom) = (
+                ((centre + sign * size / 2) * side).astype(int) for sign in (-1, 1)
+            )
+            image[top:bottom, left:right, 2 - 2 * (index % 2)] = 250  # blue, green, red
+            cv2.imwrite(str(folder / "images" / split / f"{index}.png"), image)
+            row = " ".join(f"{value:.6f}" for value in (*centre, *size))
+            (folder / "labels" / split / f"{index}.txt").write_text(f"{index % 2} {row}\n")
+    yaml = folder / "data.yaml"
+    yaml.write_text(f"train: images/train\nval: images/val\nnames: [{', '.join(NAMES)}]\n")
+    return yaml
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    return draw_squares(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture(scope="session")
+def parent(tmp_path_factory, data) -> Path:
+    """A checkpoint of the host's own trainer that finds the squares."""
+    from ultralytics import YOLO
+
+    folder = tmp_path_factory.mktemp("parent")
+    (folder / "tiny.yaml").write_text(ARCHITECTURE)
+    model = YOLO(str(folder / "tiny.yaml"), task="detect")
+    still = {"mosaic": 0, "close_mosaic": 0, "scale": 0.1, "hsv_h": 0, "erasing": 0}
+    quick = {"val": False, "amp": False, "workers": 0, "cache": "ram", "plots": False, "verbose": False}
+    recipe = {"batch": 8, "nbs": 8, "optimizer": "AdamW", "lr0": 0.01, "warmup_epochs": 1}
+    model.train(
+        data=str(data),
+        epochs=30,
+        imgsz=64,
+        device="cpu",
+        seed=0,
+        project=str(folder),
+        name="train",
+        **still,
+        **quick,
+        **recipe,
+    )
+    return folder / "train" / "weights" / "last.pt"
+
+
+@pytest.fixture(scope="session")
+def words(parent, data) -> list[str]:
+    """The words of a short run, without its name, its length and its speed."""
+    short = ["keep_macs=0.6", "rounds=2", "calibration_images=16", "batch=8", "workers=0", "plots=false"]
+    return ["prune", f"model={parent}", f"data={data}", *short]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, words):
+    """One whole run with retraining and a short measurement of speed: its folder, exit code and stdout."""
+    import contextlib
+    import io
+
+    project, out = tmp_path_factory.mktemp("runs"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(measure, "compare", functools.partial(bench.compare, rounds=4))
+        code = cli.main([*words, "epochs=1", "threads=1", f"project={project}", "name=whole"])
+    return project / "whole", code, out.getvalue()
