@@ -269,7 +269,7 @@ def _type_name(hint: Any, field: dataclasses.Field[Any]) -> str:
             str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices
         )
     text = str(hint)
-    for kind, name in (("tuple", "A,B"), ("bool", "BOOL"), ("int", "INT"), ("float", "FLOAT")):
+    for kind, name in (("tuple", "A,B"), ("float", "FLOAT"), ("bool", "BOOL"), ("int", "INT")):
         if kind in text:
             return name
     return "TEXT"

@@ -141,7 +141,9 @@ class TrainConfig(InRunSettings):
     """
 
     model: str = option(f"{_MODEL}; with resume, a last.pt")
-    data: str | None = option(f"{_DATA}; the host's for the task when not given", None)
+    data: str | None = option(
+        "data set: a data.yaml, a folder of classes, or a name that the host knows", None
+    )
     teacher: str | None = option("parent of a model that is already pruned, to learn from", None)
     recipe: str = option(
         "defaults for a model that is already pruned and has no budget", "gentle", choices=("gentle", "host")

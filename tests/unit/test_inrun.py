@@ -1,0 +1,298 @@
+"""Pruning inside a training, the parts that need no host: optimizer state, schedule, lambda, scales, options."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.inrun import (
+    CutRecord,
+    RunState,
+    ScaleWatch,
+    StrengthSearch,
+    check_schedule,
+    cut_is_due,
+    cut_shares,
+    draw_scales,
+    first_strength,
+    is_separated,
+    resize_optimizer_,
+    round_budget,
+)
+from yolo_prune.plan import Budget, PrunePlan
+from yolo_prune.prune_settings import InRunSettings, make_settings
+from yolo_prune.sparsify import ScaleSummary
+from yolo_prune.surgery import cut_
+
+KEPT = [0, 2, 3]
+PLAN = PrunePlan(
+    keep={"0.weight[0]": KEPT, "0.bias[0]": KEPT, "1.weight[1]": KEPT},
+    widths={"0.weight[0]": 5, "0.bias[0]": 5, "1.weight[1]": 5},
+)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 5, 3), nn.Conv2d(5, 4, 1))
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    torch.manual_seed(1)
+    optimizer.zero_grad()
+    model(torch.rand(2, 2, 4, 4)).square().mean().backward()
+    optimizer.step()
+
+
+def musgd(parameters):
+    from ultralytics.optim import MuSGD
+
+    groups = [
+        {"params": [p for p in parameters if p.dim() == 4], "use_muon": True},
+        {"params": [p for p in parameters if p.dim() != 4], "use_muon": False},
+    ]
+    return MuSGD(groups, lr=0.01, momentum=0.9, nesterov=True)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
+    "musgd": musgd,
+}
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_an_optimizer_remembers_the_channels_that_stay(make):
+    model = net()
+    optimizer = make(list(model.parameters()))
+    step(model, optimizer)
+    before = dict(model.named_parameters())
+    remembered = {name: copy.deepcopy(optimizer.state[p]) for name, p in before.items()}
+    cut_(model, PLAN)
+    resize_optimizer_(optimizer, before, dict(model.named_parameters()), PLAN)
+    first = optimizer.state[model[0].weight]
+    tensors = [key for key, value in first.items() if value.dim() == 4]
+    assert tensors
+    for key in tensors:
+        assert torch.equal(first[key], remembered["0.weight"][key][KEPT])
+        assert torch.equal(optimizer.state[model[1].weight][key], remembered["1.weight"][key][:, KEPT])
+    assert all(torch.equal(first[key], remembered["0.weight"][key]) for key in first if key not in tensors)
+    assert len(optimizer.state) == 4  # nothing of the old parameters is left
+    weight = model[0].weight.detach().clone()
+    step(model, optimizer)
+    assert not torch.equal(weight, model[0].weight)
+
+
+def test_a_cut_optimizer_keeps_groups_rates_schedulers_and_hooks():
+    model, calls = net(), []
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [model[0].weight], "tag": "a"},
+            {"params": [model[0].bias, *model[1].parameters()], "lr": 0.5},
+        ],
+        lr=0.1,
+        momentum=0.9,
+    )
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
+    step(model, optimizer)
+    before = dict(model.named_parameters())
+    cut_(model, PLAN)
+    resize_optimizer_(optimizer, before, dict(model.named_parameters()), PLAN)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 3]
+    assert optimizer.param_groups[0]["params"][0] is model[0].weight
+    assert optimizer.param_groups[1]["params"][-1] is model[1].bias  # not cut: the very same parameter
+    step(model, optimizer)
+    scheduler.step()
+    assert ([group["lr"] for group in optimizer.param_groups], len(calls)) == ([0.05, 0.25], 2)
+
+
+@pytest.mark.parametrize(
+    ("prune_at", "rounds", "epochs", "expected"),
+    [(0.4, 1, 30, [12]), (5, 1, 30, [5]), ("auto", 1, 10, [6]), (0.4, 3, 100, [40, 55, 70]), (0, 1, 3, [0])],
+)
+def test_the_epochs_of_the_cuts(prune_at, rounds, epochs, expected):
+    assert check_schedule(prune_at, rounds, epochs) == expected
+    due = [
+        next(e for e in range(epochs) if cut_is_due(prune_at, rounds, done, e, epochs))
+        for done in range(rounds)
+    ]
+    assert due == expected
+    assert not cut_is_due(prune_at, rounds, rounds, epochs - 1, epochs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (30, 1, 30),
+            "prune_at=30 leaves no epoch after the cut: the run has 30. Cut earlier or train longer.",
+        ),
+        (
+            (0.4, 3, 4),
+            "rounds=3 do not fit between the first cut (after epoch 2) and the end of 4 epochs. Use fewer rounds, "
+            "cut earlier or train longer.",
+        ),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(ConfigError) as caught:
+        check_schedule(*arguments)
+    assert str(caught.value) == message
+
+
+def test_a_run_limited_by_time_is_cut_by_time():
+    assert cut_shares(0.4, 1, 100) == [0.4]
+    assert not cut_is_due(0.4, 1, 0, 99, 100, elapsed=0.39)
+    assert cut_is_due(0.4, 1, 0, 1, 100, elapsed=0.4)
+
+
+def test_auto_cuts_when_the_scales_have_separated_but_not_before_a_fifth():
+    assert not cut_is_due("auto", 1, 0, 1, 10, separated=True)
+    assert cut_is_due("auto", 1, 0, 2, 10, separated=True)
+    assert not cut_is_due("auto", 1, 0, 5, 10, separated=False)
+    assert not cut_is_due(0.6, 1, 0, 5, 10, separated=True)
+
+
+@pytest.mark.parametrize(
+    ("budget", "number", "expected"),
+    [
+        (Budget("keep_macs", 0.5), 2, Budget("gmacs", 1.0)),
+        (Budget("keep_macs", 0.5), 1, Budget("gmacs", 1.5)),
+        (Budget("gmacs", 1.0), 1, Budget("gmacs", 1.5)),
+        (Budget("keep_params", 0.5), 1, Budget("params", 750.0)),
+    ],
+)
+def test_budgets_of_two_rounds(budget, number, expected):
+    assert round_budget(budget, 2e9, 1000, number, 2) == expected
+
+
+def search(**changes):
+    return StrengthSearch(**{"strength": 1.0, "limit": 0.02, "wanted": 0.4, **changes})
+
+
+def test_the_search_finds_the_strength_that_costs_as_much_as_is_allowed():
+    """A fake training in which scales follow lambda and accuracy breaks above lambda 5."""
+    found, below, fitness = search(), 0.0, 0.5
+    for epoch in range(20):
+        below = min(below + 0.004 * found.strength, 1.0)
+        fitness = 0.5 if found.strength < 5 else 0.4
+        found.update(fitness, below, (epoch + 1) / 20)
+    assert 1.0 < found.strength < 8.0
+    assert below > 0.25
+
+
+def test_the_search_lets_go_when_accuracy_falls_and_says_why():
+    found = search(best=0.5)
+    assert found.update(0.45, 0.0, 0.5) == "lambda 1 -> 0.5: the fitness fell by 0.050, more than 0.02"
+    assert (
+        found.update(0.49, 0.1, 0.5)
+        == "lambda 0.5 -> 0.75: 10.0 % of the scales are near zero, 20.0 % are due"
+    )
+    assert found.update(0.49, 0.3, 0.5) == ""
+
+
+@pytest.mark.parametrize(("fitness", "below", "end"), [(0.0, 0.0, 1 / 64), (0.9, 0.0, 64.0)])
+def test_the_search_stays_within_bounds(fitness, below, end):
+    found = search(best=0.9)
+    for _ in range(40):
+        found.update(fitness, below, 1.0)
+    assert found.strength == end
+
+
+@pytest.mark.parametrize("fitness", [None, float("nan")])
+def test_an_unknown_fitness_is_no_fall(fitness):
+    found = search(best=0.5)
+    found.update(fitness, 0.4, 1.0)
+    assert (found.strength, found.best) == (1.0, 0.5)
+
+
+def test_the_first_strength_would_shrink_the_median_by_a_quarter():
+    assert first_strength(median=0.8, reach=0.1) == pytest.approx(2.0)
+    assert first_strength(median=0.8, reach=0.0) == 0.0
+
+
+def watch(mean: float, below: float = 0.0, epochs: int = 2) -> ScaleWatch:
+    return ScaleWatch(ScaleSummary(100, 0.0, below, mean, mean), 1.0, 0.01, epochs)
+
+
+def test_scales_that_do_not_move_are_named_in_the_second_sparse_epoch_only():
+    text = watch(0.999).complaint()
+    assert text.startswith(
+        "the scales do not move: their mean changed by -0.1 % in two sparse epochs at lambda 0.01."
+    )
+    assert [
+        watch(0.999, epochs=1).complaint(),
+        watch(0.95).complaint(),
+        watch(0.999, below=0.1).complaint(),
+    ] == [""] * 3
+
+
+def test_the_line_of_an_epoch():
+    assert watch(0.95, below=0.25).line() == (
+        "scales: 25.0 % of 100 below 0.01 (0.0 % zero), median 0.950, mean -5.0 % since the start, lambda 0.01"
+    )
+
+
+def test_scales_are_separated_when_nearly_as_many_are_near_zero_as_shall_go():
+    scales = {"a": torch.tensor([0.0, 0.001, 1.0, 1.0])}
+    assert is_separated(scales, 0.6)
+    assert not is_separated(scales, 0.7)
+    assert not is_separated({}, 0.1)
+
+
+def test_the_picture_of_the_scales(tmp_path):
+    path = draw_scales(tmp_path / "s.png", {"a": torch.rand(8)}, {"a": torch.rand(8) / 2})
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_state_survives_json():
+    state = RunState(
+        gmacs=1.5, params=100, cuts=[CutRecord(3, "l1", 0.7, 50, 0.4)], plan="{}", sparse_steps=7
+    )
+    assert RunState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+    assert (state.current_params, state.current_gmacs) == (50, 0.7)
+    with pytest.raises(CheckpointError, match=r"^the run was saved by another version of yolo_prune"):
+        RunState.from_dict({"cuts": [], "future": 1})
+
+
+@pytest.mark.parametrize(
+    ("given", "strength"),
+    [("auto", None), ("off", 0.0), (True, None), (False, 0.0), ("0.01", 0.01), (1, 1.0)],
+)
+def test_what_sparsify_means(given, strength):
+    assert make_settings({"keep_macs": 0.5, "sparsify": given}).strength == strength
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give exactly one budget of keep_macs, gmacs, keep_params; got none."),
+        (
+            {"keep_macs": 0.5, "gmacs": 1},
+            "give exactly one budget of keep_macs, gmacs, keep_params; got keep_macs and gmacs.",
+        ),
+        ({"keep_mac": 0.5}, "unknown key 'keep_mac'. Did you mean 'keep_macs'?"),
+        ({"keep_macs": 0.5, "sparsify": "maybe"}, "sparsify must be auto, off or a number, got 'maybe'."),
+        ({"keep_macs": 0.5, "sparsify": -1}, "sparsify must be at least 0, got -1."),
+        (
+            {"keep_macs": 0.5, "prune_at": "soon"},
+            "prune_at must be a share below 1, a number of epochs or auto, got 'soon'.",
+        ),
+        ({"keep_macs": 0.5, "prune_at": -0.1}, "prune_at must be at least 0, got -0.1."),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ConfigError) as caught:
+        make_settings(options)
+    assert str(caught.value) == message
+
+
+def test_settings_are_plain_values_that_make_the_same_settings():
+    settings = InRunSettings(keep_params=0.5, keep_layers=("model.0",), sparsify=0.1)
+    assert make_settings(json.loads(json.dumps(settings.to_dict()))) == settings
