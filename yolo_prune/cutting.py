@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from yolo_prune.blame import blame, find_inexact
 from yolo_prune.cost import CostModel, FloatArray, cost_model, with_macs_at
 from yolo_prune.errors import BudgetError, ConfigError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
-from yolo_prune.graph.copies import copy_with
 from yolo_prune.graph.groups import ChannelGraph, Group, trace_groups
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
 from yolo_prune.plan import Budget, PrunePlan, Widths, choose_channels, make_plan
 from yolo_prune.progress import LOGGER
 from yolo_prune.score import find_criterion
-from yolo_prune.surgery import Equivalence, cut_, prove_equivalence
+from yolo_prune.surgery import Equivalence, copy_as, cut_, prove_equivalence
 
 _ATTEMPTS = 8
 
@@ -149,9 +149,12 @@ def cut_proven_(
 def _try_cut(
     module: nn.Module, cost: CostModel, plan: PrunePlan, keep: BoolArray, anatomy: Anatomy
 ) -> tuple[Equivalence | None, str]:
-    """Cut a copy and compare it: the proof, or None and what is wrong."""
+    """Cut a copy and compare it: the proof, or None and what is wrong.
+
+    The copy is cut in float64, because a rule may rescale weights, and that should not cost the proof its precision.
+    """
     try:
-        trial = cut_(copy_with(module, lambda tensor: tensor), plan, rules=anatomy.rules)
+        trial = cut_(copy_as(module, torch.float64, own=False), plan, rules=anatomy.rules)
         proof = prove_equivalence(
             module, trial, cost.graph, keep, anatomy.trace_input, select_outputs=anatomy.select_outputs
         )

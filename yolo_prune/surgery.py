@@ -84,10 +84,17 @@ def cut_(module: nn.Module, plan: PrunePlan, *, rules: ModuleRules | None = None
             touched[owner] = True
     for owner in touched:
         _sync_widths(owner)
-    for owner in module.modules():
+    for path, owner in module.named_modules():
         if (rule := rule_for(rules or {}, owner)) is not None:
             rule.sync(owner)
+            if rule.follow is not None:
+                rule.follow(owner, _kept_below(plan, path))
     return module
+
+
+def _kept_below(plan: PrunePlan, path: str) -> dict[str, list[int]]:
+    prefix = f"{path}." if path else ""
+    return {label.removeprefix(prefix): kept for label, kept in plan.keep.items() if label.startswith(prefix)}
 
 
 def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -227,7 +234,7 @@ def _prove(
         zeroed = zero_removed_(copy_as(parent, dtype), graph, keep)
         expected = _outputs(zeroed(*args), select)
         del zeroed
-        smaller = copy_as(cut, dtype)
+        smaller = copy_as(cut, dtype, own=False)
         try:
             got = _outputs(smaller(*args), select)
         except FAILURES as error:
@@ -240,11 +247,14 @@ def _prove(
     return compare_tensors(expected, got, dtype)
 
 
-def copy_as(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy on the CPU in evaluation mode whose floating tensors have ``dtype``."""
+def copy_as(module: nn.Module, dtype: torch.dtype, *, own: bool = True) -> nn.Module:
+    """Return a copy on the CPU in evaluation mode whose floating tensors have ``dtype``.
+
+    Without ``own`` it may share parameters with the module: for running it, not for writing to it.
+    """
 
     def convert(tensor: Tensor) -> Tensor:
-        return tensor.to(device="cpu", dtype=dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        return tensor.to(device="cpu", dtype=dtype if tensor.is_floating_point() else tensor.dtype, copy=own)
 
     return copy_with(module, convert).eval()
 

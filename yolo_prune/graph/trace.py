@@ -34,11 +34,14 @@ class ModuleRule:
         sync: Called with the module after its parameters were cut; sets the attributes from the new shapes.
         may_split: The class's own forward may split or reshape a channel dimension (``sync`` keeps it right).
         equal: Pairs of (parameter path below the module, dim) that must keep equally many channels.
+        follow: As ``sync``, called after it with the kept indices of each cut axis below the module as well, e.g.
+            ``{"conv.weight[0]": [0, 2, 3]}``. With it, the parts of a split may keep different numbers of channels.
     """
 
     sync: Callable[[nn.Module], None]
     may_split: bool = True
     equal: tuple[tuple[tuple[str, int], tuple[str, int]], ...] = ()
+    follow: Callable[[nn.Module, Mapping[str, Sequence[int]]], None] | None = None
 
 
 ModuleRules = Mapping[type[nn.Module], ModuleRule]
@@ -122,10 +125,14 @@ class Tracer(TorchDispatchMode):
         return self.modules[-1][1] if self.modules else None
 
     @property
+    def rule(self) -> ModuleRule | None:
+        """The rule of the module whose forward is running."""
+        return rule_for(self.rules, self.modules[-1][1]) if self.modules else None
+
+    @property
     def may_split(self) -> bool:
         """Whether the running module keeps its own width attributes right after a cut."""
-        rule = rule_for(self.rules, self.modules[-1][1]) if self.modules else None
-        return rule is not None and rule.may_split
+        return self.rule is not None and self.rule.may_split
 
     def axis(self, name: str, dim: int, size: int, role: str) -> Axis:
         """Return the axis of a parameter's dimension, making its atoms at first use."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -40,10 +42,26 @@ def _sync_area_attention(module: Any) -> None:
     module.all_head_dim = after * heads
 
 
-def _sync_linear_splits(module: Any) -> None:
-    """One convolution whose output is split into maps of their own width: only equal shares can be cut."""
-    total, before = int(module.conv.weight.shape[0]), sum(module.c2s)
-    module.c2s = [width * total // before for width in module.c2s]
+def _sync_text_attention(module: Any) -> None:
+    """Attention between a map and texts, scaled by its head's width: the texts' projection makes up for the change."""
+    before, after = module.hc, int(module.gl.weight.shape[0]) // module.nh
+    with torch.no_grad():
+        for tensor in (module.gl.weight, module.gl.bias):
+            tensor *= (after / before) ** 0.5
+    module.hc = after
+
+
+def _follow_splits(module: Any, kept: Mapping[str, Sequence[int]]) -> None:
+    """One convolution whose output is split into maps of their own width."""
+    if "conv.weight[0]" not in kept:
+        return
+    borders = [0, *accumulate(module.c2s)]
+    indices = kept["conv.weight[0]"]
+    module.c2s = [sum(a <= index < b for index in indices) for a, b in pairwise(borders)]
+
+
+def _leave(module: Any) -> None:
+    """Nothing to set from the shapes alone."""
 
 
 def block_rules() -> ModuleRules:
@@ -63,6 +81,9 @@ def block_rules() -> ModuleRules:
         "PSA": ModuleRule(_sync_halves),
         "Attention": ModuleRule(_sync_attention, equal=attention_width),
         "AAttn": ModuleRule(_sync_area_attention),
+        "C2fAttn": ModuleRule(_sync_halves),
+        "MaxSigmoidAttnBlock": ModuleRule(_sync_text_attention),
+        "CBLinear": ModuleRule(_leave, follow=_follow_splits),
     }
     return {getattr(block, name): rule for name, rule in table.items() if hasattr(block, name)}
 

@@ -117,7 +117,7 @@ def sampled(tracer: Tracer, call: Call) -> None:
 
 
 def reduce(tracer: Tracer, call: Call) -> None:
-    """Mean, sum, max: over positions they keep the channel; over channels they freeze it."""
+    """Mean, sum, max: keep the channel over positions, unite channels over stacked maps, freeze over channels."""
     label = tracer.label(call.args[0])
     if label is None:
         tracer.freeze_call(call, "is used as an activation")
@@ -126,9 +126,12 @@ def reduce(tracer: Tracer, call: Call) -> None:
     if dims is None or dims == []:
         dims = list(range(label.dim()))
     dims = [int(dim) % max(label.dim(), 1) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])]
-    if set(dims) & set(varying_dims(label)):
-        tracer.freeze(label, f"is summed over by '{call.name}'")
-        return
+    varying = set(varying_dims(label))
+    if varying & set(dims):
+        if not varying - set(dims):
+            tracer.freeze(label, f"is summed over by '{call.name}'")
+            return
+        label = _fold(tracer, label, sorted(varying & set(dims)))  # e.g. a sum of stacked maps
     keep = call.outputs[0].dim() == label.dim()
     reduced = label
     for dim in sorted(dims, reverse=True):
@@ -138,6 +141,15 @@ def reduce(tracer: Tracer, call: Call) -> None:
             tracer.set_label(out, reduced)
         else:
             tracer.freeze(label, f"is summed over by '{call.name}'")
+
+
+def _fold(tracer: Tracer, label: Tensor, dims: list[int]) -> Tensor:
+    """Unite what stands in the same place along ``dims``, and return the label of the first everywhere."""
+    for dim in dims:
+        first = label.narrow(dim, 0, 1)
+        tracer.unite(label, first)
+        label = first.expand(label.shape)
+    return label
 
 
 def maximum(tracer: Tracer, call: Call) -> None:

@@ -73,6 +73,8 @@ def split(tracer: Tracer, call: Call) -> None:
     if call.name == "split_with_sizes" and not tracer.may_split:
         tracer.freeze(label, "is split by fixed sizes")
         return
+    if tracer.rule is not None and tracer.rule.follow is not None:
+        return
     by_size: dict[int, list[Tensor]] = {}
     for out in call.outputs:
         piece = tracer.label(out)
