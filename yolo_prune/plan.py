@@ -274,13 +274,24 @@ def _overshoot_(
             ladder.position -= 1
 
 
+def least_channels(cost: CostModel, widths: Widths | None = None) -> BoolArray:
+    """Return what is left with every group at its floor: no budget below it can be met, shape (channels,)."""
+    scores = np.ones(cost.graph.channel_count)
+    return _floor(cost, _ladders(cost.graph, scores, widths or Widths()))
+
+
+def _floor(cost: CostModel, ladders: list[_Ladder]) -> BoolArray:
+    keep = np.ones(cost.graph.channel_count, dtype=bool)
+    for ladder in ladders:
+        for block in ladder.blocks:
+            keep[block] = False
+    return keep
+
+
 def _check_possible(
     cost: CostModel, budget: Budget, limit: float, ladders: list[_Ladder], widths: Widths
 ) -> None:
-    floor = np.ones(cost.graph.channel_count, dtype=bool)
-    for ladder in ladders:
-        for block in ladder.blocks:
-            floor[block] = False
+    floor = _floor(cost, ladders)
     least = budget.measure(cost, floor)
     if least <= limit:
         return

@@ -15,14 +15,10 @@ from yolo_prune.errors import EquivalenceError, PlanError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.copies import copy_with
 from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.passes import FAILURES
 from yolo_prune.graph.trace import ModuleRules, OutputSelector, rule_for
 from yolo_prune.plan import PrunePlan
 
-# What a forward pass raises when it meets a tensor of another width than its code expects.
-FAILURES = (
-    *(RuntimeError, ValueError, TypeError, AttributeError, AssertionError),
-    *(LookupError, ArithmeticError),
-)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 

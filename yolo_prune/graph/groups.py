@@ -13,8 +13,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from yolo_prune.graph.atoms import Axis, BoolArray, Findings, IntArray, MacUse, Pieces
+from yolo_prune.graph.passes import trace_channels
 from yolo_prune.graph.rules import OPERATORS, Operator
-from yolo_prune.graph.trace import ModuleRules, OutputSelector, trace_channels
+from yolo_prune.graph.trace import ModuleRules, OutputSelector
 
 
 @dataclass(frozen=True)

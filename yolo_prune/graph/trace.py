@@ -7,8 +7,7 @@ operator means for labels is in :mod:`yolo_prune.graph.rules`. An operator witho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolo_prune.graph.atoms import Axis, Findings, IntArray, MacUse, Pieces
-from yolo_prune.graph.copies import copy_with
 from yolo_prune.graph.labels import compact
-from yolo_prune.graph.macs import plain_attention
 
 OutputSelector = Callable[[Any], Any]
 
@@ -277,62 +274,3 @@ class Call:
     def outputs(self) -> list[Tensor]:
         """All tensors among the results."""
         return [leaf for leaf in pytree.tree_leaves(self.out) if isinstance(leaf, Tensor)]
-
-
-@contextmanager
-def _module_stack(model: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterator[None]:
-    """Keep ``stack`` at the chain of modules whose forward is running."""
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda m, _, name=name: stack.append((name, m))))
-        handles.append(module.register_forward_hook(lambda *_: (stack.pop(), None)[1], always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def trace_channels(
-    model: nn.Module,
-    example_input: Any,
-    handlers: Mapping[str, Callable[[Tracer, Call], None]],
-    *,
-    rules: ModuleRules,
-    select_outputs: OutputSelector | None,
-) -> Findings:
-    """Run the model once on a copy and collect what each channel meets.
-
-    Args:
-        model: Any module; it is copied and left untouched.
-        example_input: A tensor, or a tuple of positional arguments, on the CPU.
-        handlers: Operator rules.
-        rules: Module classes with baked widths.
-        select_outputs: Picks the tensors whose width is fixed out of what the model returns; default all of them.
-
-    Returns:
-        The raw findings.
-    """
-    model = copy_with(model, lambda tensor: tensor.detach().cpu()).eval()
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
-    tracer = Tracer(model, rules, handlers)
-    with torch.no_grad(), plain_attention(), _module_stack(model, tracer.modules), tracer:
-        outputs = model(*args)
-    chosen = select_outputs(outputs) if select_outputs else outputs
-    for tensor in pytree.tree_leaves(chosen):
-        if (label := tracer.label(tensor)) is not None:
-            tracer.freeze(label, "is an output")
-    _add_equal_axes(model, tracer)
-    return tracer.found
-
-
-def _add_equal_axes(model: nn.Module, tracer: Tracer) -> None:
-    """Turn the rules' equal widths into count constraints."""
-    known = {(axis.name, axis.dim): axis for axis in tracer.found.axes}
-    for name, module in model.named_modules():
-        rule = rule_for(tracer.rules, module)
-        for pair in rule.equal if rule else ():
-            axes = [known.get((f"{name}.{path}" if name else path, dim)) for path, dim in pair]
-            parts = tuple(np.arange(a.base, a.base + a.size) for a in axes if a is not None)
-            if len(parts) == 2:
-                tracer.found.pieces.append(Pieces((parts,), name))
