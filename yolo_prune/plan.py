@@ -297,10 +297,11 @@ def _check_possible(
         return
     largest, share = _largest_fixed(cost, floor)
     unit, scale = ("M parameters", 1e6) if budget.gradient == "params" else ("GMACs", 1e9)
+    key = "round_to" if widths.round_to > widths.min_width else "min_width"
     raise BudgetError(
         f"cannot meet {limit / scale:.3g} {unit}: {least / scale:.3g} {unit} remain with every group at its floor of "
-        f"{widths.min_width} channels. Raise the budget or lower min_width; the largest part that remains is "
-        f"'{largest}' ({share / 1e9:.3g} GMACs)."
+        f"{max(widths.round_to, widths.min_width)} channels. Raise the budget or lower {key}; the largest part that "
+        f"remains is '{largest}' ({share / 1e9:.3g} GMACs)."
     )
 
 

@@ -91,15 +91,17 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
 def prune_from_config(config: PruneConfig) -> PruneResult:
     """Run ``yolo-prune prune``; see :func:`prune`."""
     from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-    from yolo_prune.adapters.ultralytics.data import check_classes, resolve_data
+    from yolo_prune.adapters.ultralytics.data import check_classes, list_images, read_data_yaml, resolve_data
     from yolo_prune.adapters.ultralytics.options import check_train_args
 
-    check_train_args(config.train_args)
+    rate = {} if config.lr0 is None else {"lr0": config.lr0}
+    check_train_args({**config.train_args, "optimizer": config.optimizer, **rate})
     check_criterion(config.criterion)
     device = resolve_device(config.device)
     loaded = load_detector(config.model, trust=config.trust, device=device, seed=config.seed)
     if loaded.task == "classify":
         raise ConfigError("prune evaluates detectors; for a classifier use prune_module from Python.")
+    list_images(read_data_yaml(config.data), "train")  # recovery needs them: better to know now
     split = resolve_data(config.data, config.split)
     check_classes(loaded.names, split)
     anatomy = anatomy_of(loaded.module, size_of(config, loaded), config.freeze)

@@ -16,7 +16,7 @@ def test_every_key_that_rides_along_is_one_of_the_host():
 
 
 def test_good_arguments_pass():
-    check_train_args({"mosaic": 0.5, "cos_lr": True, "patience": 3, "cache": "ram"})
+    check_train_args({"optimizer": "adamw", "mosaic": 0.5, "cos_lr": True, "patience": 3, "cache": "ram"})
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,11 @@ def test_good_arguments_pass():
         ({"mosaic": 7.0}, "mosaic"),
         ({"patience": 1.5}, "patience"),
         ({"cos_lr": "maybe"}, "cos_lr"),
+        ({"lr0": 1000.0}, "lr0"),
+        (
+            {"optimizer": "AdamX"},
+            r"^unknown optimizer 'AdamX'; the host has auto, SGD, .* Did you mean 'Adam'\?$",
+        ),
         ({"mosaix": 1}, "'mosaix' is no training argument of the installed ultralytics"),
     ],
 )

@@ -64,7 +64,7 @@ def test_the_run_folder_holds(folder, name):
 
 
 def test_no_temporary_file_is_left(folder):
-    assert not [path for path in folder.rglob(".*")]
+    assert not list(folder.rglob(".*"))
 
 
 def test_every_row_has_every_column(report):
@@ -169,17 +169,17 @@ def test_checkpoints_say_where_they_come_from(folder, parent):
 
 
 def test_the_page_is_whole_and_loads_nothing(folder):
-    class Links(HTMLParser):
-        found: list[str] = []
+    found = []
 
+    class Links(HTMLParser):
         def handle_starttag(self, tag, attrs):
-            self.found += [value for key, value in attrs if key in ("src", "href") and value]
+            found.extend(value for key, value in attrs if key in ("src", "href") and value)
 
     page = (folder / "report.html").read_text()
     Links().feed(page)
     assert page.rstrip().endswith("</html>")
-    assert not [link for link in Links.found if link.startswith(("http", "//"))]
-    files = [link for link in Links.found if not link.startswith(("data:", "#"))]
+    assert not [link for link in found if link.startswith(("http", "//"))]
+    files = [link for link in found if not link.startswith(("data:", "#"))]
     assert all((folder / link).is_file() for link in files)
     assert "weights/best.pt" in files
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from yolo_prune.errors import ConfigError
+
+OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "MuSGD")
+"""What the host's trainer builds; it keeps the list inside a function and complains only when training begins."""
 
 
 def check_train_args(train_args: Mapping[str, Any]) -> None:
@@ -24,6 +28,11 @@ def check_train_args(train_args: Mapping[str, Any]) -> None:
     for key in train_args:
         if key not in DEFAULT_CFG_DICT:
             raise ConfigError(f"'{key}' is no training argument of the installed ultralytics {version}.")
+    optimizer = str(train_args.get("optimizer", "auto"))
+    if optimizer.lower() not in {name.lower() for name in OPTIMIZERS}:
+        near = difflib.get_close_matches(optimizer, OPTIMIZERS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(f"unknown optimizer '{optimizer}'; the host has {', '.join(OPTIMIZERS)}.{hint}")
     try:
         check_cfg(dict(train_args), hard=True)
     except (TypeError, ValueError) as error:
