@@ -139,9 +139,8 @@ def _readers(
         covariance[np.diag_indices(len(covariance))] += ridge * max(
             float(np.trace(covariance)) / len(covariance), 1e-12
         )
-        matrix = weights[axis.name].detach().double().cpu().movedim(axis.dim, 0).flatten(2).numpy()
-        if matrix.ndim == 2:
-            matrix = matrix[:, :, None]
+        weight = weights[axis.name].detach().double().cpu().movedim(axis.dim, 0)
+        matrix = weight.reshape(*weight.shape[:2], -1).numpy()  # (in, out, taps); a linear layer has one tap
         matrix = (matrix * np.sqrt(seen.energy * seen.rows)[None, :, None]).reshape(len(channels), -1)
         readers.append(_Reader(np.asarray(np.linalg.inv(covariance), dtype=np.float64), matrix @ matrix.T))
         for index, channel in enumerate(channels):

@@ -168,8 +168,12 @@ def detach_teacher(trainer: Any) -> None:
 
 
 def with_teacher_column(trainer: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of results.csv with the teacher's column, which holds 0 before there is one."""
+    """Return a line of results.csv with the teacher's column, which holds 0 before there is one.
+
+    The teacher takes no part in validation: what the host prepares for it there is left out.
+    """
     name = f"train/{_TEACHER_COLUMN}"
+    metrics = {key: value for key, value in metrics.items() if key != f"val/{_TEACHER_COLUMN}"}
     named = isinstance(trainer.tloss, dict)  # before 8.4.0 of the host had names, its columns were fixed
     if not (trainer.pruning.distill and named) or name in metrics:
         return dict(metrics)

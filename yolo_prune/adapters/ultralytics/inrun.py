@@ -137,7 +137,8 @@ class _PrunesInRun(_StaysCut):
         return round_budget(asked, state.gmacs * 1e9, state.params, number, self.pruning.rounds)
 
     def begin_epoch(self: Any) -> None:
-        """Cut when it is time; keep the hook where it belongs."""
+        """Cut when it is time; keep the hook where it belongs; a model that has grown back is noticed here."""
+        self.check_sizes()
         if self._is_due():
             self.cut()
         if len(self.state.cuts) >= self.pruning.rounds or self.epoch < self._first_sparse():
@@ -237,7 +238,7 @@ class _PrunesInRun(_StaysCut):
         epoch, plots, period = self.epoch, self.validator.args.plots, self.save_period
         self.epoch, self.save_period, self.busy = epoch - 1, -1, True
         try:
-            if not self.loss_items:
+            if not getattr(self, "loss_items", None):
                 self.loss_items, self.loss = self.name_losses(), torch.zeros((), device=self.device)
             if self.args.val:
                 metrics, self.fitness = self.validate()

@@ -16,7 +16,8 @@ from yolo_prune.progress import LOGGER
 from yolo_prune.prune_settings import InRunSettings
 from yolo_prune.sparsify import Ramp, Sparsifier, batchnorm_scales, shrinkage, sparsify, summarise_scales
 
-_MEAN_OF_RAMP = 0.7
+_END_OF_RAMP = 0.1
+_MEAN_OF_RAMP = 0.725  # up over the first tenth, full to the half, down to the end
 
 
 def free_scales(cost: CostModel) -> frozenset[str]:
@@ -86,7 +87,7 @@ class SparsePhase:
             state.first_strength = state.strength
         total = state.sparse_steps + max(steps_left, 1)
         try:
-            self.sparsifier = sparsify(optimizer, trained, state.strength, Ramp(total))
+            self.sparsifier = sparsify(optimizer, trained, state.strength, Ramp(total, end=_END_OF_RAMP))
         except ConfigError as error:
             LOGGER.warning("sparse training is off: %s", error)
             self._impossible = True

@@ -1,0 +1,197 @@
+"""One line added to a training that the user already has: attach, and yolo-prune train."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_host import cut, draw, tiny
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
+
+import yolo_prune
+from yolo_prune.adapters.ultralytics.attach import read_result, train_from_config
+from yolo_prune.adapters.ultralytics.inrun import inrun_trainer
+from yolo_prune.checkpoint import save_detector
+from yolo_prune.config import TrainConfig
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.retrain import count_parameters
+
+HOST = {"imgsz": 64, "batch": 4, "nbs": 4, "epochs": 2, "device": "cpu", "mosaic": 0.0, "amp": False}
+HOST |= {"plots": False, "optimizer": "SGD", "warmup_epochs": 0, "seed": 1}
+PRUNING = {
+    "keep_macs": 0.7,
+    "prune_at": 1,
+    "round_to": 4,
+    "min_width": 4,
+    "steps": 1,
+    "calibration_images": 4,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stock") / "stock.pt"
+    return save_detector(path, tiny(), task="detect", train_args={"imgsz": 64}, meta={})
+
+
+def train(model, data, folder, name="run", **host):
+    return model.train(
+        **{**HOST, "data": data, "project": str(folder), "name": name, "verbose": False, **host}
+    )
+
+
+def losses(folder: Path) -> list[list[str]]:
+    with (folder / "results.csv").open(newline="") as file:
+        return [[row[key] for key in row if key != "time"] for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def attached(stock, data, tmp_path_factory):
+    """The user's own line, with pruning attached to the object before it."""
+    model = YOLO(stock)
+    handle = yolo_prune.attach(model, **PRUNING)
+    folder = tmp_path_factory.mktemp("attached")
+    train(model, data, folder)
+    return model, handle, folder
+
+
+def test_the_users_own_line_prunes(attached):
+    model, handle, _ = attached
+    result = handle.result
+    assert (
+        count_parameters(model.model)
+        == result.params_after
+        < result.params_before
+        == count_parameters(tiny())
+    )
+    assert result.plan.kept_macs <= 0.7
+    assert result == read_result(Path(model.trainer.save_dir))
+
+
+def test_nothing_but_the_object_knows_of_it(attached, stock, data, tmp_path):
+    other = YOLO(stock)
+    assert other._smart_load("trainer") is DetectionTrainer
+    train(other, data, tmp_path, epochs=1)
+    assert count_parameters(other.model) == count_parameters(tiny())
+
+
+def test_a_removed_attachment_leaves_the_hosts_own_trainer(stock):
+    model = YOLO(stock)
+    before = {event: list(found) for event, found in model.callbacks.items()}
+    handle = yolo_prune.attach(model, **PRUNING)
+    assert handle.active
+    assert model._smart_load("trainer") is not DetectionTrainer
+    assert model._smart_load("validator") is YOLO(stock)._smart_load("validator")
+    handle.remove()
+    handle.remove()
+    assert not handle.active
+    assert model._smart_load("trainer") is DetectionTrainer
+    assert {event: list(found) for event, found in model.callbacks.items()} == before
+    with pytest.raises(CheckpointError, match=r"^nothing was trained yet: call model\.train"):
+        _ = handle.result
+
+
+def test_a_trainer_of_the_users_own_is_not_silently_trained_without_pruning(stock, data, tmp_path):
+    model = YOLO(stock)
+    yolo_prune.attach(model, **PRUNING)
+    with pytest.raises(ConfigError, match=r"^model\.train\(trainer=\.\.\.\) leaves out the attached pruning"):
+        train(model, data, tmp_path, trainer=DetectionTrainer)
+    ours = inrun_trainer(type("UsersTrainer", (DetectionTrainer,), {}), **PRUNING)
+    train(model, data, tmp_path, "own", trainer=ours)
+    assert count_parameters(model.model) < count_parameters(tiny())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give exactly one budget of keep_macs, gmacs, keep_params; got none."),
+        ({"keep_macs": 0.5, "round": 3}, "unknown key 'round'. Did you mean 'rounds'?"),
+    ],
+)
+def test_wrong_options_are_refused_at_once(options, message, stock):
+    with pytest.raises(ConfigError) as caught:
+        yolo_prune.attach(YOLO(stock), **options)
+    assert str(caught.value) == message
+
+
+def test_what_is_no_yolo_object_or_is_attached_already_is_refused(stock):
+    with pytest.raises(ConfigError, match=r"^expected a YOLO object, got DetectionModel\.$"):
+        yolo_prune.attach(tiny(), keep_macs=0.5)
+    model = YOLO(stock)
+    yolo_prune.attach(model, keep_macs=0.5)
+    with pytest.raises(ConfigError, match="attached to this object already"):
+        yolo_prune.attach(model, keep_macs=0.5)
+
+
+def test_a_pruned_model_stays_pruned_when_nothing_more_is_asked_for(data, tmp_path):
+    path = save_detector(tmp_path / "p.pt", cut(tiny()), task="detect", train_args={"imgsz": 64}, meta={})
+    model = YOLO(path)
+    yolo_prune.attach(model)
+    train(model, data, tmp_path, epochs=1)
+    assert count_parameters(model.model) == count_parameters(cut(tiny()))
+
+
+def test_an_interrupted_run_resumes_with_the_options_it_began_with(stock, data, tmp_path):
+    def stop(trainer):
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
+
+    model = YOLO(stock)
+    yolo_prune.attach(model, **PRUNING)
+    model.add_callback("on_train_batch_end", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, tmp_path)
+    last = Path(model.trainer.last)
+    lines = train_from_config(TrainConfig(model=str(last), resume=True, verbose=False))
+    result = read_result(last.parent.parent)
+    assert lines[0] == (
+        f"parameters: {result.params_before:,} before, {result.params_after:,} after training"
+    )
+    assert result.params_after == result.cuts[0].params < result.params_before
+    assert len(losses(last.parent.parent)) == 2
+
+
+def test_without_a_budget_the_command_trains_exactly_like_the_host(stock, data, tmp_path):
+    model = YOLO(stock)
+    train(model, data, tmp_path, "host")
+    host = {**HOST, "project": str(tmp_path), "name": "command"}
+    train_from_config(TrainConfig(model=str(stock), data=str(data), verbose=False, train_args=host))
+    assert losses(tmp_path / "command") == losses(tmp_path / "host")
+    ours, theirs = (
+        YOLO(tmp_path / name / "weights/last.pt").model.state_dict() for name in ("command", "host")
+    )
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_with_a_budget_the_command_prunes(stock, data, tmp_path, attached):
+    host = {**HOST, "project": str(tmp_path), "name": "command"}
+    config = TrainConfig(model=str(stock), data=str(data), verbose=False, train_args=host, **PRUNING)
+    lines = train_from_config(config)
+    assert lines[1] == f"run folder: {tmp_path / 'command'}\nbest: {tmp_path / 'command/weights/best.pt'}"
+    assert losses(tmp_path / "command") == losses(
+        attached[2] / "run"
+    )  # the command and the attachment are one
+
+
+def test_a_pruned_model_without_a_budget_goes_on_as_pruned(data, tmp_path):
+    path = save_detector(tmp_path / "p.pt", cut(tiny()), task="detect", train_args={"imgsz": 64}, meta={})
+    host = {**HOST, "epochs": 1, "project": str(tmp_path), "name": "on"}
+    lines = train_from_config(TrainConfig(model=str(path), data=str(data), verbose=False, train_args=host))
+    count = f"{count_parameters(cut(tiny())):,}"
+    assert lines[0] == f"parameters: {count} before, {count} after training"
+    with pytest.raises(ConfigError, match=r"^'data' is missing: the data set to train the pruned model on"):
+        train_from_config(TrainConfig(model=str(path)))
