@@ -11,6 +11,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import torch
 from tiny_host import cut, draw, tiny
