@@ -110,7 +110,7 @@ def measure_run(
         per_class=_per_class(models, split),
         host_map=tuple(HostMap(m.name, m.result.host_map, m.result.host_map50, m.imgsz) for m in models),
         speedups=tuple(_speedups(models, comparisons)),
-        warnings=(*_cliff_warnings(cut), *warnings),
+        warnings=(*_task_warnings(models[0].module), *_cliff_warnings(cut), *warnings),
     )
 
 
@@ -311,6 +311,16 @@ def _per_class(models: Sequence[Evaluated], split: DetectionData) -> tuple[Class
         )
         for name in by_name["parent"]
     )
+
+
+def _task_warnings(module: nn.Module) -> list[str]:
+    """Say what AP leaves out where boxes are not all that the model finds."""
+    left_out = {
+        "segment": "masks were not scored",
+        "pose": "key points were not scored",
+        "obb": "oriented boxes count as the upright boxes around them",
+    }.get(str(getattr(module, "task", "")))
+    return [f"AP is that of the boxes: {left_out}."] if left_out else []
 
 
 def _cliff_warnings(cut: CutResult) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolo_prune.adapters.ultralytics.data import read_data_yaml
 from yolo_prune.adapters.ultralytics.inrun import RUN_KEY, inrun_trainer
 from yolo_prune.adapters.ultralytics.midrun import is_cut
 from yolo_prune.adapters.ultralytics.train import train_pruned
@@ -175,6 +176,8 @@ def train_from_config(config: TrainConfig) -> list[str]:
         What to print.
     """
     loaded = load_detector(config.model, trust=config.trust)
+    if config.data is not None and loaded.task != "classify":
+        read_data_yaml(config.data)  # a sentence of ours before the host's error
     options = {field.name: getattr(config, field.name) for field in fields(InRunSettings)}
     interrupted = config.resume and RUN_KEY in (loaded.meta or {})
     if config.budget is None and not interrupted and is_cut(loaded.module):

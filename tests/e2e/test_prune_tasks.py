@@ -1,0 +1,62 @@
+"""Tasks beside detection go through the whole run, and the report says what its AP leaves out."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from yolo_prune import cli
+from yolo_prune.checkpoint import load_detector, save_detector
+
+LEFT_OUT = {
+    "segment": "AP is that of the boxes: masks were not scored.",
+    "pose": "AP is that of the boxes: key points were not scored.",
+    "obb": "AP is that of the boxes: oriented boxes count as the upright boxes around them.",
+}
+
+
+@pytest.fixture(scope="module")
+def host():
+    """The drawn images and tiny models that the adapters' tests use."""
+    file = Path(__file__).parents[1] / "adapters" / "tiny_host.py"
+    spec = importlib.util.spec_from_file_location("tiny_host_of_tasks", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(host, folder: Path, task: str) -> int:
+    data, module = host.draw(folder / "data", task), host.tiny(task).eval()
+    module.names = {0: "kind0", 1: "kind1"}
+    save_detector(folder / "model.pt", module, task=task, train_args={"imgsz": 64}, meta={})
+    words = ["rounds=1", "calibration_images=8", "batch=4", "workers=0", "plots=false", "bench=false"]
+    return cli.main(
+        [
+            "prune",
+            f"model={folder / 'model.pt'}",
+            f"data={data}",
+            "keep_macs=0.7",
+            f"project={folder}",
+            "name=a",
+            *words,
+        ]
+    )
+
+
+@pytest.mark.parametrize("task", LEFT_OUT)
+def test_the_whole_run(host, tmp_path, task):
+    """But for retraining, which the trainer's own tests do for every task."""
+    assert run(host, tmp_path, task) == 0
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert [row["model"] for row in report["rows"]] == ["parent", "pruned", "control"]
+    assert report["rows"][1]["gmacs"] <= 0.7 * report["rows"][0]["gmacs"]
+    assert LEFT_OUT[task] in report["warnings"]
+    assert load_detector(tmp_path / "a" / "weights" / "pruned.pt").task == task
+
+
+def test_a_classifier_is_refused_in_a_sentence(host, tmp_path, capsys):
+    assert run(host, tmp_path, "classify") == 2
+    expected = "yolo-prune: error: prune evaluates detectors; for a classifier use prune_module from Python."
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+    assert not (tmp_path / "a").exists()
