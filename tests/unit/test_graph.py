@@ -266,6 +266,13 @@ def test_a_frozen_batch_norm_in_buffers_is_followed():
     assert names["1.weight"] == names["1.bias"] == channels(graph, "0")
 
 
+def test_a_layer_that_a_function_holds_is_frozen():
+    shared = stem()
+    net = Net(lambda m, x: m.c(m.a(x) + shared(x)), a=stem(), s=shared, c=head())
+    graph = trace_groups(net, X)
+    assert "is held by a function, which a copy of the model cannot change," in reason_of(graph, "s")
+
+
 def test_the_module_is_left_as_it_was():
     net = nn.Sequential(conv(8, 3), head()).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}

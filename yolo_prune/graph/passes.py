@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from yolo_prune.graph.atoms import Findings, Pieces
@@ -36,6 +37,24 @@ def _module_stack(model: nn.Module, stack: list[tuple[str, nn.Module]]) -> Itera
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _ScaledAttention(TorchFunctionMode):
+    """Freezes queries and keys of attention that is scaled by their width, however PyTorch takes it apart."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention and kwargs.get("scale") is None:
+            for tensor in (*args, *kwargs.values())[:2]:
+                if (label := self.tracer.label(tensor)) is not None:
+                    self.tracer.freeze(label, "is scaled by the width of an attention head")
+        return func(*args, **kwargs)
 
 
 def trace_channels(
@@ -74,7 +93,8 @@ def _run(
 ) -> None:
     """Run the model once under the tracer, and freeze what it returns."""
     tracer.modules.clear()
-    with torch.no_grad(), plain_attention(), _module_stack(model, tracer.modules), tracer:
+    stack = _module_stack(model, tracer.modules)
+    with torch.no_grad(), plain_attention(), stack, _ScaledAttention(tracer), tracer:
         outputs = model(*args)
     chosen = select_outputs(outputs) if select_outputs else outputs
     for tensor in pytree.tree_leaves(chosen):

@@ -82,9 +82,11 @@ class Tracer(TorchDispatchMode):
         self._views: dict[int, tuple[Tensor, ParameterView]] = {}
         self._axis_of: dict[tuple[str, int], int] = {}
         self._names: dict[int, tuple[str, Tensor]] = {}
+        self._storages: dict[int, str] = {}
         self.made_by: dict[int, str] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._names.setdefault(id(tensor), (name, tensor))
+            self._storages.setdefault(tensor.data_ptr(), name)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -97,6 +99,9 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         call = Call(func, args, kwargs, out)
+        for tensor in call.tensors:
+            if isinstance(tensor, nn.Parameter) and id(tensor) not in self._names:
+                self._freeze_stranger(tensor)
         if call.name in _COUNTED or any(self.known(tensor) for tensor in call.tensors):
             handler = self.handlers.get(call.name)
             if handler is None and torch.Tag.pointwise in func.tags:
@@ -106,6 +111,14 @@ class Tracer(TorchDispatchMode):
             else:
                 handler(self, call)
         return out
+
+    def _freeze_stranger(self, tensor: Tensor) -> None:
+        """A parameter of the original, reached past the copy that runs here (by a function that holds its module)."""
+        if (name := self._storages.get(tensor.data_ptr())) is not None:
+            view = ParameterView(name, tuple(range(tensor.dim())))
+            self.freeze_parameter(
+                view, tensor, "is held by a function, which a copy of the model cannot change,"
+            )
 
     def known(self, tensor: Tensor) -> bool:
         """Tell whether a tensor carries labels or comes straight from a parameter or buffer."""
