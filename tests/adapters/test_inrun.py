@@ -328,9 +328,6 @@ print("child", sum(p.numel() for p in trainer.model.parameters()), trainer.pruni
 
 def test_door_the_child_of_a_distributed_run_is_handed_class_settings_and_model(data, tmp_path):
     """As the host starts its processes: everything pickled by value, read where nothing of this test is known."""
-    cloudpickle = pytest.importorskip(
-        "cloudpickle", reason="the host installs it for its first distributed run"
-    )
     trainer = make(data, tmp_path, epochs=2, pruning={"prune_at": 1})
     state = {"trainer": type(trainer), "args": vars(trainer.args), "model": trainer.model}
     state["callbacks"] = trainer.callbacks

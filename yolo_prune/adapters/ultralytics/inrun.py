@@ -238,7 +238,7 @@ class _PrunesInRun(_StaysCut):
         epoch, plots, period = self.epoch, self.validator.args.plots, self.save_period
         self.epoch, self.save_period, self.busy = epoch - 1, -1, True
         try:
-            if not getattr(self, "loss_items", None):
+            if getattr(self, "loss_items", None) is None:
                 self.loss_items, self.loss = self.name_losses(), torch.zeros((), device=self.device)
             if self.args.val:
                 metrics, self.fitness = self.validate()
