@@ -25,4 +25,4 @@ def test_most_of_the_accuracy_survives_without_training(shared, tmp_path, weight
     assert pruned.gmacs <= 0.7 * parent.gmacs
     assert pruned.ap >= 0.96 * parent.ap
     bare = next(stage.ap for stage in result.report.stages if stage.name == "cut")
-    assert bare < 0.5 * parent.ap  # the control: the same channels, cut without folding
+    assert bare < pruned.ap - 0.01  # the control: the same channels, cut without folding
