@@ -151,12 +151,15 @@ def _try_cut(
 ) -> tuple[Equivalence | None, str]:
     """Cut a copy and compare it: the proof, or None and what is wrong.
 
-    The copy is cut in float64, because a rule may rescale weights, and that should not cost the proof its precision.
+    The copy is cut in the proof's precision, because a rule may rescale weights, and that should not cost exactness.
     """
+
+    def cut(dtype: torch.dtype) -> nn.Module:
+        return cut_(copy_as(module, dtype), plan, rules=anatomy.rules)
+
     try:
-        trial = cut_(copy_as(module, torch.float64, own=False), plan, rules=anatomy.rules)
         proof = prove_equivalence(
-            module, trial, cost.graph, keep, anatomy.trace_input, select_outputs=anatomy.select_outputs
+            module, cut, cost.graph, keep, anatomy.trace_input, select_outputs=anatomy.select_outputs
         )
     except EquivalenceError as error:
         return None, str(error)

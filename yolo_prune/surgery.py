@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,8 +72,9 @@ def cut_(module: nn.Module, plan: PrunePlan, *, rules: ModuleRules | None = None
                     owners[id(tensor)].append((owner, key))
     touched = {}
     for name, by_dim in cuts.items():
-        fresh = _sliced(tensors[name], by_dim)
-        for owner, key in owners[id(tensors[name])]:
+        whole = tensors.pop(name)  # nothing holds what was cut any longer than needed
+        fresh = _sliced(whole, by_dim)
+        for owner, key in owners.pop(id(whole)):
             if isinstance(fresh, nn.Parameter):
                 owner._parameters[key] = fresh
             else:
@@ -183,7 +185,7 @@ def zero_removed_(module: nn.Module, graph: ChannelGraph, keep: BoolArray) -> nn
 
 def prove_equivalence(
     parent: nn.Module,
-    cut: nn.Module,
+    cut: nn.Module | Callable[[torch.dtype], nn.Module],
     graph: ChannelGraph,
     keep: BoolArray,
     example_input: Any,
@@ -196,7 +198,8 @@ def prove_equivalence(
 
     Args:
         parent: The uncut module.
-        cut: The cut module, *before* anything was folded or re-estimated.
+        cut: The cut module, *before* anything was folded or re-estimated; or what makes it in a given precision, when
+            the parent's copy has been dropped again.
         graph: Channels of the parent.
         keep: Which channels stay.
         example_input: Tensor or tuple of positional arguments; only shapes matter, random values are used.
@@ -218,7 +221,7 @@ def prove_equivalence(
 
 def _prove(
     parent: nn.Module,
-    cut: nn.Module,
+    cut: nn.Module | Callable[[torch.dtype], nn.Module],
     graph: ChannelGraph,
     keep: BoolArray,
     example_input: Any,
@@ -230,8 +233,8 @@ def _prove(
         zeroed = zero_removed_(copy_as(parent, dtype), graph, keep)
         expected = _outputs(zeroed(*args), select)
         del zeroed
-        smaller = copy_as(cut, dtype, own=False)
         try:
+            smaller = copy_as(cut, dtype, own=False) if isinstance(cut, nn.Module) else cut(dtype)
             got = _outputs(smaller(*args), select)
         except FAILURES as error:
             raise EquivalenceError(f"the cut model does not run: {error}") from error
