@@ -78,9 +78,10 @@ def main() -> None:
     torch.set_num_threads(2)
     logging.getLogger("ultralytics").setLevel(logging.ERROR)
     names = [n for n in architectures() if not options.words or any(word in n for word in options.words)]
-    rows = []
+    rows = json.loads(options.rows.read_text("utf-8")) if options.rows and options.rows.is_file() else []
+    rows = [row for row in rows if "loaded" in row or "failed" in row]
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
+        for name in (name for name in names if name not in {row["name"] for row in rows}):
             started = time.monotonic()
             row = examine(name, options.keep, Path(folder))
             row["seconds"] = time.monotonic() - started
@@ -88,6 +89,9 @@ def main() -> None:
             print(f"{len(rows)}/{len(names)} {name}: {verdict(row)}", flush=True)
             if len(rows) % 12 == 0 or len(rows) == len(names):
                 load_in_a_fresh_process(rows, Path(folder))
+            if options.rows:
+                options.rows.write_text(json.dumps(rows), "utf-8")
+    rows.sort(key=lambda row: names.index(row["name"]))
     text = document(rows, options.keep)
     print(text)
     if not options.words:
@@ -101,6 +105,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("words", nargs="*", help="only architectures whose name contains one of these")
     parser.add_argument("--keep", type=float, default=0.5, help="fraction of the MACs that stays")
+    parser.add_argument(
+        "--rows", type=Path, help="JSON file that keeps the rows done, to go on after an interruption"
+    )
     return parser.parse_args()
 
 
