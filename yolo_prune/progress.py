@@ -27,10 +27,18 @@ def track(items: Iterable[_Item], description: str, total: int | None = None) ->
     )
 
 
+class _Console(logging.Handler):
+    """Writes to what is stderr at the moment, where the standard handler keeps the one of its first day."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        sys.stderr.write(f"{self.format(record)}\n")
+
+
 def log_to_console(verbose: bool = True) -> None:
     """Send the package's messages to stderr (called by the command line, never on import)."""
     if not LOGGER.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Console()
         handler.setFormatter(logging.Formatter("%(message)s"))
         LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO if verbose else logging.WARNING)
