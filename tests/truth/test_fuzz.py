@@ -17,7 +17,7 @@ from yolo_prune.cutting import Anatomy, cut_proven_
 from yolo_prune.graph import ModuleRule
 from yolo_prune.plan import Budget, Widths, choose_channels, least_channels
 
-EXAMPLES = int(os.environ.get("YOLO_PRUNE_FUZZ", "60"))
+EXAMPLES = int(os.environ.get("YOLO_PRUNE_FUZZ", "100"))
 X = torch.zeros(1, 3, 8, 8)
 
 
@@ -53,7 +53,8 @@ class Random(nn.Module):
 
     def __init__(self, program):
         super().__init__()
-        self.layers, self.steps, self.widths, self.used = nn.ModuleList(), [], [3], set()
+        self.layers, self.steps, self.widths, self.used = nn.ModuleList(), [], [12], set()
+        self.stem = nn.Conv2d(3, 12, 1)
         for name, a, b, size in program:
             getattr(self, f"add_{name}")(a % len(self.widths), b % len(self.widths), size)
         ends = [i for i in range(len(self.widths)) if i not in self.used]
@@ -107,8 +108,8 @@ class Random(nn.Module):
         for _run, sources, layers in self.steps:
             if len(layers) == 1 and len(sources) == 1 and self.widths[sources[0]] == self.widths[a]:
                 layer = self.layers[layers[0]]
-                if isinstance(layer, (nn.Sequential, nn.ConvTranspose2d)):
-                    first = layer[0] if isinstance(layer, nn.Sequential) else layer
+                first = layer[0] if isinstance(layer, nn.Sequential) else layer
+                if isinstance(first, (nn.Conv2d, nn.ConvTranspose2d)) and first.out_channels > 1:
                     self.step(lambda xs, ls: [ls[0](xs[0])], [a], [first.out_channels])
                     self.steps[-1] = (self.steps[-1][0], [a], layers)
                     return
@@ -158,7 +159,7 @@ class Random(nn.Module):
         self.step(lambda xs, ls: [run(xs[0])], [a], [self.widths[a]])
 
     def forward(self, x):
-        values = [x]
+        values = [self.stem(x)]
         for run, sources, layers in self.steps:
             values += run([values[i] for i in sources], [self.layers[i] for i in layers])
         return self.head(torch.cat([values[i] for i in self.ends], 1))
@@ -167,8 +168,8 @@ class Random(nn.Module):
 STEPS = sorted(name.removeprefix("add_") for name in vars(Random) if name.startswith("add_"))
 PROGRAMS = st.lists(
     st.tuples(st.sampled_from(STEPS), st.integers(0, 30), st.integers(0, 30), st.integers(4, 12)),
-    min_size=1,
-    max_size=12,
+    min_size=2,
+    max_size=14,
 )
 
 
