@@ -164,12 +164,12 @@ def test_a_new_optimizer_gets_the_hook_and_the_steps_go_on(tmp_path):
     module = tiny()
     sparse = phase(module, tmp_path, sparsify=1.0)
     first, second = (torch.optim.SGD(module.parameters(), lr=0.01) for _ in range(2))
-    sparse.attach(module, first, steps_left=4, lr_sum=4.0)
+    sparse.attach(module, first, steps_left=4, lr_sum=4.0, epochs=2)
     hook = sparse.sparsifier
     first.step()
-    sparse.attach(module, first, steps_left=3, lr_sum=3.0)
+    sparse.attach(module, first, steps_left=3, lr_sum=3.0, epochs=2)
     assert sparse.sparsifier is hook
-    sparse.attach(module, second, steps_left=3, lr_sum=3.0)
+    sparse.attach(module, second, steps_left=3, lr_sum=3.0, epochs=2)
     before = module.model[1].bn.weight.detach().clone()
     first.step()
     assert torch.equal(module.model[1].bn.weight, before)  # the old optimizer shrinks nothing any more
@@ -187,10 +187,12 @@ def test_lambda_is_looked_for_unless_it_is_given(tmp_path):
     for given, moves in (("auto", True), (0.5, False)):
         sparse = phase(module, tmp_path, sparsify=given)
         sparse.note_fitness(0.5, 0.0, 0.0)
-        sparse.attach(module, torch.optim.SGD(module.parameters(), lr=0.01), steps_left=4, lr_sum=4.0)
+        sparse.attach(
+            module, torch.optim.SGD(module.parameters(), lr=0.01), steps_left=4, lr_sum=4.0, epochs=2
+        )
         first = sparse.state.strength
         sparse.note_fitness(0.4, 0.0, 0.5)
-        assert (sparse.state.strength == first / 2) == moves
+        assert (sparse.state.strength == first / 4) == moves
         assert sparse.sparsifier.strength == sparse.state.strength
         assert (sparse.state.strength == 0.5) == (not moves)
 
@@ -199,10 +201,10 @@ def test_a_frozen_model_and_sparsify_off_are_left_alone(tmp_path, caplog):
     module = tiny()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
     off = phase(module, tmp_path, sparsify="off")
-    off.attach(module, optimizer, steps_left=4, lr_sum=4.0)
+    off.attach(module, optimizer, steps_left=4, lr_sum=4.0, epochs=2)
     assert off.sparsifier is None
     module.requires_grad_(False)
     frozen = phase(module, tmp_path)
-    frozen.attach(module, optimizer, steps_left=4, lr_sum=4.0)
+    frozen.attach(module, optimizer, steps_left=4, lr_sum=4.0, epochs=2)
     assert frozen.sparsifier is None
     assert "sparse training is off: no BatchNorm scale" in caplog.text

@@ -7,7 +7,7 @@ from yolo_prune.inrun.optimizer import resize_optimizer_
 from yolo_prune.inrun.scales import ScaleWatch, draw_scales, is_separated
 from yolo_prune.inrun.schedule import check_schedule, cut_is_due, cut_shares, round_budget
 from yolo_prune.inrun.state import CutRecord, RunState
-from yolo_prune.inrun.strength import StrengthSearch, first_strength
+from yolo_prune.inrun.strength import StrengthSearch, first_strength, most_strength
 
 __all__ = [
     "CutRecord",
@@ -20,6 +20,7 @@ __all__ = [
     "draw_scales",
     "first_strength",
     "is_separated",
+    "most_strength",
     "resize_optimizer_",
     "round_budget",
 ]

@@ -147,7 +147,9 @@ class _PrunesInRun(_StaysCut):
             steps = -(-len(self.train_loader) // max(self.accumulate, 1))
             left = max(self._last_sparse() - self.epoch, 1)
             lr_sum = steps * sum(float(self.lf(epoch)) for epoch in range(self.epoch, self.epoch + left))
-            self.sparse.attach(unwrap(self.model), self.optimizer, steps_left=steps * left, lr_sum=lr_sum)
+            self.sparse.attach(
+                unwrap(self.model), self.optimizer, steps_left=steps * left, lr_sum=lr_sum, epochs=left
+            )
         aftercut.fade_teacher(self)
         self.softened = 0
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError
-from yolo_prune.inrun import RunState, ScaleWatch, StrengthSearch, draw_scales, first_strength
+from yolo_prune.inrun import RunState, ScaleWatch, StrengthSearch, draw_scales, first_strength, most_strength
 from yolo_prune.inrun.scales import NEAR_ZERO
 from yolo_prune.progress import LOGGER
 from yolo_prune.prune_settings import InRunSettings
@@ -58,7 +58,9 @@ class SparsePhase:
         """Return the scales of the layers that may lose channels."""
         return {name: scale for name, scale in batchnorm_scales(module).items() if name in self.layers}
 
-    def attach(self, module: nn.Module, optimizer: Any, *, steps_left: int, lr_sum: float) -> None:
+    def attach(
+        self, module: nn.Module, optimizer: Any, *, steps_left: int, lr_sum: float, epochs: int
+    ) -> None:
         """See that the hook is on this optimizer; an optimizer that the host made anew gets a hook of its own.
 
         Args:
@@ -66,6 +68,7 @@ class SparsePhase:
             optimizer: Trains it.
             steps_left: Optimizer steps up to the last cut.
             lr_sum: Sum of the factors on the initial rates over those steps.
+            epochs: Epochs up to the last cut.
         """
         if self._impossible or (self.sparsifier is not None and self._optimizer is optimizer):
             return
@@ -80,10 +83,10 @@ class SparsePhase:
             return
         if state.first_mean is None:
             state.first_mean = summarise_scales(trained).mean
+        median, reach = summarise_scales(trained).median, _reach(optimizer, trained, lr_sum)
+        most = most_strength(median, reach, epochs, normalised=not _has_momentum(optimizer))
         if state.strength is None:
-            median = summarise_scales(trained).median
-            given = self.settings.strength
-            state.strength = given or first_strength(median, _reach(optimizer, trained, lr_sum))
+            state.strength = self.settings.strength or min(first_strength(median, reach, epochs), most)
             state.first_strength = state.strength
         total = state.sparse_steps + max(steps_left, 1)
         try:
@@ -96,7 +99,12 @@ class SparsePhase:
         self._before = self._before or {name: scale.detach().clone() for name, scale in scales.items()}
         if self.settings.strength is None and self._search is None:
             self._search = StrengthSearch(
-                state.strength, self.settings.max_drop, self.wanted, state.first_strength, state.best_fitness
+                state.strength,
+                self.settings.max_drop,
+                self.wanted,
+                start=state.first_strength,
+                best=state.best_fitness,
+                most=most,
             )
 
     def detach(self) -> None:
@@ -160,3 +168,8 @@ def _reach(optimizer: Any, scales: dict[str, nn.Parameter], lr_sum: float) -> fl
         if any(id(parameter) in wanted for parameter in group["params"])
     ]
     return max(rates, default=0.0) * lr_sum * _MEAN_OF_RAMP
+
+
+def _has_momentum(optimizer: Any) -> bool:
+    """Tell optimizers whose steps follow the gradient's size (SGD) from those that normalise it (Adam, RMSprop)."""
+    return any("momentum" in group and "alpha" not in group for group in optimizer.param_groups)
