@@ -155,7 +155,8 @@ def _ladders(graph: ChannelGraph, places: dict[int, list[tuple[int, int]]], widt
     for tie in graph.ties:
         cells = [graph.groups[index].channels for index in tie]
         free = [c[~graph.frozen[c] & ~graph.contracted[c] & ~blind[c]].tolist() for c in cells]
-        steps = widths.steps(len(cells[0]), min(len(f) for f in free))
+        unit = max(graph.groups[index].unit for index in tie)
+        steps = widths.steps(len(cells[0]), min(len(f) for f in free), unit)
         if steps:
             used = sorted(
                 {reader for cell in free for channel in cell for reader, _ in places.get(channel, ())}
