@@ -64,6 +64,12 @@ COMMANDS = {
         "train like yolo train, and prune inside the training; go on with a pruned model",
         "yolo-prune train model=yolo11n.pt data=data.yaml epochs=100 imgsz=640 keep_macs=0.5",
     ),
+    "sweep": Command(
+        configs.SweepConfig,
+        commands.sweep,
+        "prune to many budgets, draw accuracy against speed, pick the model under a constraint",
+        "yolo-prune sweep model=best.pt data=data.yaml keep_macs=0.8,0.65,0.5 epochs=20 max_ap_drop=0.01",
+    ),
     "eval": Command(
         configs.EvalConfig,
         commands.evaluate,
@@ -254,7 +260,7 @@ def command_help(name: str) -> str:
 def _option_line(key: str, field: dataclasses.Field[Any], hint: Any, width: int) -> str:
     default = field.default
     if isinstance(default, tuple):
-        default = ",".join(default)
+        default = ",".join(map(str, default))
     shown = str(default).lower() if isinstance(default, bool) else str(default)
     quiet = is_required(field) or default is None or shown == ""
     note = "" if quiet else f" (default {shown})"

@@ -19,6 +19,7 @@ from yolo_prune.config import (
     InspectConfig,
     PruneConfig,
     ReportConfig,
+    SweepConfig,
     TrainConfig,
 )
 from yolo_prune.errors import ConfigError
@@ -51,6 +52,20 @@ def train(config: TrainConfig) -> None:
     check_train_args(config.train_args)
     for line in train_from_config(config):
         say(line)
+
+
+def sweep(config: SweepConfig) -> None:
+    """Run many trials and print their table, the choice and where everything is."""
+    from yolo_prune.sweep import render_sweep, run_sweep
+
+    result = run_sweep(config)
+    say(render_sweep(result))
+    chosen = next((trial for trial in result.trials if trial.name == result.chosen), None)
+    if chosen is not None:
+        say(f"\nchosen: {chosen.name} ({chosen.best})")
+    elif config.min_fps is not None or config.max_ap_drop is not None:
+        say("\nno model meets the constraints")
+    say(f"sweep folder: {result.folder}")
 
 
 def evaluate(config: EvalConfig) -> None:

@@ -156,6 +156,48 @@ class TrainConfig(InRunSettings):
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """Options of ``sweep``: many budgets and criteria, the front of accuracy and speed, and the choice."""
+
+    model: str = option(_MODEL)
+    data: str = option(_DATA)
+    keep_macs: tuple[float, ...] = option(
+        "fractions of the MACs that stay", (0.8, 0.65, 0.5, 0.35), low=0.01, high=1
+    )
+    criterion: tuple[str, ...] = option("what a channel is worth, one or more names", ("auto",))
+    epochs: int = option("epochs of retraining in every trial; 0 for none", 0, low=0)
+    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    batch: int = option("images per batch of evaluation and training", 16, low=1)
+    rounds: int = option("rounds of measuring and cutting on the way to the budget", 12, low=1, high=100)
+    round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
+    min_fps: float | None = option("pick the most accurate model that is at least this fast", None, low=0)
+    max_ap_drop: float | None = option(
+        "pick the fastest model that loses no more AP than this", None, low=0, high=1
+    )
+    runtime: str = option("runtime whose FPS count", "onnxruntime", choices=RUNTIMES)
+    threads: int | None = option("CPU threads while measuring; all when not given", None, low=1)
+    engine: str = option(
+        "where trials run: in this process, or on a Ray cluster", "process", choices=("process", "ray")
+    )
+    device: str | None = option(_DEVICE, None)
+    seed: int = option("seed of everything random", 0, low=0)
+    workers: int = option(_WORKERS, 2, low=0)
+    project: str = option(_PROJECT, "runs/sweep")
+    name: str | None = option(_NAME, None)
+    exist_ok: bool = option(_EXIST_OK, False)
+    resume: bool = option("go on with the interrupted sweep in the folder name=", False)
+    trust: bool = option(_TRUST, False)
+    verbose: bool = option(_VERBOSE, True)
+    debug: bool = option(_DEBUG, False)
+    train_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+        if not self.keep_macs or not self.criterion:
+            raise ConfigError("a sweep needs at least one keep_macs and one criterion.")
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Options of ``eval``: COCO AP of a checkpoint, beside the host's own number."""
 

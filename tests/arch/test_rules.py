@@ -37,6 +37,7 @@ ORDER = (
         "preflight",
         "measure",
         "run",
+        "sweep",
         "demo_data",
         "demo",
         "commands",

@@ -1,0 +1,153 @@
+"""Sweeps: every budget with every criterion, one failure stops nothing, and the choice follows the constraint."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from yolo_prune import sweep
+from yolo_prune.config import SweepConfig, make_config
+from yolo_prune.errors import BudgetError, ConfigError, MissingRuntimeError
+from yolo_prune.report import Row, RunReport, write_report
+from yolo_prune.report.rows import Speedup
+from yolo_prune.sweep import Trial, choose, pareto_front, render_sweep, run_sweep
+
+
+def report_of(keep: float, ap: float, fps: float) -> RunReport:
+    timed = {"runtime": "onnxruntime", "device": "cpu", "threads": 1, "batch": 1, "imgsz": 64}
+    return RunReport(
+        rows=(
+            Row("parent", gmacs=2.0, params_m=1.0, ap=0.6, fps=fps, **timed),
+            Row("pruned", gmacs=2.0 * keep, params_m=keep, ap=ap, fps=fps / keep, **timed),
+        ),
+        speedups=(Speedup("pruned", 1.0 / keep, runtime="onnxruntime", device="cpu", threads=1, imgsz=64),),
+    )
+
+
+@pytest.fixture
+def pruned(monkeypatch):
+    """A fake ``prune`` whose accuracy falls with the budget, on a machine that is slow now and then."""
+    calls = []
+
+    def stage(config):
+        calls.append(config)
+        if config.keep_macs < 0.3:
+            raise BudgetError("cannot meet it.")
+        ap = 0.6 - 0.2 * (1 - config.keep_macs) ** 2 - (0.1 if config.criterion == "l1" else 0.0)
+        folder = Path(config.project, config.name)
+        write_report(report_of(config.keep_macs, ap, 100.0 if len(calls) % 2 else 60.0), folder)
+
+    monkeypatch.setattr("yolo_prune.run.prune_from_config", stage)
+    return calls
+
+
+def options(folder: Path, **changes) -> SweepConfig:
+    values = {"model": "best.pt", "data": "d.yaml", "keep_macs": "0.8,0.5,0.2", "criterion": "auto,l1"}
+    return make_config(SweepConfig, {**values, "project": str(folder), "name": "s", **changes})
+
+
+def test_every_budget_is_tried_with_every_criterion_and_a_failure_stops_nothing(pruned, tmp_path):
+    result = run_sweep(options(tmp_path, max_ap_drop=0.055))
+    assert [config.name for config in pruned] == [
+        "auto_0.8",
+        "auto_0.5",
+        "auto_0.2",
+        "l1_0.8",
+        "l1_0.5",
+        "l1_0.2",
+    ]
+    assert [trial.error for trial in result.trials] == [
+        "",
+        "",
+        "",
+        "cannot meet it.",
+        "",
+        "",
+        "cannot meet it.",
+    ]
+    assert result.front == ("parent", "auto_0.8", "auto_0.5")
+    assert result.chosen == "auto_0.5"
+    assert {path.name for path in result.folder.glob("sweep.*")} == {"sweep.json", "sweep.md", "sweep.png"}
+    assert json.loads((result.folder / "sweep.json").read_text())["chosen"] == "auto_0.5"
+
+
+def test_speeds_of_trials_are_compared_through_the_parent(pruned, tmp_path):
+    result = run_sweep(options(tmp_path))
+    assert [trial.fps for trial in result.trials] == pytest.approx([80, 100, 160, None, 100, 160, None])
+
+
+def test_a_sweep_goes_on_where_it_was(pruned, tmp_path):
+    first = run_sweep(options(tmp_path))
+    again = run_sweep(options(tmp_path, resume=True))
+    assert again == first
+    assert [config.name for config in pruned[6:]] == ["auto_0.2", "l1_0.2"]  # those without a report
+    assert len(pruned) == 8
+
+
+def test_a_sweep_without_a_success_says_why(pruned, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"^no trial of the sweep succeeded; the first says: cannot meet it\.$"
+    ):
+        run_sweep(options(tmp_path, keep_macs="0.2,0.1"))
+
+
+PARENT = Trial("parent", 1.0, "", kept_macs=1.0, ap=0.6, fps=100.0)
+HALF = Trial("half", 0.5, "auto", kept_macs=0.5, ap=0.58, fps=160.0)
+THIRD = Trial("third", 0.3, "auto", kept_macs=0.3, ap=0.5, fps=200.0)
+WORSE = Trial("worse", 0.5, "l1", kept_macs=0.5, ap=0.55, fps=150.0)
+
+
+@pytest.mark.parametrize(
+    ("min_fps", "max_ap_drop", "expected"),
+    [
+        (None, None, None),
+        (140, None, "half"),
+        (180, None, "third"),
+        (300, None, None),
+        (None, 0.03, "half"),
+        (None, 0.2, "third"),
+        (None, 0.0, "parent"),
+        (140, 0.01, None),
+        (140, 0.2, "half"),
+    ],
+)
+def test_the_choice_follows_the_constraint(min_fps, max_ap_drop, expected):
+    chosen = choose([PARENT, HALF, THIRD, WORSE], min_fps=min_fps, max_ap_drop=max_ap_drop)
+    assert (chosen.name if chosen else None) == expected
+
+
+def test_the_front_holds_what_nothing_else_beats():
+    assert pareto_front([PARENT, WORSE, THIRD, HALF]) == ("parent", "half", "third")
+    untimed = [
+        Trial(t.name, t.keep_macs, "", kept_macs=t.kept_macs, ap=t.ap) for t in (PARENT, WORSE, THIRD, HALF)
+    ]
+    assert pareto_front(untimed) == ("parent", "half", "third")
+
+
+def test_the_table_marks_front_and_choice(tmp_path):
+    text = render_sweep(sweep.SweepResult(tmp_path, (PARENT, HALF, WORSE), ("parent", "half"), "half"))
+    assert "| >* | half | 0.500 | not measured | not measured | 0.5800 | not measured | 160.0 |" in text
+    assert "|  | worse |" in text
+
+
+def test_ray_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(MissingRuntimeError, match=r"^engine=ray needs Ray: pip install ray\.$"):
+        sweep._engine("ray")
+
+
+def test_trials_run_on_the_engine_that_is_there(monkeypatch):
+    """The calls that a Ray cluster would get, on a fake of it."""
+
+    class FakeRay:
+        def init(self, ignore_reinit_error):
+            assert ignore_reinit_error
+
+        def remote(self, function):
+            return type("Remote", (), {"remote": staticmethod(lambda plan: (function, plan))})
+
+        def get(self, handles):
+            return [f"{plan} by {function.__name__}" for function, plan in handles]
+
+    monkeypatch.setitem(__import__("sys").modules, "ray", FakeRay())
+    assert sweep._engine("ray")(["a", "b"]) == ["a by run_trial", "b by run_trial"]
