@@ -16,6 +16,9 @@ def training_step(model: nn.Module, task: str, example: torch.Tensor) -> str:
 
     model.args = get_cfg()
     model.train()
+    unknown_before = set(vars(model))
+    if not hasattr(model, "nc"):  # the host's trainer sets it
+        model.nc = len(model.names)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     side = max(example.shape[-1], 128)
@@ -34,9 +37,8 @@ def training_step(model: nn.Module, task: str, example: torch.Tensor) -> str:
     if not (torch.isfinite(loss) and gradients and all(bool(g.isfinite().all()) for g in gradients)):
         raise RuntimeError(f"training gives loss {float(loss)} or gradients that are not finite")
     model.zero_grad(set_to_none=True)
-    for attribute in ("criterion", "args"):
-        if attribute in vars(model):
-            delattr(model, attribute)
+    for attribute in {*vars(model), "args"} - (unknown_before - {"criterion", "args"}):
+        delattr(model, attribute)
     model.eval()
     return f"{text}{float(loss.detach()):.3g}"
 

@@ -121,7 +121,13 @@ def architectures() -> list[str]:
 
 def build(name: str) -> nn.Module:
     from ultralytics import RTDETR, YOLO
+    from ultralytics.nn.tasks import ClassificationModel, yaml_model_load
 
+    if "resnet18" in name:  # its weights would be downloaded
+        description = yaml_model_load(f"{name}.yaml")
+        for layer in description["backbone"]:
+            layer[3] = [None if value == "DEFAULT" else value for value in layer[3]]
+        return ClassificationModel(description, verbose=False)
     return (RTDETR if "rtdetr" in name else YOLO)(f"{name}.yaml").model
 
 
@@ -148,7 +154,8 @@ def examine(name: str, keep: float, folder: Path) -> dict[str, object]:
         step = "onnx"
         row["onnx"] = onnx_difference(Path(str(row["file"])), name)
     except (YoloPruneError, *FAILURES) as error:
-        row["failed"] = f"{step}: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        text = " ".join(str(error).replace(f"{folder}/", "").split())
+        row["failed"] = f"{step}: {type(error).__name__}: {text[:240]}"
     return row
 
 
@@ -211,7 +218,7 @@ def cut(model: nn.Module, cost: CostModel, anatomy: Anatomy, keep: float, row: d
 
 
 def save(model: nn.Module, name: str, row: dict[str, object], folder: Path) -> str:
-    file = folder / f"{name}.pt"
+    file = folder / f"cut-{name}.pt"  # the host takes some bare names for files to download
     imgsz = input_size(name)
     save_detector(file, model, task=str(row["task"]), train_args={"imgsz": imgsz}, meta={"name": name})
     stored = torch.load(file, weights_only=False)["model"].float().eval()
