@@ -82,7 +82,10 @@ def test_version_names_the_versions_in_use(capsys):
     [
         (["prnue"], "unknown command 'prnue'. Did you mean 'prune'?"),
         (["help", "prnue"], "unknown command 'prnue'. Did you mean 'prune'?"),
-        (["zzz"], "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, inspect, report, demo."),
+        (
+            ["zzz"],
+            "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, inspect, report, demo.",
+        ),
         ([*PRUNE, "l1_strenght=1"], "unknown key 'l1_strenght'."),
         ([*PRUNE, "epoch=1"], "unknown key 'epoch'. Did you mean 'epochs'?"),
         (PRUNE[:-1], "give exactly one budget of keep_macs, gmacs, keep_params; got none."),
