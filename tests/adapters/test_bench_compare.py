@@ -221,9 +221,17 @@ def test_a_worker_that_dies_gives_a_clear_error(monkeypatch, code, sentence):
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a POSIX signal")
 def test_ctrl_c_kills_the_worker(monkeypatch):
     started = run_instead(monkeypatch, READY + "time.sleep(600)")
-    timer = threading.Timer(0.5, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
-    timer.start()
+    interrupted = threading.Event()
+
+    def press_ctrl_c():
+        """Press again after a while: a signal between two of Python's instructions does not wake a blocking read."""
+        while not interrupted.wait(2):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    presses = threading.Thread(target=press_ctrl_c)
+    presses.start()
     with pytest.raises(KeyboardInterrupt):
         comparison.ask_worker(REQUEST, threads=1)
-    timer.join()
+    interrupted.set()
+    presses.join()
     assert started[0].poll() == -signal.SIGKILL
