@@ -16,7 +16,7 @@ from yolo_prune.workspace import open_workspace
 _ARCHITECTURE = "yolov8n.yaml"
 _IMGSZ = 192
 _TRAIN_IMAGES, _VAL_IMAGES = 280, 60
-_TRAIN_EPOCHS, _EPOCHS, _ROUNDS = 20, 6, 5
+_TRAIN_EPOCHS, _EPOCHS, _ROUNDS = 16, 6, 5
 
 
 def run_demo(
