@@ -158,7 +158,8 @@ def _dispatch(words: list[str]) -> int:
     rest = _host_words(rest) if name == "train" else rest
     config = make_config(command.kind, parse_overrides(rest))
     log_to_console(config.verbose)
-    command.call(config)
+    with commands.answers_alone_on_stdout():
+        command.call(config)
     return OK
 
 

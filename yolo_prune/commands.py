@@ -5,12 +5,14 @@ Stages are imported inside the functions, so that help and errors in the options
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from yolo_prune.config import (
     BenchConfig,
@@ -26,12 +28,25 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
 
 _LONGEST_CELL = 60
+_ANSWERS: ContextVar[IO[str] | None] = ContextVar("_ANSWERS", default=None)
 
 
 def say(text: str) -> None:
     """Write a result to stdout; progress and messages go to stderr."""
-    sys.stdout.write(text.rstrip("\n") + "\n")
-    sys.stdout.flush()
+    out = _ANSWERS.get() or sys.stdout
+    out.write(text.rstrip("\n") + "\n")
+    out.flush()
+
+
+@contextlib.contextmanager
+def answers_alone_on_stdout() -> Iterator[None]:
+    """Send what the host prints inside the block to stderr, so that a command's stdout can go to a file."""
+    kept = _ANSWERS.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _ANSWERS.reset(kept)
 
 
 def prune(config: PruneConfig) -> None:

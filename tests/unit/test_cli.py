@@ -1,5 +1,6 @@
 """The command line: help, errors in a sentence with exit code 2, and one stage called per command."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -159,6 +160,16 @@ def test_prune_hands_over_the_configuration_and_prints_table_and_report(monkeypa
         PruneConfig(model="best.pt", data="d.yaml", keep_macs=0.5, epochs=3, train_args={"mosaic": 0})
     ]
     assert out == f"table of the report\n\nrun folder: {tmp_path}\nreport: {tmp_path / 'report.html'}\n"
+
+
+def test_what_the_host_prints_stays_out_of_the_answer(monkeypatch, capsys):
+    def answer(_config):
+        sys.stdout.write("epoch 1/3\n")
+        commands.say("the table")
+
+    command = dataclasses.replace(cli.COMMANDS["prune"], call=answer)
+    monkeypatch.setitem(cli.COMMANDS, "prune", command)
+    assert run(capsys, PRUNE) == (0, "the table\n", "epoch 1/3\n")
 
 
 def test_train_passes_the_arguments_of_the_host_on(monkeypatch, capsys):
