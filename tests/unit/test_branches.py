@@ -133,10 +133,10 @@ def test_rounds_drop_an_empty_block_and_the_plan_replays_it(net, fold):
         for layer in (block.first, block.second):
             layer.weight *= 1e-4
             layer.bias *= 1e-4
-    recipe = Recipe(rounds=3, widths=Widths(1, 1), fold=fold, depth=True)
-    result = cut_in_rounds(net, ANATOMY, Budget("keep_macs", 0.6), recipe, batches=IMAGES)
+    recipe = Recipe(rounds=3, widths=Widths(8, 8), fold=fold, depth=True)
+    result = cut_in_rounds(net, ANATOMY, Budget("keep_macs", 0.5), recipe, batches=IMAGES)
     assert any(name.endswith(".1") for name in result.plan.dropped)
-    assert result.plan.kept_macs <= 0.6
+    assert result.plan.kept_macs <= 0.5
     assert all(round.equivalence["exact"] for round in result.rounds)
     again = cut_(copy.deepcopy(net), PrunePlan.from_json(result.plan.to_json())).state_dict()
     assert {name: t.shape for name, t in again.items()} == {
