@@ -157,13 +157,15 @@ def _own_size(path: str, trust: bool) -> int:
 
 
 def inspect(config: InspectConfig) -> None:
-    """Print the groups of channels of a model."""
-    from yolo_prune.inspection import inspect_model
+    """Print the groups of channels of a model, and the residual blocks that may go as a whole."""
+    from yolo_prune.inspection import inspect_blocks, inspect_model
 
     rows = inspect_model(config.model, config.imgsz, trust=config.trust)
     say(aligned_table(rows))
     frozen = sum(bool(row.get("frozen")) for row in rows)
     say(f"{len(rows)} groups, {frozen} of them frozen")
+    if blocks := inspect_blocks(config.model, config.imgsz, trust=config.trust):
+        say(f"\n{aligned_table(blocks)}\n{len(blocks)} residual blocks that depth=true may drop")
     _write_json(config.json, rows)
 
 

@@ -97,6 +97,7 @@ class PruneConfig:
     round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
     min_width: int = option("no layer gets narrower than this many channels", 8, low=1)
     criterion: str = option("what a channel is worth: auto, or the name of a criterion", "auto")
+    depth: bool = option("drop residual blocks as a whole where that loses less than narrower layers", False)
     rounds: int = option("rounds of measuring and cutting on the way to the budget", 12, low=1, high=100)
     freeze: tuple[str, ...] = option("modules that keep their channels, such as model.0,model.22", ())
     epochs: int = option("epochs of retraining after the cut; 0 for none", 0, low=0)

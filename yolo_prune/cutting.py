@@ -1,11 +1,11 @@
-"""Structure alone: trace, rank, plan, cut and prove, for any module, without data and without a host."""
+"""Cut a module and prove that the cut is exact: channels by a choice, or one residual block as a whole."""
 
 from __future__ import annotations
 
 import copy
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +14,16 @@ import torch
 from torch import nn
 
 from yolo_prune.blame import blame, find_inexact
-from yolo_prune.cost import CostModel, FloatArray, cost_model, with_macs_at
-from yolo_prune.errors import BudgetError, ConfigError, EquivalenceError
+from yolo_prune.blocks import ResidualBlock, find_residual_blocks
+from yolo_prune.cost import CostModel, cost_model, with_macs_at
+from yolo_prune.errors import ConfigError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.groups import ChannelGraph, Group, trace_groups
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
-from yolo_prune.plan import Budget, PrunePlan, Widths, choose_channels, make_plan
-from yolo_prune.progress import LOGGER
-from yolo_prune.score import find_criterion
-from yolo_prune.surgery import Equivalence, copy_as, cut_, prove_equivalence
+from yolo_prune.plan import Budget, make_plan, plan_drop
+from yolo_prune.record import PrunePlan
+from yolo_prune.surgery import Equivalence, copy_as, cut_, prove_equivalence, random_arguments
 
 _ATTEMPTS = 8
 
@@ -40,6 +40,7 @@ class Anatomy:
         freeze: Module names or patterns whose own channels stay by choice.
         operators: Rules for operators that have none of their own.
         inexact: Modules whose channels stay because a cut of them was found not to be exact.
+        undroppable: Residual blocks that stay because their removal was found not to be exact.
     """
 
     trace_input: Any
@@ -49,6 +50,7 @@ class Anatomy:
     freeze: tuple[str, ...] = ()
     operators: Mapping[str, Operator] | None = None
     inexact: tuple[str, ...] = ()
+    undroppable: tuple[str, ...] = ()
 
     def cost_of(self, module: nn.Module) -> CostModel:
         """Trace a module and return its cost model, with the frozen patterns applied.
@@ -130,13 +132,13 @@ def cut_proven_(
         EquivalenceError: The cut would be wrong; the text names the module.
     """
     plan = make_plan(cost, keep, budget=budget)
-    proof, problem = _try_cut(module, cost, plan, keep, anatomy)
+    proof, problem = _try_cut(module, cost.graph, plan, keep, anatomy)
     if proof is None:
         trial = cut_(copy.deepcopy(module), plan, rules=anatomy.rules)
         where = blame(module, trial, cost.graph, keep, anatomy.trace_input)
 
         def is_exact(other: BoolArray) -> bool:
-            return _try_cut(module, cost, make_plan(cost, other), other, anatomy)[0] is not None
+            return _try_cut(module, cost.graph, make_plan(cost, other), other, anatomy)[0] is not None
 
         raise EquivalenceError(
             f"the cut is not exact: {problem} (first seen in '{where}').",
@@ -147,7 +149,7 @@ def cut_proven_(
 
 
 def _try_cut(
-    module: nn.Module, cost: CostModel, plan: PrunePlan, keep: BoolArray, anatomy: Anatomy
+    module: nn.Module, graph: ChannelGraph, plan: PrunePlan, keep: BoolArray, anatomy: Anatomy
 ) -> tuple[Equivalence | None, str]:
     """Cut a copy and compare it: the proof, or None and what is wrong.
 
@@ -159,7 +161,13 @@ def _try_cut(
 
     try:
         proof = prove_equivalence(
-            module, cut, cost.graph, keep, anatomy.trace_input, select_outputs=anatomy.select_outputs
+            module,
+            cut,
+            graph,
+            keep,
+            anatomy.trace_input,
+            select_outputs=anatomy.select_outputs,
+            dropped=plan.dropped,
         )
     except EquivalenceError as error:
         return None, str(error)
@@ -168,87 +176,34 @@ def _try_cut(
     return proof, ""
 
 
-def prune_module(
-    module: nn.Module,
-    example_input: Any,
-    *,
-    keep_macs: float | None = None,
-    gmacs: float | None = None,
-    keep_params: float | None = None,
-    criterion: str = "bn_scale",
-    freeze: Sequence[str] = (),
-    round_to: int = 8,
-    min_width: int = 8,
-    seed: int = 0,
-    cost_input: Any = None,
-    rules: ModuleRules | None = None,
-    operators: Mapping[str, Operator] | None = None,
-    select_outputs: OutputSelector | None = None,
-) -> PrunePlan:
-    """Prune any module, in place, without data: trace, rank, plan, cut, and prove that the cut is exact.
+def offered_blocks(module: nn.Module, anatomy: Anatomy) -> tuple[ResidualBlock, ...]:
+    """Return the residual blocks that may go: none in a container of which something stays by name.
 
-    Args:
-        module: Any module; its parameters are replaced by smaller ones.
-        example_input: Tensor or tuple of positional arguments, batch size 1; small sizes trace faster.
-        keep_macs: Fraction of the MACs that stays; give exactly one budget.
-        gmacs: Absolute budget in 1e9 MACs.
-        keep_params: Fraction of the parameters that stays.
-        criterion: Key of :data:`yolo_prune.score.CRITERIA`.
-        freeze: Module names or patterns whose channels stay.
-        round_to: Widths become multiples of this.
-        min_width: Smallest width of a group.
-        seed: For ``criterion="random"``.
-        cost_input: Input whose MACs count, when it is not the example.
-        rules: Module classes that bake widths into attributes or split channels, see
-            :class:`yolo_prune.graph.ModuleRule`.
-        operators: Rules for operators that have none, see :mod:`yolo_prune.graph.rules`.
-        select_outputs: Picks the outputs of fixed width; default: all tensors.
+    A block's removal renames its later siblings, so that a name given by the user would mean another block.
+    """
+    patterns = [p for p in (*anatomy.freeze, *anatomy.inexact, *anatomy.undroppable) if p]
+    held = [name for name, _ in module.named_modules() if any(_matches(name, p) for p in patterns)]
+    blocks = find_residual_blocks(module, random_arguments(anatomy.trace_input, torch.float32))
+    containers = [block.name.rpartition(".")[0] for block in blocks]
+    return tuple(
+        block
+        for block, container in zip(blocks, containers, strict=True)
+        if not any(name.startswith(f"{container}." if container else "") for name in held)
+    )
 
-    Returns:
-        The plan: what stayed, ``kept_macs``, the proof in ``equivalence``, and what was frozen and why.
+
+def drop_proven_(
+    module: nn.Module, cost: CostModel, block: ResidualBlock, anatomy: Anatomy
+) -> tuple[PrunePlan, Equivalence]:
+    """Take a residual block out of ``module`` in place, and prove it; untouched when the proof fails.
 
     Raises:
-        BudgetError: The budget cannot be met, or not exactly one was given.
-        EquivalenceError: No exact cut was found; the module is untouched.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 4, 1))
-        >>> plan = prune_module(net, torch.rand(1, 3, 16, 16), keep_macs=0.5)
-        >>> net[0].out_channels, plan.equivalence["exact"]
-        (16, True)
+        EquivalenceError: The model without the block does not compute what it computes with the block's weights zero.
     """
-    budget = one_budget(keep_macs=keep_macs, gmacs=gmacs, keep_params=keep_params)
-    score = find_criterion(criterion)
-    anatomy = Anatomy(example_input, cost_input, rules, select_outputs, tuple(freeze), operators)
-    for _ in range(_ATTEMPTS):
-        cost = anatomy.cost_of(module)
-        scores: FloatArray = score(module, cost.graph, seed)
-        keep = choose_channels(cost, scores, budget, widths=Widths(round_to, min_width))
-        try:
-            plan, _ = cut_proven_(module, cost, keep, anatomy, budget=budget)
-            return replace(plan, settings={"criterion": criterion, "round_to": round_to, "seed": seed})
-        except EquivalenceError as error:
-            if not error.freeze or set(error.freeze) <= set(anatomy.inexact):
-                raise
-            LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
-            anatomy = replace(anatomy, inexact=(*anatomy.inexact, *error.freeze))
-    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.inexact)}.")
-
-
-def one_budget(**budgets: float | None) -> Budget:
-    """Return the single budget given.
-
-    Raises:
-        BudgetError: None or several were given, or a fraction lies outside (0, 1].
-    """
-    given = {kind: value for kind, value in budgets.items() if value is not None}
-    if len(given) != 1:
-        raise BudgetError(f"give exactly one of {', '.join(budgets)}; got {', '.join(given) or 'none'}.")
-    ((kind, value),) = given.items()
-    if value <= 0 or (kind != "gmacs" and value > 1):
-        raise BudgetError(
-            f"{kind}={value} is outside its range: {'above 0' if kind == 'gmacs' else '(0, 1]'}."
-        )
-    return Budget(kind, float(np.float64(value)))
+    plan = plan_drop(cost, block)
+    everything = np.ones(cost.graph.channel_count, dtype=bool)
+    proof, problem = _try_cut(module, cost.graph, plan, everything, anatomy)
+    if proof is None:
+        raise EquivalenceError(f"'{block.name}' cannot be dropped exactly: {problem}.")
+    cut_(module, plan, rules=anatomy.rules)
+    return replace(plan, equivalence=proof.to_dict()), proof

@@ -10,6 +10,8 @@ from torch import nn
 
 from yolo_prune.checkpoint import load_detector
 from yolo_prune.cost import CostModel, channel_gradient
+from yolo_prune.cutting import offered_blocks
+from yolo_prune.depth import saved_by_drop
 from yolo_prune.graph.groups import Group
 from yolo_prune.score import norm_scale_names
 
@@ -32,6 +34,34 @@ def inspect_model(
     loaded = load_detector(model, trust=trust)
     anatomy = anatomy_of(loaded.module, imgsz or loaded.imgsz)
     return describe_groups(loaded.module, anatomy.cost_of(loaded.module))
+
+
+def inspect_blocks(
+    model: str | Path, imgsz: int | None = None, *, trust: bool = False
+) -> list[dict[str, Any]]:
+    """List the residual blocks that ``depth`` may drop.
+
+    Args:
+        model: As for :func:`inspect_model`.
+        imgsz: As for :func:`inspect_model`.
+        trust: As for :func:`inspect_model`.
+
+    Returns:
+        One dict a block: ``block`` (name), ``gmacs`` and ``params`` (what goes with it, 1e9 MACs and parameters).
+    """
+    from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
+
+    loaded = load_detector(model, trust=trust)
+    anatomy = anatomy_of(loaded.module, imgsz or loaded.imgsz)
+    cost = anatomy.cost_of(loaded.module)
+    return [
+        {
+            "block": block.name,
+            "gmacs": saved_by_drop(loaded.module, cost, block, "macs") / 1e9,
+            "params": round(saved_by_drop(loaded.module, cost, block, "params")),
+        }
+        for block in offered_blocks(loaded.module, anatomy)
+    ]
 
 
 def describe_groups(module: nn.Module, cost: CostModel) -> list[dict[str, Any]]:

@@ -1,21 +1,20 @@
-"""Which channels stay, to meet a budget. A plan is plain data: it is reviewed, compared and replayed."""
+"""Which channels stay, to meet a budget."""
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yolo_prune import files
+from yolo_prune.blocks import ResidualBlock
 from yolo_prune.cost import CostModel, FloatArray, channel_gradient
-from yolo_prune.errors import BudgetError, PlanError
+from yolo_prune.errors import BudgetError
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.record import PrunePlan
 
 BUDGETS = ("keep_macs", "gmacs", "keep_params")
 
@@ -44,6 +43,15 @@ class Budget:
             cost.parameters(everything) if self.kind == "keep_params" else cost.macs(everything)
         )
 
+    def absolute(self, cost: CostModel) -> Budget:
+        """Return the same budget in MACs or parameters, whatever the model that it is applied to."""
+        return Budget.of(self.gradient, self.limit(cost))
+
+    @staticmethod
+    def of(gradient: str, amount: float) -> Budget:
+        """Return the budget of an amount of ``macs`` or ``params``."""
+        return Budget("gmacs", amount / 1e9) if gradient == "macs" else Budget("params", amount)
+
     def measure(self, cost: CostModel, keep: BoolArray) -> float:
         """Return what a choice costs, in the budget's unit."""
         return float(cost.parameters(keep)) if self.gradient == "params" else cost.macs(keep)
@@ -52,68 +60,6 @@ class Budget:
     def gradient(self) -> str:
         """Which cost a channel's removal is measured in."""
         return "params" if self.kind in ("keep_params", "params") else "macs"
-
-
-@dataclass(frozen=True)
-class PrunePlan:
-    """Which indices of which parameters stay.
-
-    Attributes:
-        keep: Axis label (``name[dim]``) -> kept indices, ascending; axes that keep everything are left out.
-        widths: Axis label -> width before.
-        budget: The budget asked for, e.g. ``{"keep_macs": 0.5}``.
-        kept_macs: Fraction of the parent's MACs that stays.
-        kept_params: Fraction of the parent's parameters that stays.
-        gmacs: What stays, in 1e9 MACs.
-        params: What stays, in parameters.
-        frozen: Group name -> why it could not be cut.
-        equivalence: Outcome of the proof, see :func:`yolo_prune.surgery.prove_equivalence`; empty before the cut.
-        settings: Criterion, rounding and whatever else explains the choice.
-    """
-
-    keep: dict[str, list[int]]
-    widths: dict[str, int]
-    budget: dict[str, float] = field(default_factory=dict)
-    kept_macs: float = 1.0
-    kept_params: float = 1.0
-    gmacs: float = 0.0
-    params: int = 0
-    frozen: dict[str, str] = field(default_factory=dict)
-    equivalence: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """Return the plan as JSON text."""
-        return json.dumps({"version": 1, **asdict(self)}, indent=1)
-
-    def save(self, path: Path) -> Path:
-        """Write the plan, whole or not at all."""
-        return files.write_text(path, self.to_json())
-
-    @staticmethod
-    def from_json(text: str) -> PrunePlan:
-        """Read a plan.
-
-        Raises:
-            PlanError: The text is no plan of this version.
-        """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PlanError(f"the plan is not JSON: {error}.") from error
-        if not isinstance(data, dict) or data.pop("version", None) != 1 or "keep" not in data:
-            raise PlanError("the plan is not a version 1 plan of yolo_prune.")
-        try:
-            return PrunePlan(**data)
-        except TypeError as error:
-            raise PlanError(f"the plan has fields that this version does not know: {error}.") from error
-
-    def then(self, later: PrunePlan) -> PrunePlan:
-        """Return one plan for this cut followed by ``later``, whose indices refer to the model cut by this one."""
-        keep = dict(self.keep)
-        for label, indices in later.keep.items():
-            keep[label] = [keep[label][i] for i in indices] if label in keep else list(indices)
-        return replace(later, keep=keep, widths={**later.widths, **self.widths})
 
 
 @dataclass(frozen=True)
@@ -346,4 +292,30 @@ def make_plan(
             group.name: "; ".join(group.frozen) for group in graph.groups if group.frozen and group.producers
         },
         settings=settings or {},
+    )
+
+
+def plan_drop(cost: CostModel, block: ResidualBlock) -> PrunePlan:
+    """Write down the removal of one residual block: what else it takes along, and what is added up before."""
+    sizes = {axis.label: axis.size for axis in cost.graph.axes}
+    keep, added = {}, []
+    for repeat in block.repeats:
+        gone = range(repeat.output, repeat.output + repeat.width)
+        source = range(repeat.source, repeat.source + repeat.width)
+        keep[repeat.label] = [index for index in range(sizes[repeat.label]) if index not in gone]
+        added.append({"axis": repeat.label, "from": list(gone), "to": list(source)})
+    widths = {label: sizes[label] for label in keep}
+    return PrunePlan(keep=keep, widths=widths, dropped=[block.name], added=added)
+
+
+def against_parent(plan: PrunePlan, before: CostModel, after: CostModel, budget: Budget) -> PrunePlan:
+    """Give a composed plan its costs: of the model after it, beside those of the parent."""
+    whole, left = (np.ones(cost.graph.channel_count, dtype=bool) for cost in (before, after))
+    return replace(
+        plan,
+        budget={budget.kind: budget.value},
+        kept_macs=after.macs(left) / before.macs(whole),
+        kept_params=after.parameters(left) / before.parameters(whole),
+        gmacs=after.macs(left) / 1e9,
+        params=after.parameters(left),
     )

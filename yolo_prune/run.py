@@ -17,9 +17,10 @@ from yolo_prune.cutting import Anatomy
 from yolo_prune.device import resolve_device
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import write_text
-from yolo_prune.plan import PrunePlan, Widths
+from yolo_prune.plan import Widths
 from yolo_prune.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
 from yolo_prune.progress import LOGGER
+from yolo_prune.record import PrunePlan
 from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
 from yolo_prune.report import RunReport, write_report
 from yolo_prune.workspace import OUTPUTS, Workspace, open_workspace
@@ -265,6 +266,7 @@ def _cut_and_recover(
         widths=Widths(config.round_to, config.min_width),
         fold=config.fold,
         seed=config.seed,
+        depth=config.depth,
     )
     batches, score = _calibration(config, loaded, device, imgsz)
     with space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"):

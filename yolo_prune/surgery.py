@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from yolo_prune.blocks import remove_blocks_, silence_
 from yolo_prune.errors import EquivalenceError, PlanError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.copies import copy_with
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.passes import FAILURES
 from yolo_prune.graph.trace import ModuleRules, OutputSelector, rule_for
-from yolo_prune.plan import PrunePlan
+from yolo_prune.record import PrunePlan
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
@@ -64,6 +65,7 @@ def cut_(module: nn.Module, plan: PrunePlan, *, rules: ModuleRules | None = None
     """
     tensors = _named_tensors(module)
     cuts = _checked_cuts(tensors, plan)
+    _check_blocks(module, plan)
     owners: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
     for owner in module.modules():
         for table in (owner._parameters, owner._buffers):
@@ -73,7 +75,7 @@ def cut_(module: nn.Module, plan: PrunePlan, *, rules: ModuleRules | None = None
     touched = {}
     for name, by_dim in cuts.items():
         whole = tensors.pop(name)  # nothing holds what was cut any longer than needed
-        fresh = _sliced(whole, by_dim)
+        fresh = _sliced(whole, name, by_dim, plan.added)
         for owner, key in owners.pop(id(whole)):
             if isinstance(fresh, nn.Parameter):
                 owner._parameters[key] = fresh
@@ -87,7 +89,7 @@ def cut_(module: nn.Module, plan: PrunePlan, *, rules: ModuleRules | None = None
             rule.sync(owner)
             if rule.follow is not None:
                 rule.follow(owner, _kept_below(plan, path))
-    return module
+    return remove_blocks_(module, plan.dropped)
 
 
 def _kept_below(plan: PrunePlan, path: str) -> dict[str, list[int]]:
@@ -117,9 +119,23 @@ def _checked_cuts(tensors: dict[str, Tensor], plan: PrunePlan) -> dict[str, dict
     return cuts
 
 
-def _sliced(tensor: Tensor, by_dim: dict[int, Tensor]) -> Tensor:
-    """Return a smaller copy, a Parameter when the source is one."""
+def _check_blocks(module: nn.Module, plan: PrunePlan) -> None:
+    names = dict(module.named_modules())
+    for block in plan.dropped:
+        if block not in names:
+            raise PlanError(
+                f"the plan drops '{block}', which this model does not have. It was made for another model."
+            )
+
+
+def _sliced(tensor: Tensor, name: str, by_dim: dict[int, Tensor], added: list[dict[str, Any]]) -> Tensor:
+    """Return a smaller copy in which the indices to be added up are, a Parameter when the source is one."""
     data = tensor.detach()
+    for entry in added:
+        weight, _, dim = entry["axis"][:-1].rpartition("[")
+        if weight == name:
+            source, target = (torch.tensor(entry[side], device=data.device) for side in ("from", "to"))
+            data = data.index_add(int(dim), target, data.index_select(int(dim), source))
     for dim, indices in by_dim.items():
         data = data.index_select(dim, indices.to(data.device))
     data = data.contiguous()
@@ -191,8 +207,9 @@ def prove_equivalence(
     example_input: Any,
     *,
     select_outputs: OutputSelector | None = None,
+    dropped: Sequence[str] = (),
 ) -> Equivalence:
-    """Compare the cut model with the parent whose removed channels nobody reads.
+    """Compare the cut model with the parent whose removed channels nobody reads and whose dropped blocks are zero.
 
     Runs in float64 where the model can, so that only a wrong cut makes a difference, else in float32.
 
@@ -204,6 +221,7 @@ def prove_equivalence(
         keep: Which channels stay.
         example_input: Tensor or tuple of positional arguments; only shapes matter, random values are used.
         select_outputs: As in :func:`yolo_prune.graph.trace_groups`.
+        dropped: Residual blocks that went as a whole.
 
     Returns:
         The outcome; ``exact`` is the verdict.
@@ -212,11 +230,11 @@ def prove_equivalence(
         EquivalenceError: The cut model does not run, or returns other shapes.
     """
     try:
-        return _prove(parent, cut, graph, keep, example_input, select_outputs, torch.float64)
+        return _prove(parent, cut, graph, keep, example_input, select_outputs, dropped, torch.float64)
     except EquivalenceError:
         raise
     except RuntimeError:  # a module makes float32 tensors of its own
-        return _prove(parent, cut, graph, keep, example_input, select_outputs, torch.float32)
+        return _prove(parent, cut, graph, keep, example_input, select_outputs, dropped, torch.float32)
 
 
 def _prove(
@@ -226,11 +244,12 @@ def _prove(
     keep: BoolArray,
     example_input: Any,
     select: OutputSelector | None,
+    dropped: Sequence[str],
     dtype: torch.dtype,
 ) -> Equivalence:
     args = random_arguments(example_input, dtype)
     with torch.no_grad():
-        zeroed = zero_removed_(copy_as(parent, dtype), graph, keep)
+        zeroed = silence_(zero_removed_(copy_as(parent, dtype), graph, keep), dropped)
         expected = _outputs(zeroed(*args), select)
         del zeroed
         try:

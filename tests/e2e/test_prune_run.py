@@ -15,7 +15,7 @@ from yolo_prune import cli
 from yolo_prune.checkpoint import load_detector, read_metadata
 from yolo_prune.config import PruneConfig, make_config
 from yolo_prune.cost import count_parameters
-from yolo_prune.plan import PrunePlan
+from yolo_prune.record import PrunePlan
 
 FILES = (
     *("weights/parent.pt", "weights/pruned.pt", "weights/best.pt", "weights/last.pt"),

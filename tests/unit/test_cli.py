@@ -215,7 +215,13 @@ def test_inspect_prints_an_aligned_table_and_writes_json(monkeypatch, capsys, tm
         {"group": "model.0", "width": 16, "gmacs": 0.123456, "frozen": False, "why": None},
         {"group": "model.22.cv2.0", "width": 1024, "gmacs": 1.5, "frozen": True, "why": "read by 'view'"},
     ]
-    module_with(monkeypatch, "yolo_prune.inspection", inspect_model=lambda *_, **__: rows)
+    blocks = [{"block": "model.2.m.0", "gmacs": 0.1, "params": 1200}]
+    module_with(
+        monkeypatch,
+        "yolo_prune.inspection",
+        inspect_model=lambda *_, **__: rows,
+        inspect_blocks=lambda *_, **__: blocks,
+    )
     code, out, _ = run(capsys, ["inspect", "model=best.pt", f"json={tmp_path / 'g.json'}"])
     assert code == 0
     assert out.splitlines()[:4] == [
@@ -224,6 +230,7 @@ def test_inspect_prints_an_aligned_table_and_writes_json(monkeypatch, capsys, tm
         "model.22.cv2.0  1,024     1.5     yes  read by 'view'",
         "2 groups, 1 of them frozen",
     ]
+    assert "1 residual blocks that depth=true may drop" in out
     assert json.loads((tmp_path / "g.json").read_text("utf-8")) == rows
 
 

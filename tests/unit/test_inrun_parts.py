@@ -23,8 +23,9 @@ from yolo_prune.inrun import (
     resize_optimizer_,
     round_budget,
 )
-from yolo_prune.plan import Budget, PrunePlan
+from yolo_prune.plan import Budget
 from yolo_prune.prune_settings import InRunSettings, make_settings
+from yolo_prune.record import PrunePlan
 from yolo_prune.sparsify import ScaleSummary
 from yolo_prune.surgery import cut_
 

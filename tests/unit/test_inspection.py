@@ -8,7 +8,7 @@ from torch import nn
 
 from yolo_prune import cli
 from yolo_prune.cutting import Anatomy
-from yolo_prune.inspection import describe_groups, inspect_model
+from yolo_prune.inspection import describe_groups, inspect_blocks, inspect_model
 
 KEYS = ["group", "width", "members", "gmacs", "params", "bn_scale", "frozen"]
 
@@ -103,9 +103,9 @@ def test_the_command_prints_a_table_and_writes_json(file, tmp_path, capsys):
     rows = json.loads(out.read_text())
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == KEYS
-    assert len(printed) == 1 + len(rows) + 2
     frozen = sum(bool(row["frozen"]) for row in rows)
-    assert printed[-2:] == [f"{len(rows)} groups, {frozen} of them frozen", f"json: {out}"]
+    assert printed[1 + len(rows)] == f"{len(rows)} groups, {frozen} of them frozen"
+    assert printed[-1] == f"json: {out}"
     assert list(rows[0]) == KEYS
 
 
@@ -115,3 +115,11 @@ def test_a_json_file_that_cannot_be_written_is_a_sentence(file, tmp_path, capsys
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("yolo-prune: error: ")
     assert "unexpected" not in error
+
+
+def test_blocks_that_may_go_are_listed_with_what_they_save():
+    rows = inspect_blocks("yolov8n.yaml", 64)
+    assert [row["block"] for row in rows][:3] == ["model.2.m.0", "model.4.m.0", "model.4.m.1"]
+    taps, reader = 2 * 16 * 16 * 9, 16 * 32
+    assert rows[0]["params"] == taps + 4 * 16 + reader
+    assert rows[0]["gmacs"] == pytest.approx(16 * 16 * (taps + reader) / 1e9)

@@ -9,7 +9,8 @@ from torch import nn
 
 from yolo_prune.cutting import Anatomy
 from yolo_prune.errors import BudgetError, EquivalenceError
-from yolo_prune.plan import Budget, PrunePlan, Widths
+from yolo_prune.plan import Budget, Widths
+from yolo_prune.record import PrunePlan
 from yolo_prune.recover import Recipe, cut_in_rounds
 from yolo_prune.recover import rounds as rounds_module
 from yolo_prune.recover.rounds import waypoints

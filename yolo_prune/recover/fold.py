@@ -70,31 +70,42 @@ def fold_removed_(
         coefficients, constants = solve_fold(seen, kept, removed, ridge)
         layer = modules[axis.name.rpartition(".")[0]]
         norm = modules.get(graph.norm_of.get(axis.name, ""))
-        _fold_layer_(layer, axis.dim, norm, kept, removed, coefficients, constants)
-        changed += 1
+        if isinstance(layer.weight, Tensor):
+            gone = layer.weight.detach().double().movedim(axis.dim, 0)[torch.from_numpy(removed)]
+            fold_into_(layer, axis.dim, norm, kept, gone, coefficients, constants)
+            changed += 1
     return changed
 
 
-def _fold_layer_(
+def fold_into_(
     layer: nn.Module,
     dim: int,
     norm: nn.Module | None,
     kept: IntArray,
-    removed: IntArray,
+    gone: Tensor,
     coefficients: FloatArray,
     constants: FloatArray,
 ) -> None:
-    """Fold into one layer whose weight reads its input along ``dim``."""
+    """Fold weights that nothing feeds any more into those beside them, in place.
+
+    Args:
+        layer: The reading layer.
+        dim: The dimension along which its weight reads.
+        norm: The BatchNorm right behind it, which takes the constant where there is no bias.
+        kept: Indices that take over, shape (K,).
+        gone: Weights of what is missing, float64, the reading dimension first, shape (R, ...).
+        coefficients: Missing channels in terms of the kept ones, shape (K, R).
+        constants: Their constant parts, shape (R,).
+    """
     weight = layer.weight
     if not isinstance(weight, Tensor):
         return
     with torch.no_grad():
         moved = weight.detach().double().movedim(dim, 0).clone()
-        gone = moved[torch.from_numpy(removed)].flatten(1)
         matrix = torch.from_numpy(coefficients).to(moved.device)
-        moved[torch.from_numpy(kept)] += (matrix @ gone).reshape(len(kept), *moved.shape[1:])
+        moved[torch.from_numpy(kept)] += (matrix @ gone.flatten(1)).reshape(len(kept), *moved.shape[1:])
         weight.copy_(moved.movedim(0, dim).to(weight.dtype))
-        taps = gone.reshape(len(removed), *moved.shape[1:]).flatten(2).sum(2) if moved.dim() > 2 else gone
+        taps = gone.flatten(2).sum(2) if gone.dim() > 2 else gone
         constant = torch.from_numpy(constants).to(moved.device) @ taps
         if getattr(layer, "transposed", False):  # every output pixel sees one tap in so many: their mean
             constant /= math.prod(getattr(layer, "stride", (1,)))

@@ -105,6 +105,7 @@ def collect_moments(
     task: TaskLoss | None = None,
     seed: int = 0,
     description: str = "measuring",
+    blocks: Iterable[str] = (),
 ) -> dict[str, Moments]:
     """Run calibration images through the model and collect every reading layer's moments.
 
@@ -116,19 +117,43 @@ def collect_moments(
             pixels count alike, and each layer counts relative to the energy of its own output.
         seed: For the choice of pixels.
         description: Label of the progress bar.
+        blocks: Residual blocks to measure too: what comes in, followed by what the branch adds, at the block's output.
 
     Returns:
-        Weight name -> moments.
+        Weight name or block name -> moments.
 
     Raises:
         DataError: There was no image.
     """
     generator = torch.Generator().manual_seed(seed)
-    sums = {name: _Accumulator() for name in reading_layers(module, graph)}
+    layers = reading_layers(module, graph)
+    sums = {name: _Accumulator() for name in (*layers, *blocks)}
     handles = [
-        layer.register_forward_hook(_hook(sums[name], generator, task is not None))
-        for name, layer in reading_layers(module, graph).items()
+        layer.register_forward_hook(_hook(sums[name].add, generator, task is not None))
+        for name, layer in layers.items()
     ]
+    handles += [
+        module.get_submodule(name).register_forward_hook(
+            _hook(sums[name].add, generator, task is not None, branch=True)
+        )
+        for name in blocks
+    ]
+    try:
+        run_with_gradients(module, batches, task, description)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: moments for name, total in sums.items() if (moments := total.finish()) is not None}
+
+
+def run_with_gradients(
+    module: nn.Module, batches: Iterable[Tensor], task: TaskLoss | None, description: str
+) -> None:
+    """Run images through a model in evaluation mode, and back from the task; the model is left as it was.
+
+    Raises:
+        DataError: There was no image.
+    """
     modes = {child: child.training for child in module.modules()}
     wanted = [p.requires_grad for p in module.parameters()]
     count = 0
@@ -141,35 +166,109 @@ def collect_moments(
                 if task is not None:
                     torch.autograd.backward(task(outputs))
     finally:
-        for handle in handles:
-            handle.remove()
         for parameter, flag in zip(module.parameters(), wanted, strict=True):
             parameter.requires_grad_(flag)
         for child, mode in modes.items():
             child.training = mode
     if not count:
         raise DataError("recovery needs calibration images, but got none.")
-    return {name: moments for name, total in sums.items() if (moments := total.finish()) is not None}
 
 
-def _hook(total: _Accumulator, generator: torch.Generator, with_task: bool) -> Callable[..., None]:
-    """Return a forward hook that samples input pixels and weighs them by their outputs' gradients."""
+def _hook(
+    add: Callable[[Tensor, Tensor], None],
+    generator: torch.Generator,
+    with_task: bool,
+    *,
+    branch: bool = False,
+) -> Callable[..., None]:
+    """Return a forward hook that samples input pixels and weighs them by their outputs' gradients.
+
+    Of a residual block (``branch``) it samples the input beside the difference that the block makes.
+    """
 
     def on_forward(layer: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
-        spatial = isinstance(layer, nn.modules.conv._ConvNd)
         x = inputs[0].detach()
+        spatial = isinstance(layer, nn.modules.conv._ConvNd) or (branch and x.dim() > 3)
+        if branch:
+            x = torch.cat([x, out.detach() - x], 1 if spatial else -1)
         pixels, targets = _sample(x, out, spatial, generator)
         x = _take(x, pixels, spatial).cpu()
         if not with_task:
             z = _take(out.detach(), targets, spatial).float().cpu()
             variance = (z - z.mean(0)).pow(2).mean(0).sum().clamp(min=1e-12)
-            total.add(x, (torch.ones_like(z) / z.shape[1]) / variance)
+            add(x, (torch.ones_like(z) / z.shape[1]) / variance)
         elif out.requires_grad:
             out.register_hook(  # type: ignore[no-untyped-call]
-                lambda g: total.add(x, _take(g, targets, spatial).float().cpu().pow(2))
+                lambda g: add(x, _take(g, targets, spatial).float().cpu().pow(2))
             )
 
     return on_forward
+
+
+class Samples:
+    """The pixels that one layer saw, for regressions between two models."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
+        self.weights: list[Tensor] = []
+
+    def add(self, x: Tensor, squared: Tensor) -> None:
+        """Add pixels ``x`` (P, C) whose outputs weigh ``squared`` (P, C_out)."""
+        self.inputs.append(x)
+        self.weights.append(squared)
+
+
+def sample_inputs(
+    module: nn.Module,
+    names: Iterable[str],
+    batches: Iterable[Tensor],
+    *,
+    task: TaskLoss | None,
+    seed: int,
+    description: str,
+) -> dict[str, Samples]:
+    """Return what layers read, at the same pixels of the same images whatever the model around them.
+
+    Args:
+        module: The model; left as it was.
+        names: Weight names of the layers.
+        batches: As for :func:`collect_moments`.
+        task: As for :func:`collect_moments`.
+        seed: For the choice of pixels.
+        description: Label of the progress bar.
+    """
+    found = {name: Samples() for name in names}
+    handles = [
+        module.get_submodule(name.rpartition(".")[0]).register_forward_hook(
+            _hook(samples.add, torch.Generator().manual_seed(seed), task is not None)
+        )
+        for name, samples in found.items()
+    ]
+    try:
+        run_with_gradients(module, batches, task, description)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def moments_between(before: Samples, after: Samples, source: list[int]) -> Moments | None:
+    """Return the moments of what a layer reads now, followed by what it lacks beside what it read before.
+
+    Args:
+        before: Of the model with a block, C channels.
+        after: Of the model without it, C' channels.
+        source: Which of the C' channels stands for each of the C.
+
+    Returns:
+        The moments, C' + C channels; None when the task does not feel the layer.
+    """
+    if len(before.inputs) != len(after.inputs):
+        return None
+    total = _Accumulator()
+    for old, new, squared in zip(before.inputs, after.inputs, before.weights, strict=True):
+        total.add(torch.cat([new, old - new[:, source]], 1), squared)
+    return total.finish()
 
 
 def _sample(x: Tensor, out: Tensor, spatial: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from yolo_prune.blocks import ResidualBlock
 from yolo_prune.cost import CostModel
-from yolo_prune.cutting import Anatomy, cut_proven_
+from yolo_prune.cutting import Anatomy, cut_proven_, offered_blocks
+from yolo_prune.depth import choose_block, worth_inside
 from yolo_prune.errors import BudgetError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
-from yolo_prune.plan import Budget, PrunePlan, Widths, choose_channels
+from yolo_prune.plan import Budget, Widths, against_parent, choose_channels, make_plan
 from yolo_prune.progress import LOGGER
+from yolo_prune.record import PrunePlan
+from yolo_prune.recover.branches import branch_cost, drop_and_refit
 from yolo_prune.recover.fold import fold_removed_
 from yolo_prune.recover.moments import Moments, TaskLoss, collect_moments
 from yolo_prune.recover.select import choose_by_reconstruction
@@ -37,6 +41,7 @@ class Recipe:
         seed: Of pixels and of ``criterion="random"``.
         ridge: Regularisation of selection and folding.
         cost_power: Saved cost counts to this power.
+        depth: Drop residual blocks as a whole too.
     """
 
     criterion: str = RECONSTRUCTION
@@ -46,6 +51,7 @@ class Recipe:
     seed: int = 0
     ridge: float = 1e-3
     cost_power: float = 1.0
+    depth: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,11 +125,9 @@ def cut_in_rounds(
     choose_channels(before, np.ones(before.graph.channel_count), budget, widths=recipe.widths)
     module, plan, rounds = copy.deepcopy(parent), None, []
     for number, share in enumerate(waypoints(limit / full, recipe.rounds), 1):
-        step = Budget(
-            "gmacs" if budget.gradient == "macs" else "params", share * full / _UNIT[budget.gradient]
-        )
+        step, last = (Budget.of(budget.gradient, amount) for amount in (share * full, limit))
         description = f"round {number}/{recipe.rounds}"
-        module, made, anatomy = _one_round(module, anatomy, step, recipe, batches, task, description)
+        module, made, anatomy = _one_round(module, anatomy, (step, last), recipe, batches, task, description)
         plan = made if plan is None else plan.then(made)
         cost = anatomy.cost_of(module)
         kept = budget.measure(cost, np.ones(cost.graph.channel_count, dtype=bool)) / full
@@ -144,24 +148,26 @@ def cut_in_rounds(
     return CutResult(module, _summarise(plan, before, module, anatomy, budget, recipe, rounds), tuple(rounds))
 
 
-_UNIT = {"macs": 1e9, "params": 1.0}
-
-
 def _one_round(
     module: nn.Module,
     anatomy: Anatomy,
-    budget: Budget,
+    budgets: tuple[Budget, Budget],
     recipe: Recipe,
     batches: Sequence[Tensor],
     task: TaskLoss | None,
     description: str,
 ) -> tuple[nn.Module, PrunePlan, Anatomy]:
-    """Measure, choose, fold and cut once; a module whose cut is not exact is frozen and the round starts again."""
-    for _ in range(_ATTEMPTS):
+    """Measure, choose, fold and cut once, to the first budget; blocks may go as far as the second, the last of all.
+
+    A module whose cut is not exact is frozen and the round starts again; it does so after every dropped block, too.
+    """
+    earlier: PrunePlan | None = None
+    failures = 0
+    while failures < _ATTEMPTS:
         cost = anatomy.cost_of(module)
-        needs_data = recipe.fold or recipe.criterion == RECONSTRUCTION
+        blocks = _blocks_to_go(module, cost, anatomy, budgets, recipe)
         moments: dict[str, Moments] = {}
-        if needs_data and batches:
+        if (recipe.fold or recipe.criterion == RECONSTRUCTION) and batches:
             moments = collect_moments(
                 module,
                 cost.graph,
@@ -169,28 +175,75 @@ def _one_round(
                 task=task,
                 seed=recipe.seed,
                 description=f"{description}: measuring",
+                blocks=[block.name for block in blocks],
             )
-        keep = _choose(module, cost, moments, budget, recipe)
+        if (block := _choose_block(module, cost, moments, blocks, budgets[1], recipe)) is not None:
+            try:
+                module, dropped = drop_and_refit(
+                    module, cost, block, anatomy, batches, task=task, seed=recipe.seed, fold=recipe.fold
+                )
+            except EquivalenceError as error:
+                LOGGER.warning("%s It stays.", error)
+                anatomy = replace(anatomy, undroppable=(*anatomy.undroppable, block.name))
+                continue
+            LOGGER.info("%s: dropped the residual block '%s'", description, block.name)
+            earlier = earlier.then(dropped) if earlier else dropped
+            continue
+        keep, _ = _choose(module, cost, moments, budgets[0], recipe)
         folded = copy.deepcopy(module)
         if recipe.fold and moments:
             fold_removed_(folded, cost.graph, keep, moments, ridge=recipe.ridge)
         try:
             made, _ = cut_proven_(folded, cost, keep, anatomy)
-            return folded, made, anatomy
+            return folded, earlier.then(made) if earlier else made, anatomy
         except EquivalenceError as error:
             if not error.freeze or set(error.freeze) <= set(anatomy.inexact):
                 raise
             LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
             anatomy = replace(anatomy, inexact=(*anatomy.inexact, *error.freeze))
+            failures += 1
     raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.inexact)}.")
+
+
+def _blocks_to_go(
+    module: nn.Module, cost: CostModel, anatomy: Anatomy, budgets: tuple[Budget, Budget], recipe: Recipe
+) -> tuple[ResidualBlock, ...]:
+    """Return the blocks that a round may drop: none once its budget is met."""
+    everything = np.ones(cost.graph.channel_count, dtype=bool)
+    step = budgets[0]
+    if not recipe.depth or step.measure(cost, everything) <= step.limit(cost):
+        return ()
+    return offered_blocks(module, anatomy)
+
+
+def _choose_block(
+    module: nn.Module,
+    cost: CostModel,
+    moments: dict[str, Moments],
+    blocks: Sequence[ResidualBlock],
+    last: Budget,
+    recipe: Recipe,
+) -> ResidualBlock | None:
+    """Return the block whose removal costs less than that of channels which save as much, if there is one."""
+    if recipe.criterion == RECONSTRUCTION:
+        measured = [block for block in blocks if block.name in moments]
+        worth = {block: branch_cost(moments[block.name], recipe.ridge) for block in measured}
+    else:
+        scores = find_criterion(recipe.criterion)(module, cost.graph, recipe.seed) if blocks else np.zeros(0)
+        worth = {block: worth_inside(cost, scores, block) for block in blocks}
+    return choose_block(
+        module, cost, worth, last, lambda budget: _choose(module, cost, moments, budget, recipe)[1]
+    )
 
 
 def _choose(
     module: nn.Module, cost: CostModel, moments: dict[str, Moments], budget: Budget, recipe: Recipe
-) -> BoolArray:
+) -> tuple[BoolArray, float]:
+    """Return which channels stay and what is lost with the others."""
     if recipe.criterion != RECONSTRUCTION:
         scores = find_criterion(recipe.criterion)(module, cost.graph, recipe.seed)
-        return choose_channels(cost, scores, budget, widths=recipe.widths, cost_power=0.0)
+        keep = choose_channels(cost, scores, budget, widths=recipe.widths, cost_power=0.0)
+        return keep, float(scores[~keep].sum())
     return choose_by_reconstruction(
         module, cost, moments, budget, widths=recipe.widths, ridge=recipe.ridge, cost_power=recipe.cost_power
     )
@@ -198,8 +251,6 @@ def _choose(
 
 def _identity_plan(cost: CostModel, budget: Budget) -> PrunePlan:
     """Return the plan that keeps everything."""
-    from yolo_prune.plan import make_plan
-
     return make_plan(cost, np.ones(cost.graph.channel_count, dtype=bool), budget=budget)
 
 
@@ -212,28 +263,16 @@ def _summarise(
     recipe: Recipe,
     rounds: Sequence[Round],
 ) -> PrunePlan:
-    """Give the composed plan the parent's terms: costs against the parent, the worst proof, the settings."""
-    after = anatomy.cost_of(module)
-    whole = np.ones(before.graph.channel_count, dtype=bool)
-    left = np.ones(after.graph.channel_count, dtype=bool)
-    worst = max(
-        (r.equivalence for r in rounds),
-        key=lambda e: float(e["max_difference"]) / max(float(e["scale"]), 1e-12),
-    )
+    """Give the composed plan the parent's terms: costs against the parent, and the settings."""
     return replace(
-        plan,
-        budget={budget.kind: budget.value},
-        kept_macs=after.macs(left) / before.macs(whole),
-        kept_params=after.parameters(left) / before.parameters(whole),
-        gmacs=after.macs(left) / 1e9,
-        params=after.parameters(left),
-        equivalence=worst,
+        against_parent(plan, before, anatomy.cost_of(module), budget),
         settings={
             "criterion": recipe.criterion,
             "rounds": recipe.rounds,
             "round_to": recipe.widths.round_to,
             "min_width": recipe.widths.min_width,
             "fold": recipe.fold,
+            "depth": recipe.depth,
             "seed": recipe.seed,
             "freeze": [*anatomy.freeze, *anatomy.inexact],
             "cliff": [[round(r.kept, 4), r.score] for r in rounds if r.score is not None],

@@ -19,8 +19,8 @@ from yolo_prune.checkpoint import METADATA_KEY, load_detector
 from yolo_prune.config import TrainConfig
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.inrun import CutRecord, RunState
-from yolo_prune.plan import PrunePlan
 from yolo_prune.prune_settings import InRunSettings, make_settings
+from yolo_prune.record import PrunePlan
 from yolo_prune.retrain import count_parameters
 
 _LOADER = "_smart_load"

@@ -33,15 +33,16 @@ from yolo_prune.adapters.ultralytics import aftercut, midrun
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.sparse import SparsePhase, free_scales
 from yolo_prune.adapters.ultralytics.trainer import TrainSettings, _StaysCut, unwrap
-from yolo_prune.cutting import one_budget
 from yolo_prune.errors import ConfigError
 from yolo_prune.inrun import CutRecord, RunState, check_schedule, cut_is_due, is_separated, round_budget
 from yolo_prune.inrun.schedule import cut_shares
-from yolo_prune.plan import PrunePlan, Widths, choose_channels
+from yolo_prune.plan import Widths, choose_channels
 from yolo_prune.progress import LOGGER, log_to_console
 from yolo_prune.prune_settings import InRunSettings, make_settings, same_settings
+from yolo_prune.record import PrunePlan
 from yolo_prune.recover.rounds import RECONSTRUCTION
 from yolo_prune.retrain import count_parameters
+from yolo_prune.structure import one_budget
 
 RUN_KEY = "in_run"
 

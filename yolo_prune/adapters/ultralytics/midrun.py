@@ -18,8 +18,9 @@ from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.cutting import Anatomy
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.inrun import resize_optimizer_
-from yolo_prune.plan import Budget, PrunePlan, Widths
+from yolo_prune.plan import Budget, Widths
 from yolo_prune.prune_settings import InRunSettings
+from yolo_prune.record import PrunePlan
 from yolo_prune.recover.rounds import Recipe, cut_in_rounds
 from yolo_prune.surgery import cut_
 

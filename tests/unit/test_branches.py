@@ -1,0 +1,203 @@
+"""Residual blocks in the rounds: what they cost, how their readers are fitted, and when they go."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from yolo_prune.blocks import find_residual_blocks, original_name, remove_blocks_
+from yolo_prune.cutting import Anatomy, drop_proven_, offered_blocks
+from yolo_prune.errors import EquivalenceError, PlanError
+from yolo_prune.plan import Budget, Widths, plan_drop
+from yolo_prune.record import PrunePlan
+from yolo_prune.recover import Recipe, cut_in_rounds
+from yolo_prune.recover.branches import branch_cost, drop_and_refit
+from yolo_prune.recover.moments import collect_moments
+from yolo_prune.surgery import cut_
+
+IMAGES = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1, 2)]
+ANATOMY = Anatomy(IMAGES[0][:1])
+
+
+class Block(nn.Module):
+    """``x + branch(x)``; linear branches can be explained by the input, others cannot."""
+
+    def __init__(self, width: int, linear: bool = False, size: int = 3) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, 16, size, padding=size // 2)
+        self.act = nn.Identity() if linear else nn.Tanh()
+        self.second = nn.Conv2d(16, width, size, padding=size // 2)
+        if linear:  # a constant is not the same beside a zero-padded border
+            nn.init.zeros_(self.first.bias)
+            nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(self.act(self.first(x)))
+
+
+class Dense(nn.Module):
+    """A list of blocks whose outputs are all read, beside their inputs."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.blocks = nn.ModuleList(blocks)
+        self.last = nn.Conv2d(16 * (1 + len(blocks)), 16, 1)
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = [torch.relu(self.stem(x))]
+        for block in self.blocks:
+            maps.append(block(maps[-1]))
+        return self.head(torch.relu(self.last(torch.cat(maps, 1))))
+
+
+class Chain(nn.Module):
+    """Blocks one after the other."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(torch.relu(self.stem(x))))
+
+
+@pytest.fixture(params=["chain", "dense"])
+def net(request):
+    torch.manual_seed(0)
+    blocks = [Block(16), Block(16), Block(16, linear=True, size=1)]
+    return (Dense(blocks) if request.param == "dense" else Chain(*blocks)).eval()
+
+
+def measured(net, task=None):
+    cost = ANATOMY.cost_of(net)
+    blocks = offered_blocks(net, ANATOMY)
+    moments = collect_moments(net, cost.graph, IMAGES, task=task, blocks=[block.name for block in blocks])
+    return cost, blocks, moments
+
+
+def squares(out):
+    return (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(5))).sum()
+
+
+def test_only_blocks_that_zero_weights_make_the_identity_are_found(net):
+    assert [block.name.rpartition(".")[2] for block in find_residual_blocks(net, (IMAGES[0],))] == [
+        "0",
+        "1",
+        "2",
+    ]
+    straight = Chain(nn.Conv2d(16, 16, 1), Block(16), nn.Sigmoid())
+    assert [block.name for block in find_residual_blocks(straight, (IMAGES[0],))] == ["blocks.1"]
+
+
+def test_a_block_that_is_used_twice_is_not_found():
+    block = Block(16)
+    assert not find_residual_blocks(Chain(block, block), (IMAGES[0],))
+
+
+@pytest.mark.parametrize("task", [None, squares])
+def test_what_the_input_explains_costs_nothing(net, task):
+    _, blocks, moments = measured(net, task)
+    bent, other, linear = (branch_cost(moments[block.name], ridge=1e-9) for block in blocks)
+    assert linear < 1e-6 * min(bent, other)
+
+
+@pytest.mark.parametrize("task", [None, squares])
+def test_readers_take_over_what_a_linear_branch_did(net, task):
+    cost, blocks, _ = measured(net)
+    fitted, plan = drop_and_refit(net, cost, blocks[-1], ANATOMY, IMAGES, task=task, ridge=1e-10)
+    bare = cut_(copy.deepcopy(net), plan)
+    with torch.no_grad():
+        expected, got, without = (model(IMAGES[0]) for model in (net, fitted, bare))
+    assert (got - expected).abs().max() < 1e-3 * (without - expected).abs().max()
+
+
+def test_fitting_leaves_less_error_than_dropping_alone(net):
+    cost, blocks, _ = measured(net)
+    for block in blocks:
+        fitted, plan = drop_and_refit(net, cost, block, ANATOMY, IMAGES)
+        bare = cut_(copy.deepcopy(net), plan)
+        with torch.no_grad():
+            expected, got, without = (model(IMAGES[0]) for model in (net, fitted, bare))
+        assert (got - expected).pow(2).mean() < (without - expected).pow(2).mean()
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_rounds_drop_an_empty_block_and_the_plan_replays_it(net, fold):
+    block = net.get_submodule(offered_blocks(net, ANATOMY)[1].name)
+    with torch.no_grad():
+        for layer in (block.first, block.second):
+            layer.weight *= 1e-4
+            layer.bias *= 1e-4
+    recipe = Recipe(rounds=3, widths=Widths(8, 8), fold=fold, depth=True)
+    result = cut_in_rounds(net, ANATOMY, Budget("keep_macs", 0.5), recipe, batches=IMAGES)
+    assert any(name.endswith(".1") for name in result.plan.dropped)
+    assert result.plan.kept_macs <= 0.5
+    assert all(round.equivalence["exact"] for round in result.rounds)
+    again = cut_(copy.deepcopy(net), PrunePlan.from_json(result.plan.to_json())).state_dict()
+    assert {name: t.shape for name, t in again.items()} == {
+        name: t.shape for name, t in result.module.state_dict().items()
+    }
+    if not fold:
+        assert all(torch.allclose(t, again[name]) for name, t in result.module.state_dict().items())
+
+
+def test_without_depth_no_block_goes(net):
+    recipe = Recipe(rounds=2, widths=Widths(1, 1))
+    assert cut_in_rounds(net, ANATOMY, Budget("keep_macs", 0.4), recipe, batches=IMAGES).plan.dropped == []
+
+
+def test_what_is_frozen_by_name_keeps_its_siblings(net):
+    inside = offered_blocks(net, ANATOMY)[0].name + ".first"
+    assert not offered_blocks(net, Anatomy(IMAGES[0][:1], freeze=(inside,)))
+    assert len(offered_blocks(net, Anatomy(IMAGES[0][:1], freeze=("head",)))) == 3
+
+
+def test_a_list_whose_owner_counts_on_it_keeps_its_blocks():
+    class Counted(Dense):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.stem(x))
+            return self.head(torch.relu(self.last(torch.cat([x, self.blocks[0](x), self.blocks[1](x)], 1))))
+
+    torch.manual_seed(0)
+    net = Counted([Block(16), Block(16)])
+    before = copy.deepcopy(net.state_dict())
+    for block in offered_blocks(net, ANATOMY):
+        with pytest.raises(EquivalenceError, match=rf"^'{block.name}' cannot be dropped exactly: "):
+            drop_proven_(net, ANATOMY.cost_of(net), block, ANATOMY)
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_a_plan_for_another_model_is_refused_before_anything_is_cut(net):
+    plan = PrunePlan({}, {}, dropped=["blocks.9"])
+    with pytest.raises(
+        PlanError,
+        match=r"^the plan drops 'blocks\.9', which this model does not have\. It was made for another model\.$",
+    ):
+        cut_(net, plan)
+
+
+def test_names_count_on_what_stands_before_them():
+    removed = ["a.1", "a.2", "a.4.m.0"]
+    now = ["a.0.weight", "a.1.weight", "a.2.m.0.weight", "a.2.m.1.weight", "b.1.weight"]
+    assert [original_name(name, removed) for name in now] == [
+        "a.0.weight",
+        "a.3.weight",
+        "a.4.m.1.weight",
+        "a.4.m.2.weight",
+        "b.1.weight",
+    ]
+
+
+def test_blocks_with_names_of_their_own_go_without_renaming_the_others():
+    from collections import OrderedDict
+
+    net = nn.Sequential(OrderedDict(first=nn.Conv2d(3, 16, 1), block=Block(16), last=nn.Conv2d(16, 2, 1)))
+    (block,) = offered_blocks(net, ANATOMY)
+    cut_(net, plan_drop(ANATOMY.cost_of(net), block))
+    assert list(net._modules) == ["first", "last"]
+    assert list(remove_blocks_(nn.Sequential(nn.ReLU(), nn.Tanh()), ["0"])._modules) == ["0"]

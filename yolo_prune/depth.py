@@ -1,0 +1,75 @@
+"""Which residual block goes as a whole: one that loses less than the channels that would save as much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from torch import nn
+
+from yolo_prune.blocks import ResidualBlock
+from yolo_prune.cost import CostModel, FloatArray
+from yolo_prune.errors import BudgetError
+from yolo_prune.plan import Budget
+
+_TOLERANCE = 0.02
+
+
+def saved_by_drop(module: nn.Module, cost: CostModel, block: ResidualBlock, of: str) -> float:
+    """Return what a block's removal saves: its own cost and that of what is read twice.
+
+    Args:
+        module: The traced module.
+        cost: Its cost model.
+        block: One of its residual blocks.
+        of: ``macs`` or ``params``.
+    """
+    sizes = {axis.label: axis.size for axis in cost.graph.axes}
+    shares = {r.label.partition("[")[0]: r.width / sizes[r.label] for r in block.repeats}
+    if of == "params":
+        own = sum(parameter.numel() for parameter in module.get_submodule(block.name).parameters())
+        return own + sum(module.get_parameter(name).numel() * share for name, share in shares.items())
+    inside = (use.macs for use in cost.graph.uses if f"{use.module}.".startswith(f"{block.name}."))
+    return sum(inside) + sum(use.macs * shares.get(use.weight, 0.0) for use in cost.graph.uses)
+
+
+def worth_inside(cost: CostModel, scores: FloatArray, block: ResidualBlock) -> float:
+    """Return the summed worth of the channels that live inside a block only; infinite when there are none."""
+    inside = [
+        group.channels
+        for group in cost.graph.groups
+        if group.producers and all(label.startswith(f"{block.name}.") for label in group.producers)
+    ]
+    return float(scores[np.concatenate(inside)].sum()) if inside else float("inf")
+
+
+def choose_block(
+    module: nn.Module,
+    cost: CostModel,
+    worth: Mapping[ResidualBlock, float],
+    budget: Budget,
+    worth_of_channels: Callable[[Budget], float],
+) -> ResidualBlock | None:
+    """Return the block that loses least for what it saves, None when removing channels is better.
+
+    Args:
+        module: The traced module.
+        cost: Its cost model.
+        worth: What each block's removal loses.
+        budget: Where it ends: a block that saves more than what is still to go stays.
+        worth_of_channels: What is lost when channels alone are cut to a budget, in the same measure.
+    """
+    everything = np.ones(cost.graph.channel_count, dtype=bool)
+    now, least = budget.measure(cost, everything), (1.0 - _TOLERANCE) * budget.limit(cost)
+    if now <= budget.limit(cost):
+        return None
+    saved = {block: saved_by_drop(module, cost, block, budget.gradient) for block in worth}
+    fitting = [block for block in worth if 0 < saved[block] <= now - least and np.isfinite(worth[block])]
+    if not fitting:
+        return None
+    best = min(fitting, key=lambda block: worth[block] / saved[block])
+    try:
+        other = worth_of_channels(Budget.of(budget.gradient, now - saved[best]))
+    except BudgetError:  # no channels are left that could save as much
+        return best
+    return best if worth[best] < other else None

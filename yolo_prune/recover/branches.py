@@ -1,0 +1,141 @@
+"""Residual blocks that go as a whole: what each would cost, and its readers' weights fitted again without it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from yolo_prune.blocks import ResidualBlock, original_name
+from yolo_prune.cost import CostModel
+from yolo_prune.cutting import Anatomy, drop_proven_
+from yolo_prune.graph.atoms import Axis
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.record import PrunePlan
+from yolo_prune.recover.fold import fold_into_, solve_fold
+from yolo_prune.recover.moments import Moments, TaskLoss, moments_between, sample_inputs
+
+
+def branch_cost(moments: Moments, ridge: float = 1e-3) -> float:
+    """Return what a block's removal costs: what its branch adds and its input cannot explain, felt by the task.
+
+    In the measure of :func:`yolo_prune.recover.select.choose_by_reconstruction`: squared errors by squared gradients.
+
+    Args:
+        moments: Of the block, from :func:`yolo_prune.recover.moments.collect_moments`: input and branch, 2C channels.
+        ridge: As for folding.
+    """
+    width = len(moments.mean) // 2
+    taken, added = np.arange(width), np.arange(width, 2 * width)
+    coefficients, _ = solve_fold(moments, taken, added, ridge)
+    covariance = moments.covariance
+    explained = 2 * coefficients * covariance[:width, width:]
+    explained -= coefficients * (covariance[:width, :width] @ coefficients)
+    left = np.diag(covariance)[width:] - explained.sum(0)
+    return float(moments.energy * (moments.rows * np.maximum(left, 0.0)).sum())
+
+
+def drop_and_refit(
+    module: nn.Module,
+    cost: CostModel,
+    block: ResidualBlock,
+    anatomy: Anatomy,
+    batches: Sequence[Tensor],
+    *,
+    task: TaskLoss | None = None,
+    seed: int = 0,
+    ridge: float = 1e-3,
+    fold: bool = True,
+) -> tuple[nn.Module, PrunePlan]:
+    """Drop a block from a copy, prove it, and fit the weights that read what it changed.
+
+    Args:
+        module: The model; untouched.
+        cost: Its cost model.
+        block: One of its residual blocks.
+        anatomy: How to run it.
+        batches: Calibration images; without them nothing is fitted.
+        task: As for :func:`yolo_prune.recover.moments.collect_moments`.
+        seed: Of pixels.
+        ridge: As for folding.
+        fold: Fit at all.
+
+    Returns:
+        The smaller copy and the plan of the drop.
+
+    Raises:
+        EquivalenceError: The removal is not exact.
+    """
+    smaller = copy.deepcopy(module)
+    plan, _ = drop_proven_(smaller, cost, block, anatomy)
+    readers = readers_of(cost.graph, block)
+    if not (fold and batches and readers):
+        return smaller, plan
+    names = [axis.name for axis in readers]
+    before = sample_inputs(
+        module, names, batches, task=task, seed=seed, description=f"without {block.name}: before"
+    )
+    called_before = {original_name(name, plan.dropped): layer for name, layer in smaller.named_modules()}
+    names_now = {original_name(name, plan.dropped): name for name, _ in smaller.named_parameters()}
+    for axis in readers:
+        name = names_now[axis.name]
+        after = sample_inputs(
+            smaller, [name], batches, task=None, seed=seed, description=f"without {block.name}: {axis.name}"
+        )
+        moments = moments_between(before[axis.name], after[name], _sources(axis, plan))
+        if moments is not None:
+            norm = called_before.get(cost.graph.norm_of.get(axis.name, ""))
+            weight = module.get_parameter(axis.name).detach().double().movedim(axis.dim, 0)
+            _refit_(called_before[axis.name.rpartition(".")[0]], axis, norm, weight, moments, ridge)
+    return smaller, plan
+
+
+def readers_of(graph: ChannelGraph, block: ResidualBlock) -> list[Axis]:
+    """Return the axes of the layers after a block that read what it adds to, in execution order.
+
+    A layer that runs more than once is left out: its runs see different things.
+    """
+
+    def inside(name: str) -> bool:
+        return name.startswith(f"{block.name}.")
+
+    weights = [use.weight for use in graph.uses if use.weight]
+    last = max((place for place, name in enumerate(weights) if inside(name)), default=len(weights))
+    reads = {axis.name: axis for axis in graph.axes if axis.role == "in"}
+    own = [graph.axis_channels(axis) for axis in graph.axes if axis.role == "out" and inside(axis.name)]
+    foreign = [
+        graph.axis_channels(axis) for axis in graph.axes if axis.role == "out" and not inside(axis.name)
+    ]
+    shared = np.intersect1d(np.concatenate([[0], *own]), np.concatenate([[0], *foreign]))
+    return [
+        reads[name]
+        for place, name in enumerate(weights)
+        if place > last
+        and name in reads
+        and weights.count(name) == 1
+        and np.isin(graph.axis_channels(reads[name]), shared[shared > 0]).any()
+    ]
+
+
+def _refit_(
+    layer: nn.Module, axis: Axis, norm: nn.Module | None, weight: Tensor, moments: Moments, ridge: float
+) -> None:
+    """Fit one layer to what it read before the drop, whose weights along the reading dimension were ``weight``."""
+    width = len(moments.mean) - axis.size
+    kept, missing = np.arange(width), np.arange(width, len(moments.mean))
+    coefficients, constants = solve_fold(moments, kept, missing, ridge)
+    fold_into_(layer, axis.dim, norm, kept, weight, coefficients, constants)
+
+
+def _sources(axis: Axis, plan: PrunePlan) -> list[int]:
+    """Return which index of the cut axis stands for each index of the whole one."""
+    target = list(range(axis.size))
+    for entry in plan.added:
+        if entry["axis"] == axis.label:
+            for index, other in zip(entry["from"], entry["to"], strict=True):
+                target[index] = other
+    kept = plan.keep.get(axis.label, target)
+    place = {index: position for position, index in enumerate(kept)}
+    return [place[index] for index in target]

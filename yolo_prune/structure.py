@@ -1,0 +1,174 @@
+"""Structure alone: trace, rank, plan, cut and prove, for any module, without data and without a host."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from yolo_prune.cost import CostModel, FloatArray
+from yolo_prune.cutting import Anatomy, cut_proven_, drop_proven_, offered_blocks
+from yolo_prune.depth import choose_block, worth_inside
+from yolo_prune.errors import BudgetError, EquivalenceError
+from yolo_prune.graph.atoms import BoolArray
+from yolo_prune.graph.rules import Operator
+from yolo_prune.graph.trace import ModuleRules, OutputSelector
+from yolo_prune.plan import Budget, Widths, against_parent, choose_channels
+from yolo_prune.progress import LOGGER
+from yolo_prune.record import PrunePlan
+from yolo_prune.score import Criterion, find_criterion
+from yolo_prune.surgery import cut_
+
+_ATTEMPTS = 8
+
+
+def prune_module(
+    module: nn.Module,
+    example_input: Any,
+    *,
+    keep_macs: float | None = None,
+    gmacs: float | None = None,
+    keep_params: float | None = None,
+    criterion: str = "bn_scale",
+    freeze: Sequence[str] = (),
+    round_to: int = 8,
+    min_width: int = 8,
+    seed: int = 0,
+    depth: bool = False,
+    cost_input: Any = None,
+    rules: ModuleRules | None = None,
+    operators: Mapping[str, Operator] | None = None,
+    select_outputs: OutputSelector | None = None,
+) -> PrunePlan:
+    """Prune any module, in place, without data: trace, rank, plan, cut, and prove that the cut is exact.
+
+    Args:
+        module: Any module; its parameters are replaced by smaller ones.
+        example_input: Tensor or tuple of positional arguments, batch size 1; small sizes trace faster.
+        keep_macs: Fraction of the MACs that stays; give exactly one budget.
+        gmacs: Absolute budget in 1e9 MACs.
+        keep_params: Fraction of the parameters that stays.
+        criterion: Key of :data:`yolo_prune.score.CRITERIA`.
+        freeze: Module names or patterns whose channels stay.
+        round_to: Widths become multiples of this.
+        min_width: Smallest width of a group.
+        seed: For ``criterion="random"``.
+        depth: Drop whole residual blocks too, where that loses less than narrower layers that save as much.
+        cost_input: Input whose MACs count, when it is not the example.
+        rules: Module classes that bake widths into attributes or split channels, see
+            :class:`yolo_prune.graph.ModuleRule`.
+        operators: Rules for operators that have none, see :mod:`yolo_prune.graph.rules`.
+        select_outputs: Picks the outputs of fixed width; default: all tensors.
+
+    Returns:
+        The plan: what stayed, ``kept_macs``, the proof in ``equivalence``, and what was frozen and why.
+
+    Raises:
+        BudgetError: The budget cannot be met, or not exactly one was given.
+        EquivalenceError: No exact cut was found; the module is untouched.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 4, 1))
+        >>> plan = prune_module(net, torch.rand(1, 3, 16, 16), keep_macs=0.5)
+        >>> net[0].out_channels, plan.equivalence["exact"]
+        (16, True)
+    """
+    budget = one_budget(keep_macs=keep_macs, gmacs=gmacs, keep_params=keep_params)
+    ranking = _Ranking(find_criterion(criterion), seed, Widths(round_to, min_width))
+    anatomy = Anatomy(example_input, cost_input, rules, select_outputs, tuple(freeze), operators)
+    before = anatomy.cost_of(module)
+    limit = budget.absolute(before)
+    choose_channels(before, np.ones(before.graph.channel_count), limit, widths=ranking.widths)
+    target = (
+        copy.deepcopy(module) if depth else module
+    )  # several steps: the module changes when all have worked
+    earlier, anatomy = _drop_blocks_(target, anatomy, limit, ranking) if depth else (None, anatomy)
+    plan, anatomy = _cut_widths_(target, anatomy, limit, ranking)
+    if depth:
+        plan = earlier.then(plan) if earlier else plan
+        cut_(module, plan, rules=rules)
+    settings = {"criterion": criterion, "round_to": round_to, "seed": seed, "depth": depth}
+    return replace(against_parent(plan, before, anatomy.cost_of(module), budget), settings=settings)
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """What channels are worth, and which widths are allowed."""
+
+    criterion: Criterion
+    seed: int
+    widths: Widths
+
+    def choose(self, module: nn.Module, cost: CostModel, budget: Budget) -> BoolArray:
+        """Return which channels stay."""
+        return choose_channels(cost, self.scores(module, cost), budget, widths=self.widths)
+
+    def scores(self, module: nn.Module, cost: CostModel) -> FloatArray:
+        """Return the worth of every channel."""
+        return self.criterion(module, cost.graph, self.seed)
+
+
+def _cut_widths_(
+    module: nn.Module, anatomy: Anatomy, budget: Budget, ranking: _Ranking
+) -> tuple[PrunePlan, Anatomy]:
+    """Cut channels in place; a module whose cut is not exact is frozen and the choice made again."""
+    for _ in range(_ATTEMPTS):
+        cost = anatomy.cost_of(module)
+        keep = ranking.choose(module, cost, budget)
+        try:
+            return cut_proven_(module, cost, keep, anatomy, budget=budget)[0], anatomy
+        except EquivalenceError as error:
+            if not error.freeze or set(error.freeze) <= set(anatomy.inexact):
+                raise
+            LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
+            anatomy = replace(anatomy, inexact=(*anatomy.inexact, *error.freeze))
+    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.inexact)}.")
+
+
+def _drop_blocks_(
+    module: nn.Module, anatomy: Anatomy, budget: Budget, ranking: _Ranking
+) -> tuple[PrunePlan | None, Anatomy]:
+    """Drop residual blocks in place as long as one is worth less than the channels that cost as much."""
+    plan: PrunePlan | None = None
+    while True:
+        cost = anatomy.cost_of(module)
+        scores = ranking.scores(module, cost)
+        worth = {block: worth_inside(cost, scores, block) for block in offered_blocks(module, anatomy)}
+
+        def worth_of_channels(target: Budget, cost: CostModel = cost, scores: FloatArray = scores) -> float:
+            return float(scores[~choose_channels(cost, scores, target, widths=ranking.widths)].sum())
+
+        block = choose_block(module, cost, worth, budget, worth_of_channels)
+        if block is None:
+            return plan, anatomy
+        try:
+            made, _ = drop_proven_(module, cost, block, anatomy)
+        except EquivalenceError as error:
+            LOGGER.warning("%s It stays.", error)
+            anatomy = replace(anatomy, undroppable=(*anatomy.undroppable, block.name))
+            continue
+        LOGGER.info("dropped the residual block '%s'", block.name)
+        plan = made if plan is None else plan.then(made)
+
+
+def one_budget(**budgets: float | None) -> Budget:
+    """Return the single budget given.
+
+    Raises:
+        BudgetError: None or several were given, or a fraction lies outside (0, 1].
+    """
+    given = {kind: value for kind, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        raise BudgetError(f"give exactly one of {', '.join(budgets)}; got {', '.join(given) or 'none'}.")
+    ((kind, value),) = given.items()
+    if value <= 0 or (kind != "gmacs" and value > 1):
+        raise BudgetError(
+            f"{kind}={value} is outside its range: {'above 0' if kind == 'gmacs' else '(0, 1]'}."
+        )
+    return Budget(kind, float(np.float64(value)))
