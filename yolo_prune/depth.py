@@ -1,4 +1,4 @@
-"""Which residual block goes as a whole: one that loses less than the channels that would save as much."""
+"""Which residual block goes as a whole: one that loses less than the last channels that it spares."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ def choose_block(
 ) -> ResidualBlock | None:
     """Return the block that loses least for what it saves, None when removing channels is better.
 
+    A block spares the last channels on the way to the budget, which are the dearest; the first ones are often free.
+
     Args:
         module: The traced module.
         cost: Its cost model.
@@ -68,8 +70,9 @@ def choose_block(
     if not fitting:
         return None
     best = min(fitting, key=lambda block: worth[block] / saved[block])
+    spared = Budget.of(budget.gradient, budget.limit(cost) + saved[best])
     try:
-        other = worth_of_channels(Budget.of(budget.gradient, now - saved[best]))
-    except BudgetError:  # no channels are left that could save as much
+        other = worth_of_channels(budget) - worth_of_channels(spared)
+    except BudgetError:  # channels alone cannot get there
         return best
     return best if worth[best] < other else None
