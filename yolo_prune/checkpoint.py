@@ -25,7 +25,8 @@ class LoadedModel:
         module: The network. Its parameters belong to the caller.
         task: The host's name of the task, such as ``"detect"``.
         names: Class index to class name.
-        imgsz: Side in pixels of the square input it was trained at (640 where the file does not say).
+        imgsz: Side in pixels of the square input it was trained at (where the file does not say: 640, of a
+            classifier 224).
         path: The file it came from.
         meta: What yolo_prune recorded when it wrote the file (plan, parent, versions); None for other files.
         train_args: The options of the training that made it, as the host recorded them.

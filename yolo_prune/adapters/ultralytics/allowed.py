@@ -12,7 +12,7 @@ import pathlib
 import pickle
 import pickletools
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +24,11 @@ _MODULE_FILES = ("torch.nn.modules", "ultralytics.nn.modules")
 _TASK_FILE = "ultralytics.nn.tasks"
 _LOSS_FILES = ("ultralytics.utils.loss", "ultralytics.utils.tal")
 _FORWARDS = ("forward", "forward_fuse")
+_TRANSFORMS_FILE = (
+    "torchvision.transforms.transforms"  # a classifier's checkpoint says how its images are prepared
+)
+_TRANSFORMS = ("CenterCrop", "Compose", "Normalize", "Resize", "ToTensor")
+_INTERPOLATION = "torchvision.transforms.functional.InterpolationMode"
 _RENAMED = {
     "ultralytics.nn.modules.block.Silence": "torch.nn.modules.linear.Identity",
     "ultralytics.nn.tasks.YOLOv10DetectionModel": "ultralytics.nn.tasks.DetectionModel",
@@ -60,7 +65,8 @@ def _find_class(name: str) -> type | None:
     """Return the stock class of a dotted name, or None when the name is not one."""
     file, _, attribute = _RENAMED.get(name, name).rpartition(".")
     is_layer = file in _MODULE_FILES or file.rpartition(".")[0] in _MODULE_FILES or file == _TASK_FILE
-    if not is_layer and file not in _LOSS_FILES:
+    is_transform = file == _TRANSFORMS_FILE and attribute in _TRANSFORMS
+    if not (is_layer or is_transform or file in _LOSS_FILES):
         return None
     try:
         found = getattr(importlib.import_module(file), attribute, None)
@@ -72,7 +78,7 @@ def _find_class(name: str) -> type | None:
     return found if stock else None
 
 
-def _plain_values() -> dict[str, Any]:
+def _plain_values(wanted: Collection[str]) -> dict[str, Any]:
     """Return the harmless values, other than layers, that the host's checkpoints hold."""
     from ultralytics.utils import IterableSimpleNamespace
 
@@ -88,10 +94,14 @@ def _plain_values() -> dict[str, Any]:
     for file in ("pathlib", "pathlib._local"):
         for system in ("PosixPath", "WindowsPath"):
             values[f"{file}.{system}"] = type(pathlib.Path())
+    if _INTERPOLATION in wanted:  # an enumeration; the import takes seconds
+        values[_INTERPOLATION] = importlib.import_module(
+            "torchvision.transforms.functional"
+        ).InterpolationMode
     return values
 
 
-def allow(wanted: Iterable[str]) -> tuple[list[Any], list[str]]:
+def allow(wanted: Collection[str]) -> tuple[list[Any], list[str]]:
     """Sort the names in a checkpoint into entries for ``torch.serialization.safe_globals`` and the rest.
 
     Args:
@@ -100,7 +110,7 @@ def allow(wanted: Iterable[str]) -> tuple[list[Any], list[str]]:
     Returns:
         Entries for ``safe_globals``, and the names that are refused (sorted).
     """
-    plain = _plain_values()
+    plain = _plain_values(wanted)
     entries: list[Any] = []
     refused: list[str] = []
     for name in sorted(wanted):

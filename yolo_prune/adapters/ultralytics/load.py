@@ -16,7 +16,7 @@ from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
 from yolo_prune.checkpoint import METADATA_KEY, LoadedModel, check_file
 from yolo_prune.errors import CheckpointError
 
-_DEFAULT_IMGSZ = 640
+_DEFAULT_IMGSZ = {"classify": 224}  # the host's; 640 for every other task
 _BROKEN = (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, pickle.UnpicklingError)
 _ACTIVATION = re.compile(r"(torch\.)?nn\.\w+\([\w\s=.,-]*\)")
 _QUANTISED_FILES = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "modelopt.", "torchao.")
@@ -166,17 +166,17 @@ def _loaded(
         module=module.eval().to(device),
         task=str(host.task),
         names={int(index): str(name) for index, name in names.items()},
-        imgsz=_square(train_args.get("imgsz")),
+        imgsz=_square(train_args.get("imgsz"), _DEFAULT_IMGSZ.get(str(host.task), 640)),
         path=file,
         meta=meta,
         train_args=train_args,
     )
 
 
-def _square(imgsz: object) -> int:
-    """Return the longer side of a recorded image size, or the host's default when there is none."""
+def _square(imgsz: object, default: int) -> int:
+    """Return the longer side of a recorded image size, or ``default`` when there is none."""
     sides = imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]
-    return max((side for side in sides if isinstance(side, int)), default=_DEFAULT_IMGSZ)
+    return max((side for side in sides if isinstance(side, int)), default=default)
 
 
 def _build_from_yaml(name: str, device: str, seed: int) -> LoadedModel:
