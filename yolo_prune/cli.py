@@ -55,7 +55,7 @@ COMMANDS = {
     "prune": Command(
         configs.PruneConfig,
         commands.prune,
-        "cut a detector to a budget, recover its accuracy, prove and measure what it cost",
+        "cut a model to a budget, recover its accuracy, prove and measure what it cost",
         "yolo-prune prune model=best.pt data=data.yaml keep_macs=0.5 epochs=20",
     ),
     "train": Command(
@@ -73,13 +73,13 @@ COMMANDS = {
     "eval": Command(
         configs.EvalConfig,
         commands.evaluate,
-        "COCO AP of a detector, beside the host's own number",
+        "COCO AP of a detector beside the host's own number; top-1 and top-5 of a classifier",
         "yolo-prune eval model=best.pt data=data.yaml split=test",
     ),
     "bench": Command(
         configs.BenchConfig,
         commands.bench,
-        "latency and FPS of detectors against each other",
+        "latency and FPS of models against each other",
         "yolo-prune bench model=parent.pt,pruned.pt imgsz=320 threads=1",
     ),
     "inspect": Command(

@@ -84,36 +84,23 @@ def sweep(config: SweepConfig) -> None:
 
 
 def evaluate(config: EvalConfig) -> None:
-    """Print COCO AP, with its parts, beside the number that the host itself would give."""
-    from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
+    """Print COCO AP, with its parts, beside the host's own number; of a classifier top-1 and top-5."""
+    from yolo_prune.adapters.ultralytics.tasks import open_task
     from yolo_prune.checkpoint import load_detector
     from yolo_prune.device import resolve_device
 
     device = resolve_device(config.device)
     loaded = load_detector(config.model, trust=config.trust)
     imgsz = config.imgsz or loaded.imgsz
-    result = evaluate_detector(
-        loaded.module,
-        config.data,
-        imgsz=imgsz,
-        batch=config.batch,
-        device=device,
-        split=config.split,
-        workers=config.workers,
-        names=loaded.names,
+    task = open_task(
+        loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
     )
-    coco = result.coco
-    rows = [
-        {"metric": name, "value": getattr(coco, name)}
-        for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    ]
-    rows += [
-        {"metric": "host map", "value": result.host_map},
-        {"metric": "host map50", "value": result.host_map50},
-    ]
-    rows += [{"metric": f"ap of {name}", "value": value} for name, value in coco.per_class.items()]
-    say(aligned_table(rows))
-    say(f"{coco.images} images, {coco.boxes} boxes, {imgsz} px, split {config.split}; {coco.evaluator}")
+    result: Any = task.evaluate(loaded.module, imgsz)
+    values = {**result.scores, **{f"host {name}": value for name, value in result.host_scores.items()}}
+    values |= {f"{task.metric} of {name}": value for name, value in result.per_class.items()}
+    say(aligned_table([{"metric": name, "value": value} for name, value in values.items()]))
+    boxes = "" if result.boxes is None else f"{result.boxes} boxes, "
+    say(f"{result.images} images, {boxes}{imgsz} px, split {config.split}; {result.evaluator}")
     _write_json(config.json, {"imgsz": imgsz, "split": config.split, **asdict(result)})
 
 

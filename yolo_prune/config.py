@@ -61,7 +61,7 @@ HOST_OWN_KEYS = (
 _REST_OF = {"TrainConfig": HOST_OWN_KEYS}
 
 _MODEL = "checkpoint (*.pt), official model name or architecture (*.yaml)"
-_DATA = "data set: a data.yaml in the host's format, or a name it knows"
+_DATA = "data set in the host's format: a data.yaml, a folder of classes, or a name it knows"
 _IMGSZ = "side of the square input in pixels; the checkpoint's own when not given"
 _DEVICE = "cpu, cuda:0 or the number of a GPU; chosen when not given"
 _TRUST = "load classes that are not stock: they can run any code, so only for files of your own"
@@ -109,7 +109,11 @@ class PruneConfig:
         choices=("auto", True, False),
     )
     fold: bool = option("fold what removed channels contributed into the kept ones", True)
-    calibration_images: int = option("training images that folding and scoring look at", 96, low=1)
+    calibration_images: int | None = option(
+        "training images that folding and scoring look at; 96, for a classifier 512 when not given",
+        None,
+        low=1,
+    )
     distill: bool = option("learn from the parent while retraining", True)
     lr0: float | None = option(_LR0, None, low=0)
     optimizer: str = option(_OPTIMIZER, "auto")
@@ -142,9 +146,7 @@ class TrainConfig(InRunSettings):
     """
 
     model: str = option(f"{_MODEL}; with resume, a last.pt")
-    data: str | None = option(
-        "data set: a data.yaml, a folder of classes, or a name that the host knows", None
-    )
+    data: str | None = option(_DATA, None)
     teacher: str | None = option("parent of a model that is already pruned, to learn from", None)
     recipe: str = option(
         "defaults for a model that is already pruned and has no budget", "gentle", choices=("gentle", "host")
@@ -173,7 +175,7 @@ class SweepConfig:
     round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
     min_fps: float | None = option("pick the most accurate model that is at least this fast", None, low=0)
     max_ap_drop: float | None = option(
-        "pick the fastest model that loses no more AP than this", None, low=0, high=1
+        "pick the fastest model that loses no more AP (of a classifier: top-1) than this", None, low=0, high=1
     )
     runtime: str = option("runtime whose FPS count", "onnxruntime", choices=RUNTIMES)
     threads: int | None = option("CPU threads while measuring; all when not given", None, low=1)
@@ -200,7 +202,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Options of ``eval``: COCO AP of a checkpoint, beside the host's own number."""
+    """Options of ``eval``: COCO AP beside the host's own number, or top-1 and top-5 of a classifier."""
 
     model: str = option(_MODEL)
     data: str = option(_DATA)

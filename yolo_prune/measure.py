@@ -8,7 +8,7 @@ import itertools
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.rounds import CutResult
 from yolo_prune.report import (
+    METRICS,
     ClassAp,
     Conditions,
     Equivalence,
@@ -42,7 +43,7 @@ from yolo_prune.score import norm_scale_names
 from yolo_prune.workspace import Workspace
 
 if TYPE_CHECKING:
-    from yolo_prune.adapters.ultralytics.data import DetectionData
+    from yolo_prune.adapters.ultralytics.tasks import Task
     from yolo_prune.run import Evaluated
 
 _BENCH_IMAGES = 16
@@ -55,7 +56,7 @@ def measure_run(
     cut: CutResult,
     stages: Mapping[str, float | None],
     anatomy: Anatomy,
-    split: DetectionData,
+    task: Task,
     space: Workspace,
     device: str,
 ) -> RunReport:
@@ -67,7 +68,7 @@ def measure_run(
         cut: The cut.
         stages: Score after each step of recovery.
         anatomy: How to run the parent.
-        split: What was evaluated on.
+        task: What was evaluated on.
         space: The run folder.
         device: Where the run trained and evaluated.
 
@@ -75,14 +76,13 @@ def measure_run(
         The report, not yet written.
     """
     with space.stage("controls", "evaluating the controls: the parent at lower resolutions"):
-        models = [*models, *_controls(config, models[0], cut, split, device)]
+        models = [*models, *_controls(models[0], cut, task)]
     comparisons: list[Comparison] = []
     warnings: list[str] = []
     if config.bench:
         with space.stage("bench", "measuring speed, alternately"):
-            comparisons, warnings = _bench(config, models, split, device)
+            comparisons, warnings = _bench(config, models, task, device)
     parent, graph = models[0], anatomy.cost_of(models[0].module).graph
-    coco = parent.result.coco
     return RunReport(
         rows=tuple(_rows(models, comparisons)),
         name=space.root.name,
@@ -90,16 +90,16 @@ def measure_run(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         seed=config.seed,
         equivalence=_equivalence(cut),
-        stages=_stages(models, stages),
+        stages=_stages(models, stages, task.metric),
         timing_s=dict(space.timing_s),
         versions=_versions(),
         conditions=Conditions(
-            timed=str(comparisons[0].conditions["timed"]) if comparisons else None,
+            timed=next((c.conditions["timed"] for c in comparisons if "timed" in c.conditions), None),
             data=str(config.data),
             split=config.split,
-            images=coco.images,
-            boxes=coco.boxes,
-            evaluator=f"{coco.evaluator}, {parent.result.source}",
+            images=parent.result.images,
+            boxes=parent.result.boxes,
+            evaluator=parent.result.evaluator,
             machine=cpu_name(),
             load1=next((t.load1 for c in comparisons for t in c.timings.values() if t is not None), None),
             samples=next((t.samples for c in comparisons for t in c.timings.values() if t is not None), None),
@@ -107,19 +107,23 @@ def measure_run(
         plan=_plan_summary(config, models, cut, graph),
         layers=_layers(models[0].module, models[1].module, graph),
         bn_scales=_histogram(models[0].module, models[1].module),
-        per_class=_per_class(models, split),
-        host_map=tuple(HostMap(m.name, m.result.host_map, m.result.host_map50, m.imgsz) for m in models),
+        per_class=_per_class(models, task),
+        host_map=tuple(
+            HostMap(m.name, m.result.host_scores["map"], m.result.host_scores["map50"], m.imgsz)
+            for m in models
+            if m.result.host_scores
+        ),
         speedups=tuple(_speedups(models, comparisons)),
-        warnings=(*_task_warnings(models[0].module), *_cliff_warnings(cut), *warnings),
+        warnings=(
+            *_task_warnings(models[0].module),
+            *_cliff_warnings(cut, METRICS[task.metric].short),
+            *warnings,
+        ),
     )
 
 
-def _controls(
-    config: PruneConfig, parent: Evaluated, cut: CutResult, split: DetectionData, device: str
-) -> list[Evaluated]:
+def _controls(parent: Evaluated, cut: CutResult, task: Task) -> list[Evaluated]:
     """Evaluate the parent at the input resolutions that reach the pruned model's MACs."""
-    from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
-
     stride = int(max(float(torch.as_tensor(getattr(parent.module, "stride", 32.0)).max()), 32.0))
     try:
         sizes = lower_resolutions(1.0, parent.imgsz, cut.plan.kept_macs, stride)
@@ -128,10 +132,10 @@ def _controls(
         return []
     controls = []
     for size in sizes:
-        options = {"imgsz": size.imgsz, "batch": config.batch, "device": device, "split": config.split}
-        result = evaluate_detector(parent.module, split, workers=config.workers, **options)  # type: ignore[arg-type]
+        result = task.evaluate(parent.module, size.imgsz)
         controls.append(replace(parent, name="control", result=result, imgsz=size.imgsz))
-        LOGGER.info("control: the parent at %d px: COCO AP %.4f", size.imgsz, result.coco.ap)
+        sentence = METRICS[task.metric].sentence(result.scores)
+        LOGGER.info("control: the parent at %d px: %s", size.imgsz, sentence)
     return controls
 
 
@@ -140,11 +144,11 @@ def _key(model: Evaluated) -> str:
 
 
 def _bench(
-    config: PruneConfig, models: Sequence[Evaluated], split: DetectionData, device: str
+    config: PruneConfig, models: Sequence[Evaluated], task: Task, device: str
 ) -> tuple[list[Comparison], list[str]]:
     """Time all models on every runtime, on the CPU and on a GPU where there is one."""
     comparisons, warnings = [], []
-    images = list(split.image_files[:_BENCH_IMAGES])
+    images = task.image_files(_BENCH_IMAGES)
     devices = {runtime: ["cpu"] for runtime in config.runtimes}
     gpu = device if device.startswith("cuda") else "cuda:0" if torch.cuda.is_available() else None
     if gpu is None:
@@ -188,7 +192,7 @@ def _rows(models: Sequence[Evaluated], comparisons: Sequence[Comparison]) -> lis
                     gmacs=count_macs(model.module, image) / 1e9,
                     params_m=count_parameters(model.module) / 1e6,
                     size_mb=model.file.stat().st_size / 1e6,
-                    coco=model.result.coco,
+                    scores=model.result.scores,
                     timing=comparison.timings[_key(model)] if comparison else None,
                 )
             )
@@ -217,11 +221,15 @@ def _speedups(models: Sequence[Evaluated], comparisons: Sequence[Comparison]) ->
     return found
 
 
-def _stages(models: Sequence[Evaluated], stages: Mapping[str, float | None]) -> tuple[StageAp, ...]:
+def _stages(
+    models: Sequence[Evaluated], stages: Mapping[str, float | None], metric: str
+) -> tuple[StageAp, ...]:
     note = "val images, before any training"
-    found = [StageAp(name, value, note) for name, value in stages.items() if value is not None]
-    found += [StageAp("retrained", m.result.coco.ap, None) for m in models if m.name == "retrained"]
-    return tuple(found)
+    found: list[dict[str, Any]] = [
+        {"name": name, metric: value, "note": note} for name, value in stages.items() if value is not None
+    ]
+    found += [{"name": m.name, metric: m.result.scores[metric]} for m in models if m.name == "retrained"]
+    return tuple(StageAp(**values) for values in found)
 
 
 def _equivalence(cut: CutResult) -> Equivalence | None:
@@ -294,20 +302,16 @@ def _histogram(parent: nn.Module, pruned: nn.Module, bins: int = 40) -> Histogra
     return Histogram(tuple(edges.tolist()), tuple(before), tuple(after))
 
 
-def _per_class(models: Sequence[Evaluated], split: DetectionData) -> tuple[ClassAp, ...]:
-    by_name = {model.name: model.result.coco.per_class for model in models if model.name != "control"}
-    truth = split.ground_truth
-    boxes: dict[int, int] = {}
-    for annotation in truth["annotations"]:
-        boxes[annotation["category_id"]] = boxes.get(annotation["category_id"], 0) + 1
-    count = {category["name"]: boxes.get(category["id"], 0) for category in truth["categories"]}
+def _per_class(models: Sequence[Evaluated], task: Task) -> tuple[ClassAp, ...]:
+    by_name = {model.name: model.result.per_class for model in models if model.name != "control"}
+    sizes = task.class_sizes()
     return tuple(
         ClassAp(
             name,
             parent=by_name["parent"].get(name),
             pruned=by_name.get("pruned", {}).get(name),
             retrained=by_name.get("retrained", {}).get(name),
-            boxes=count.get(name),
+            **{task.counted: sizes.get(name)},
         )
         for name in by_name["parent"]
     )
@@ -323,14 +327,14 @@ def _task_warnings(module: nn.Module) -> list[str]:
     return [f"AP is that of the boxes: {left_out}."] if left_out else []
 
 
-def _cliff_warnings(cut: CutResult) -> list[str]:
-    """Name the budget behind which AP before training falls off."""
+def _cliff_warnings(cut: CutResult, metric: str) -> list[str]:
+    """Name the budget behind which accuracy before training falls off."""
     points = [(float(kept), float(score)) for kept, score in cut.plan.settings.get("cliff", ())]
     best = max((score for _, score in points), default=0.0)
     for (kept, score), (fewer, lower) in itertools.pairwise(points):
         if best > 0 and score - lower > _STEEP * best:
             return [
-                f"AP before training falls from {score:.3f} at {100 * kept:.0f} % to {lower:.3f} at "
+                f"{metric} before training falls from {score:.3f} at {100 * kept:.0f} % to {lower:.3f} at "
                 f"{100 * fewer:.0f} %: beyond that point the model lives on retraining."
             ]
     return []

@@ -1,9 +1,9 @@
-"""The whole flow on a host's detector: evaluate, trace, rank, plan, cut, recover, retrain, measure, report."""
+"""The whole flow on a host's model: evaluate, trace, rank, plan, cut, recover, retrain, measure, report."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,11 @@ from yolo_prune.preflight import budget_of, check_budget, check_criterion, choos
 from yolo_prune.progress import LOGGER
 from yolo_prune.record import PrunePlan
 from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
-from yolo_prune.report import RunReport, write_report
+from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.workspace import OUTPUTS, Workspace, open_workspace
 
 if TYPE_CHECKING:
-    from yolo_prune.adapters.ultralytics.data import DetectionData
-    from yolo_prune.adapters.ultralytics.evaluate import EvalResult
-
-_VALIDATION_IMAGES = 128
+    from yolo_prune.adapters.ultralytics.tasks import Result, Task
 
 
 @dataclass(frozen=True)
@@ -56,16 +53,16 @@ class Evaluated:
     name: str
     file: Path
     module: nn.Module
-    result: EvalResult
+    result: Result
     imgsz: int
 
 
 def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
-    """Prune a detector to a budget, recover it, retrain it when asked, and report what it cost.
+    """Prune a detector or classifier to a budget, recover it, retrain it when asked, and report what it cost.
 
     Args:
         model: Checkpoint path, official model name, architecture yaml, or a loaded ``ultralytics.YOLO``.
-        data: Data yaml in the host's format.
+        data: Data yaml in the host's format; for a classifier a folder of folders of images.
         **options: Fields of :class:`yolo_prune.config.PruneConfig`; exactly one budget is needed.
 
     Returns:
@@ -76,7 +73,7 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
 
     Example:
         >>> result = prune("best.pt", data="data.yaml", keep_macs=0.5, epochs=20)  # doctest: +SKIP
-        >>> result.report.rows[0].ap  # doctest: +SKIP
+        >>> result.report.rows[0].accuracy  # doctest: +SKIP
     """
     from yolo_prune.adapters.ultralytics.anatomy import file_of
 
@@ -92,19 +89,18 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
 def prune_from_config(config: PruneConfig) -> PruneResult:
     """Run ``yolo-prune prune``; see :func:`prune`."""
     from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-    from yolo_prune.adapters.ultralytics.data import check_classes, list_images, read_data_yaml, resolve_data
     from yolo_prune.adapters.ultralytics.options import check_train_args
+    from yolo_prune.adapters.ultralytics.tasks import open_task
 
     rate = {} if config.lr0 is None else {"lr0": config.lr0}
     check_train_args({**config.train_args, "optimizer": config.optimizer, **rate})
     check_criterion(config.criterion)
     device = resolve_device(config.device)
     loaded = load_detector(config.model, trust=config.trust, device=device, seed=config.seed)
-    if loaded.task == "classify":
-        raise ConfigError("prune evaluates detectors; for a classifier use prune_module from Python.")
-    list_images(read_data_yaml(config.data), "train")  # recovery needs them: better to know now
-    split = resolve_data(config.data, config.split)
-    check_classes(loaded.names, split)
+    task = open_task(
+        loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
+    )
+    task.check_training_images()  # better to know now
     anatomy = anatomy_of(loaded.module, size_of(config, loaded), config.freeze)
     check_budget(config, loaded, anatomy)
     space = open_workspace(
@@ -113,7 +109,7 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
     try:
         if not config.resume:
             _make_room(space, loaded.path)
-        return _run(config, loaded, split, space, device, anatomy)
+        return _run(config, loaded, task, space, device, anatomy)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"{space.root} keeps what was finished; resume=true name={space.root.name} goes on"
@@ -123,7 +119,7 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
 def _run(
     config: PruneConfig,
     loaded: LoadedModel,
-    split: DetectionData,
+    task: Task,
     space: Workspace,
     device: str,
     anatomy: Anatomy,
@@ -136,16 +132,16 @@ def _run(
     _seed(config.seed)
     with space.stage("evaluate parent", "evaluating the parent"):
         parent_file = _save(space, "parent", loaded.module, loaded, imgsz, {"role": "parent"})
-        models = [_evaluated("parent", parent_file, config, split, device, imgsz)]
-    cut, stages, anatomy = _cut_and_recover(config, loaded, space, anatomy, device, imgsz)
+        models = [_evaluated("parent", parent_file, config, task, imgsz)]
+    cut, stages, anatomy = _cut_and_recover(config, loaded, task, space, anatomy, device, imgsz)
     with space.stage("evaluate pruned", "evaluating the pruned model"):
-        models.append(_evaluated("pruned", space.weights / "pruned.pt", config, split, device, imgsz))
+        models.append(_evaluated("pruned", space.weights / "pruned.pt", config, task, imgsz))
     if config.epochs:
         with space.stage("retrain", f"retraining for {config.epochs} epochs"):
             _retrain(config, loaded, models, space, device, imgsz, cut.plan)
         with space.stage("evaluate retrained", "evaluating the retrained model"):
-            models.append(_evaluated("retrained", space.weights / "best.pt", config, split, device, imgsz))
-    report = measure_run(config, models, cut, stages, anatomy, split, space, device)
+            models.append(_evaluated("retrained", space.weights / "best.pt", config, task, imgsz))
+    report = measure_run(config, models, cut, stages, anatomy, task, space, device)
     write_report(report, space.root)
     return PruneResult(space.root, report, cut.plan, models[-1].file)
 
@@ -173,25 +169,11 @@ def _save(
     )
 
 
-def _evaluated(
-    name: str, file: Path, config: PruneConfig, split: DetectionData, device: str, imgsz: int
-) -> Evaluated:
+def _evaluated(name: str, file: Path, config: PruneConfig, task: Task, imgsz: int) -> Evaluated:
     """Load a checkpoint back from its file, as a user would, and evaluate it."""
-    from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
-
-    module = load_detector(file, trust=config.trust, device=device).module
-    result = evaluate_detector(
-        module,
-        split,
-        imgsz=imgsz,
-        batch=config.batch,
-        device=device,
-        split=config.split,
-        workers=config.workers,
-    )
-    LOGGER.info(
-        "%s: COCO AP %.4f, AP50 %.4f (%d images)", name, result.coco.ap, result.coco.ap50, result.images
-    )
+    module = load_detector(file, trust=config.trust, device=task.device).module
+    result = task.evaluate(module, imgsz)
+    LOGGER.info("%s: %s (%d images)", name, METRICS[task.metric].sentence(result.scores), result.images)
     return Evaluated(name, file, module, result, imgsz)
 
 
@@ -233,24 +215,20 @@ def _recall(
     return CutResult(pruned.module, plan, ()), done["stages"]
 
 
-def _calibration(
-    config: PruneConfig, loaded: LoadedModel, device: str, imgsz: int
-) -> tuple[list[Tensor], Callable[[nn.Module], float]]:
-    """Load the training images that recovery looks at, and return a score on validation images beside them."""
-    from yolo_prune.adapters.ultralytics.data import calibration_batches
-    from yolo_prune.adapters.ultralytics.evaluate import Evaluator
-
-    batches = calibration_batches(
-        config.data, imgsz, images=config.calibration_images, batch=config.batch, seed=config.seed
-    )
-    check = Evaluator(
-        config.data, imgsz=imgsz, max_images=_VALIDATION_IMAGES, batch=config.batch, device=device
-    )
-    return [batch.to(device) for batch in batches], lambda module: check(module, loaded.names).ap
+def _calibration(config: PruneConfig, task: Task, imgsz: int) -> list[Tensor]:
+    """Load the training images that recovery looks at."""
+    count = config.calibration_images or task.calibration_images
+    return [batch.to(task.device) for batch in task.calibration_batches(imgsz, count, config.seed)]
 
 
 def _cut_and_recover(
-    config: PruneConfig, loaded: LoadedModel, space: Workspace, anatomy: Anatomy, device: str, imgsz: int
+    config: PruneConfig,
+    loaded: LoadedModel,
+    task: Task,
+    space: Workspace,
+    anatomy: Anatomy,
+    device: str,
+    imgsz: int,
 ) -> tuple[CutResult, dict[str, float | None], Anatomy]:
     """Cut, recover without training, choose by validation, and write ``pruned.pt`` and ``plan.json``."""
     from yolo_prune.adapters.ultralytics.saliency import detection_projection
@@ -268,7 +246,7 @@ def _cut_and_recover(
         seed=config.seed,
         depth=config.depth,
     )
-    batches, score = _calibration(config, loaded, device, imgsz)
+    batches, score = _calibration(config, task, imgsz), task.scorer(imgsz)
     with space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"):
         cut = cut_in_rounds(
             loaded.module,

@@ -19,7 +19,7 @@ from yolo_prune.errors import ConfigError, MissingRuntimeError, YoloPruneError
 from yolo_prune.files import replacing, write_text
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import RunReport, report_from_json
-from yolo_prune.report.select import final_row, kept_macs, merged, model_row, parent_row, speedup
+from yolo_prune.report.select import final_row, kept_macs, merged, metric_of, model_row, parent_row, speedup
 from yolo_prune.workspace import open_workspace
 
 OUTPUT = "sweep.json"
@@ -37,7 +37,7 @@ class Trial:
         kept_macs: What was kept, fraction of the parent's MACs.
         gmacs: 1e9 MACs.
         params_m: 1e6 parameters.
-        ap: COCO AP in [0, 1].
+        ap: COCO AP in [0, 1], of a classifier top-1.
         speedup: FPS over the parent's on the sweep's runtime, None where nothing was timed.
         fps: Images per second, comparable within the sweep.
         error: Why there is no model.
@@ -65,12 +65,14 @@ class SweepResult:
         trials: The parent first, then one entry a trial.
         front: Names of the trials that no other one beats in both AP and FPS (MACs, where nothing was timed).
         chosen: Name of the model under the constraints; None when there are none, or none is met.
+        metric: What ``ap`` of the trials is called.
     """
 
     folder: Path
     trials: tuple[Trial, ...]
     front: tuple[str, ...]
     chosen: str | None
+    metric: str = "COCO AP"
 
 
 def run_sweep(config: SweepConfig) -> SweepResult:
@@ -98,28 +100,16 @@ def run_sweep(config: SweepConfig) -> SweepResult:
     parent = _parent(reports, config)
     trials = (parent, *(_with_fps(trial, parent.fps) for trial, _ in found))
     chosen = choose(trials, min_fps=config.min_fps, max_ap_drop=config.max_ap_drop)
-    result = SweepResult(space.root, trials, pareto_front(trials), chosen.name if chosen else None)
+    name, metric = chosen.name if chosen else None, metric_of(reports[0]).title
+    result = SweepResult(space.root, trials, pareto_front(trials), name, metric)
     write_sweep(result)
     return result
 
 
 def trials_of(config: SweepConfig, folder: Path) -> list[PruneConfig]:
     """Return the options of every trial: all budgets with all criteria."""
-    shared = {
-        key: getattr(config, key)
-        for key in (
-            "model",
-            "data",
-            "imgsz",
-            "device",
-            "seed",
-            "epochs",
-            "batch",
-            "workers",
-            "rounds",
-            "round_to",
-        )
-    }
+    keys = ("model", "data", "imgsz", "device", "seed", "epochs", "batch", "workers", "rounds", "round_to")
+    shared = {key: getattr(config, key) for key in keys}
     runtimes = ("torch",) if config.runtime == "torch" else ("torch", config.runtime)
     trials = []
     for criterion in config.criterion:
@@ -200,7 +190,7 @@ def _read(plan: PruneConfig, error: str, runtime: str) -> tuple[Trial, RunReport
             kept_macs=kept_macs(report, row),
             gmacs=row.gmacs,
             params_m=row.params_m,
-            ap=merged(report, row).ap,
+            ap=merged(report, row).accuracy,
             speedup=gain.ratio if gain else None,
         ),
         report,
@@ -226,7 +216,7 @@ def _parent(reports: Sequence[RunReport], config: SweepConfig) -> Trial:
         kept_macs=1.0,
         gmacs=row.gmacs if row else None,
         params_m=row.params_m if row else None,
-        ap=row.ap if row else None,
+        ap=row.accuracy if row else None,
         speedup=1.0 if rates else None,
         fps=statistics.median(rates) if rates else None,
     )
@@ -287,7 +277,8 @@ def choose(trials: Sequence[Trial], *, min_fps: float | None, max_ap_drop: float
 
 def render_sweep(result: SweepResult) -> str:
     """Return the trials as a Markdown table; the front is marked with *, the choice with >."""
-    header = "| | model | MACs kept | GMACs | parameters (M) | AP | speed-up | FPS |\n|---|---|---|---|---|---|---|---|"
+    titles = ("", "model", "MACs kept", "GMACs", "parameters (M)", result.metric, "speed-up", "FPS")
+    header = f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|"
     lines = [header]
     for trial in result.trials:
         mark = (">" if trial.name == result.chosen else "") + ("*" if trial.name in result.front else "")
@@ -315,6 +306,7 @@ def write_sweep(result: SweepResult) -> None:
         "trials": [asdict(trial) for trial in result.trials],
         "front": list(result.front),
         "chosen": result.chosen,
+        "metric": result.metric,
     }
     write_text(result.folder / OUTPUT, json.dumps(content, indent=1) + "\n")
     write_text(result.folder / "sweep.md", render_sweep(result) + "\n")
@@ -340,7 +332,7 @@ def _draw(result: SweepResult) -> None:
         axes.plot(x, y, "o" if name in result.front else "x", color="C1" if name == result.chosen else "C0")
         axes.annotate(name, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
     axes.set_xlabel("FPS (images per second)" if timed else "GMACs")
-    axes.set_ylabel("COCO AP")
+    axes.set_ylabel(result.metric)
     FigureCanvasAgg(figure)
     with replacing(result.folder / "sweep.png") as temporary:
         figure.savefig(temporary, dpi=120)

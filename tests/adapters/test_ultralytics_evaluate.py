@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-import shutil
 from copy import deepcopy
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_classifier, evaluate_detector
+from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_detector
 from yolo_prune.errors import DataError
 
 NAMES = {0: "ant", 1: "bee"}
@@ -174,75 +173,3 @@ def test_nms_is_not_cut_short_by_the_clock(monkeypatch):
     hasty = nms.non_max_suppression(predictions.clone(), 0.1, 0.7)
     assert all(len(each) for each in patient)
     assert not len(hasty[-1]), "the control: the host's own limit loses the last image"
-
-
-def write_class_folders(root, names):
-    for split in ("train", "val"):
-        for name in names:
-            (root / split / name).mkdir(parents=True)
-            Image.new("RGB", (32, 32), (len(name) * 40, 0, 90)).save(root / split / name / "0.png")
-
-
-def test_a_classifier_gives_top1_and_top5(tmp_path):
-    from ultralytics.nn.tasks import ClassificationModel
-
-    write_class_folders(tmp_path, ["a", "bb", "ccc"])
-    module = ClassificationModel("yolov8n-cls.yaml", nc=3, verbose=False)
-    result = evaluate_classifier(module, tmp_path, imgsz=32)
-    assert (result.top5, result.images) == (1.0, 3)
-    assert any(result.top1 == pytest.approx(right / 3) for right in range(4))
-    with pytest.raises(DataError, match=r"^the model has 4 classes and .* has 3\.$"):
-        evaluate_classifier(ClassificationModel("yolov8n-cls.yaml", nc=4, verbose=False), tmp_path, imgsz=32)
-    with pytest.raises(DataError, match=r"^a 'detect' model is not a classifier\.$"):
-        evaluate_classifier(build(), tmp_path, imgsz=32)
-
-
-@pytest.mark.shared
-def test_a_random_classifier_is_at_chance_on_real_folders(shared):
-    from ultralytics.nn.tasks import ClassificationModel
-
-    torch.manual_seed(0)
-    module = ClassificationModel("yolov8n-cls.yaml", nc=10, verbose=False)
-    result = evaluate_classifier(module, shared / "data" / "cifar10_mini", imgsz=32, batch=64)
-    assert result.images == 1000
-    assert result.top1 < 0.25 < result.top5 < 0.75
-
-
-@pytest.fixture(scope="module")
-def bccd(shared, tmp_path_factory):
-    """A copy of 32 validation images, because the host writes cache files beside the labels."""
-    root = tmp_path_factory.mktemp("bccd")
-    source = shared / "data" / "bccd"
-    shutil.copy(source / "data.yaml", root / "data.yaml")
-    shutil.copytree(source / "annotations", root / "annotations")
-    for image in sorted((source / "images" / "val").iterdir())[:32]:
-        label = source / "labels" / "val" / f"{image.stem}.txt"
-        for path in (image, label):
-            target = root / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target)
-    (root / "images" / "train").mkdir()
-    return root / "data.yaml"
-
-
-@pytest.mark.shared
-def test_the_numbers_are_those_of_the_hosts_own_val(shared, bccd, tmp_path):
-    """Through the file and ``YOLO(path).val``, and through the module in memory: the same mAP."""
-    from ultralytics import YOLO
-
-    from yolo_prune.checkpoint import load_detector
-
-    weights = shared / "weights" / "bccd_yolov5nu.pt"
-    options = {"data": str(bccd), "imgsz": 320, "batch": 16, "device": "cpu", "workers": 0}
-    host = YOLO(weights).val(**options, plots=False, verbose=False, project=str(tmp_path))
-    module = load_detector(weights).module
-    result = evaluate_detector(module, bccd, imgsz=320)
-    assert result.source == f"COCO JSON {bccd.parent / 'annotations' / 'instances_val.json'}"
-    assert result.host_map == pytest.approx(host.box.map, abs=1e-9)
-    assert result.host_map50 == pytest.approx(host.box.map50, abs=1e-9)
-    assert result.coco.ap == pytest.approx(result.host_map, abs=0.03), "two definitions, near each other"
-    assert set(result.coco.per_class) == {"RBC", "WBC", "Platelets"}
-    evaluate = Evaluator(bccd, imgsz=320)
-    assert evaluate(module) == result.coco
-    half = deepcopy(module).half()
-    assert evaluate(half).ap == pytest.approx(result.coco.ap, abs=0.01)

@@ -53,10 +53,3 @@ def test_the_whole_run(host, tmp_path, task):
     assert report["rows"][1]["gmacs"] <= 0.7 * report["rows"][0]["gmacs"]
     assert LEFT_OUT[task] in report["warnings"]
     assert load_detector(tmp_path / "a" / "weights" / "pruned.pt").task == task
-
-
-def test_a_classifier_is_refused_in_a_sentence(host, tmp_path, capsys):
-    assert run(host, tmp_path, "classify") == 2
-    expected = "yolo-prune: error: prune evaluates detectors; for a classifier use prune_module from Python."
-    assert capsys.readouterr().err.splitlines()[-1] == expected
-    assert not (tmp_path / "a").exists()

@@ -142,7 +142,8 @@ def test_exactly_one_budget_is_wanted(words, got):
 
 def test_a_missing_key_says_what_it_is():
     assert sentence(PruneConfig, ["model=a.pt", "keep_macs=0.5"]) == (
-        "'data' is missing: data set: a data.yaml in the host's format, or a name it knows. Give data=..."
+        "'data' is missing: data set in the host's format: a data.yaml, a folder of classes, or a name it knows. "
+        "Give data=..."
     )
 
 

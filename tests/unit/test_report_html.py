@@ -9,7 +9,7 @@ import pytest
 
 from yolo_prune.report import ClassAp, Histogram, RunReport, report_from_json, write_report
 from yolo_prune.report.html import losers_sentence, render_html
-from yolo_prune.report.plots import COLOURS, ap_against_fps, bn_histogram
+from yolo_prune.report.plots import COLOURS, accuracy_against_fps, bn_histogram
 from yolo_prune.report.select import settings
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "col", "wbr"}
@@ -148,7 +148,7 @@ def test_the_page_is_the_same_when_made_again_from_the_json(tmp_path: Path):
 
 
 def test_charts_take_their_colours_from_the_page():
-    svg = ap_against_fps(report(), settings(report())[0])
+    svg = accuracy_against_fps(report(), settings(report())[0])
     assert svg is not None
     assert "var(--retrained)" not in svg
     assert "var(--control)" in svg
@@ -157,7 +157,7 @@ def test_charts_take_their_colours_from_the_page():
 
 def test_a_chart_needs_two_points():
     made = report(rows=[{"model": "parent", "ap": 0.5, "fps": 10.0}])
-    assert ap_against_fps(made, settings(made)[0]) is None
+    assert accuracy_against_fps(made, settings(made)[0]) is None
 
 
 def test_a_histogram_whose_counts_do_not_fit_its_edges_is_not_drawn():

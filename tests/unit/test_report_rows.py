@@ -12,7 +12,20 @@ from yolo_prune.report import Latency, Row, RunReport, report_from_json, write_r
 
 ROW_KEYS = {
     *("model", "gmacs", "params_m", "size_mb", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
-    *("latency_ms", "fps", "pre_ms", "net_ms", "post_ms", "runtime", "device", "threads", "batch", "imgsz"),
+    *(
+        "top1",
+        "top5",
+        "latency_ms",
+        "fps",
+        "pre_ms",
+        "net_ms",
+        "post_ms",
+        "runtime",
+        "device",
+        "threads",
+        "batch",
+        "imgsz",
+    ),
 }
 
 

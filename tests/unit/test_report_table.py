@@ -91,3 +91,12 @@ def test_csv_leaves_unmeasured_cells_empty():
     ).splitlines()
     values = dict(zip(header.split(","), line.split(","), strict=True))
     assert (values["latency_ms_p50"], values["latency_ms_p10"], values["ap"]) == ("4.0", "", "")
+
+
+def test_a_classifier_has_columns_of_its_own():
+    rows = [{"model": "parent", "top1": 0.5, "top5": 0.9, "gmacs": 0.01593}, {"model": "pruned", "top1": 0.4}]
+    parent, pruned = cells(RunReport.from_dict({"rows": rows}))
+    assert (parent["top-1"], parent["top-5"], parent["GMACs"]) == ("0.500", "0.900", "0.0159")
+    assert (pruned["top-1 change"], pruned["top-5"]) == ("-0.100", "not measured")
+    assert "COCO AP" not in parent
+    assert "AP" not in render_table(RunReport.from_dict({"rows": rows}))

@@ -124,3 +124,22 @@ def test_a_report_without_a_pruned_model_has_no_verdict():
 
 def test_unmeasured_accuracy_is_said():
     assert "Accuracy: AP of the pruned model was not measured." in sentences({"ap": None})
+
+
+def test_a_classifier_is_judged_by_top1():
+    rows = [
+        {"model": "parent", "top1": 0.5, "gmacs": 1.0},
+        {"model": "pruned", "top1": 0.48, "gmacs": 0.5},
+        {"model": "control", "top1": 0.3, "gmacs": 0.5, "imgsz": 32},
+    ]
+    texts = [
+        one.text for one in verdicts(RunReport.from_dict({"rows": rows, "conditions": {"images": 2500}}))
+    ]
+    assert (
+        texts[0]
+        == "The pruned model reaches top-1 0.480 with 50 % of the MACs; the parent has 0.500 (-0.020)."
+    )
+    assert "The parent at 32 px reaches the same MACs with top-1 0.300: pruning won by 0.180." in texts
+    noise = "A top-1 difference below 0.010 on 2,500 images is noise (one standard error, sqrt(p (1 - p) / images))."
+    assert noise in texts
+    assert not any("AP" in text.split() for text in texts)

@@ -85,7 +85,6 @@ def compare(
         "cpu": cpu_name(),
         "cpus": available_cpus(),
         "half": half,
-        "timed": "letterbox + BGR to RGB + scaling, network, non-maximum suppression (score 0.25, IoU 0.7)",
     }
     return read_answer(list(candidates), answer, conditions)
 
@@ -105,6 +104,7 @@ def read_answer(names: Sequence[str], answer: Mapping[str, Any], conditions: dic
     ratios = {name: compare_samples(samples[base], samples[name]) for name in names}
     measured = {
         "image_count": result["images"],
+        "timed": result["phases"],
         "rounds": len(samples[base]),
         "timed_steps": result["timed"],
         "untimed_steps": result["untimed"],

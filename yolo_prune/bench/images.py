@@ -1,11 +1,12 @@
-"""Everything around the network, the same for every runtime: letterbox before it, suppression after it.
+"""Everything around the network, the same for every runtime: resizing before it, suppression after it.
 
 numpy and cv2 only, so that a model exported for an edge device can be timed where torch is not installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +103,66 @@ def letterbox(image: Image, imgsz: int) -> Image:
     return canvas
 
 
-def to_input(images: Sequence[Image], imgsz: int) -> NDArray[np.float32]:
-    """Letterbox, BGR to RGB, scale to [0, 1].
+def centre_crop(image: Image, imgsz: int) -> Image:
+    """Resize the shorter side to ``imgsz`` and cut the longer one, as the host does for its classifiers.
+
+    Args:
+        image: uint8 [height, width, 3].
+        imgsz: Side of the square, in pixels.
+
+    Returns:
+        uint8 [imgsz, imgsz, 3], pixel for pixel what the host's transforms give.
+
+    Raises:
+        MissingRuntimeError: Pillow, which the host resizes with, is not installed.
+    """
+    try:
+        from PIL import Image as Pillow
+    except ImportError as error:
+        raise MissingRuntimeError("resizing for a classifier needs Pillow: pip install pillow.") from error
+    height, width = image.shape[:2]
+    short = min(height, width)
+    width, height = int(imgsz * width / short), int(imgsz * height / short)
+    if (height, width) != image.shape[:2]:
+        image = np.asarray(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BILINEAR))
+    top, left = round((height - imgsz) / 2), round((width - imgsz) / 2)
+    return image[top : top + imgsz, left : left + imgsz]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What runs around the network of one task.
+
+    Attributes:
+        resize: Turns an image into a square of a given side.
+        phases: Everything that is timed, in words.
+    """
+
+    resize: Callable[[Image, int], Image]
+    phases: str
+
+
+DETECTOR = Surroundings(
+    letterbox,
+    f"letterbox + BGR to RGB + scaling, network, non-maximum suppression (score {CONFIDENCE}, IoU {IOU})",
+)
+CLASSIFIER = Surroundings(centre_crop, "centre crop + BGR to RGB + scaling, network, best five classes")
+
+
+def to_input(
+    images: Sequence[Image], imgsz: int, resize: Callable[[Image, int], Image] = letterbox
+) -> NDArray[np.float32]:
+    """Resize, BGR to RGB, scale to [0, 1].
 
     Args:
         images: uint8 [height, width, 3] each, in BGR order.
         imgsz: Side of the network input, in pixels.
+        resize: Turns an image into a square of that side.
 
     Returns:
         float32 [len(images), 3, imgsz, imgsz], contiguous.
     """
-    stacked = np.stack([letterbox(image, imgsz) for image in images])
+    stacked = np.stack([resize(image, imgsz) for image in images])
     planes = np.ascontiguousarray(stacked[..., ::-1].transpose(0, 3, 1, 2))
     scaled: NDArray[np.float32] = np.multiply(planes, np.float32(1 / 255), dtype=np.float32)
     return scaled

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.bench.images import Detections, Image, detect, to_input
+from yolo_prune.bench.images import CLASSIFIER, DETECTOR, Detections, Image, detect, to_input
 from yolo_prune.bench.runtime import DeviceUnavailableError, Settings, cpu_name, device_index
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 
@@ -26,11 +26,14 @@ class OnnxRuntime:
         self._imgsz = imgsz
         self._input = session.get_inputs()[0].name
         self._dtype = np.float16 if "float16" in session.get_inputs()[0].type else np.float32
+        around = CLASSIFIER if len(session.get_outputs()[0].shape) == 2 else DETECTOR  # class scores alone
+        self.phases = around.phases
+        self._resize = around.resize
         self._classes = class_count(session.get_modelmeta().custom_metadata_map)
 
     def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
         """Turn images into float [B, 3, imgsz, imgsz] in the type that the file wants."""
-        return to_input(images, self._imgsz).astype(self._dtype, copy=False)
+        return to_input(images, self._imgsz, self._resize).astype(self._dtype, copy=False)
 
     def infer(self, batch: NDArray[Any]) -> tuple[NDArray[Any], None]:
         """Run the session; the host's clock measures it, because it returns when the output is there."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolo_prune.bench.images import Detections, Image, detect, to_input
+from yolo_prune.bench.images import CLASSIFIER, DETECTOR, Detections, Image, Surroundings, detect, to_input
 from yolo_prune.bench.runtime import DeviceUnavailableError, Settings, cpu_name, device_index
 from yolo_prune.errors import ConfigError, MissingRuntimeError
 
@@ -22,11 +22,19 @@ class TorchRuntime:
     """A module in eval and inference mode; on CUDA its time is taken between two events."""
 
     def __init__(
-        self, module: nn.Module, imgsz: int, classes: int, half: bool, facts: dict[str, Any]
+        self,
+        module: nn.Module,
+        imgsz: int,
+        classes: int,
+        half: bool,
+        facts: dict[str, Any],
+        around: Surroundings = DETECTOR,
     ) -> None:
         import torch
 
         self.facts = facts
+        self.phases = around.phases
+        self._resize = around.resize
         self._torch = torch
         self._module = module
         self._imgsz = imgsz
@@ -36,7 +44,8 @@ class TorchRuntime:
 
     def preprocess(self, images: Sequence[Image]) -> torch.Tensor:
         """Turn images into [B, 3, imgsz, imgsz] on the device, and wait until they are there."""
-        batch = self._torch.from_numpy(to_input(images, self._imgsz)).to(self._device, self._dtype)
+        planes = to_input(images, self._imgsz, self._resize)
+        batch = self._torch.from_numpy(planes).to(self._device, self._dtype)
         if self._device.type == "cuda":
             self._torch.cuda.synchronize(self._device)
         return batch
@@ -113,7 +122,8 @@ def open_runtime(path: Path, imgsz: int, settings: Settings) -> TorchRuntime:
         else torch.cuda.get_device_name(settings.device),
         "threads": settings.threads,
     }
-    return TorchRuntime(module, imgsz, len(opened.names), settings.half, facts)
+    around = CLASSIFIER if opened.task == "classify" else DETECTOR
+    return TorchRuntime(module, imgsz, len(opened.names), settings.half, facts, around)
 
 
 def check_device(torch: Any, device: str) -> None:

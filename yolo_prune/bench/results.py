@@ -21,9 +21,9 @@ class Timing:
     Attributes:
         latency_ms: p10, p50, p90 and p99 of one batch through preprocessing, network and postprocessing.
         fps: Images per second from the median of ``latency_ms``.
-        pre_ms: Median of letterbox, BGR to RGB, scaling to [0, 1] and the copy to the device.
+        pre_ms: Median of resizing, BGR to RGB, scaling to [0, 1] and the copy to the device.
         net_ms: Median of the network alone; on CUDA between two events.
-        post_ms: Median of the copy back and non-maximum suppression.
+        post_ms: Median of the copy back and non-maximum suppression (of a classifier: sorting).
         runtime: ``torch`` or ``onnxruntime``.
         runtime_version: Its version.
         device: ``cpu`` or ``cuda:N``.

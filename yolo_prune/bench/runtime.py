@@ -50,6 +50,8 @@ class Runtime(Protocol):
 
     facts: dict[str, Any]
     """runtime, runtime_version, device, device_name, threads."""
+    phases: str
+    """What a step does, in words: all of it is timed."""
 
     def preprocess(self, images: Sequence[Image]) -> Any:
         """Turn uint8 [H, W, 3] BGR images into the network's input, on its device."""

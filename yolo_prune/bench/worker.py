@@ -58,16 +58,19 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
         out: Where progress goes.
 
     Returns:
-        facts and samples [rounds][timed][field] in ms per candidate, load1, timed and untimed steps.
+        facts and samples [rounds][timed][field] in ms per candidate, load1, timed and untimed steps, and what a step
+        does.
     """
     settings = Settings(**request["settings"])
     import_cv2().setNumThreads(settings.threads)
     paths = request["images"]
     images = load_images(None if paths is None else [Path(path) for path in paths])
     facts: dict[str, dict[str, Any]] = {}
+    phases: dict[str, None] = {}
     steppers = {}
     for name, candidate in request["candidates"].items():
         runtime = open_runtime(request["runtime"], Path(candidate["path"]), candidate["imgsz"], settings)
+        phases[runtime.phases] = None
         facts[name] = {**runtime.facts, "batch": settings.batch, "imgsz": candidate["imgsz"]}
         steppers[name] = make_stepper(runtime, images, settings.batch, time.perf_counter, time.process_time)
     load1 = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -80,7 +83,7 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
             turns[name].append(steps)
         send(out, {"round": index + 1})
     samples = {name: np.round(np.stack(steps), 5).tolist() for name, steps in turns.items()}
-    counts = {"timed": schedule.timed, "untimed": schedule.untimed}
+    counts = {"timed": schedule.timed, "untimed": schedule.untimed, "phases": "; ".join(phases)}
     return {"facts": facts, "samples": samples, "load1": load1, "images": len(images), **counts}
 
 

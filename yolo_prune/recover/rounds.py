@@ -134,7 +134,7 @@ def cut_in_rounds(
         score = validate(module) if validate else None
         rounds.append(Round(kept, made.equivalence, score))
         LOGGER.info(
-            "%s: %.1f %% kept%s", description, 100 * kept, "" if score is None else f", AP {score:.3f}"
+            "%s: %.1f %% kept%s", description, 100 * kept, "" if score is None else f", score {score:.3f}"
         )
     if plan is None:
         return CutResult(module, _identity_plan(before, budget), ())

@@ -1,4 +1,4 @@
-"""AP after each step of recovery, and the choice between them."""
+"""Accuracy after each step of recovery, and the choice between them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recover_by_stages(
         cut: What :func:`cut_in_rounds` returned; its module is folded when ``folded``.
         anatomy: How to run it.
         batches: Calibration images.
-        score: COCO AP of a model, larger is better.
+        score: Accuracy of a model, larger is better.
         recalibrate: Re-estimate the chosen model's BatchNorm: True, False, or ``auto``: whichever scores better.
         folded: The cut's module was folded.
 

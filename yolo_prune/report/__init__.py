@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from yolo_prune.report.metric import METRICS, Metric
 from yolo_prune.report.rows import (
     ClassAp,
     Conditions,
@@ -23,6 +24,7 @@ from yolo_prune.report.table import render_table
 from yolo_prune.report.write import rebuild_report, write_report
 
 __all__ = [
+    "METRICS",
     "ClassAp",
     "Conditions",
     "CurvePoint",
@@ -31,6 +33,7 @@ __all__ = [
     "HostMap",
     "Latency",
     "LayerWidth",
+    "Metric",
     "PlanSummary",
     "Row",
     "RunReport",

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from yolo_prune.report.plots import ap_against_fps, bn_histogram
+from yolo_prune.report.plots import accuracy_against_fps, bn_histogram
 from yolo_prune.report.rows import ClassAp, Row, RunReport
 from yolo_prune.report.select import (
-    ap_change,
-    ap_noise,
+    accuracy_change,
     count_threads,
     final_row,
     kept_macs,
+    metric_of,
     model_row,
+    noise,
     setting,
     settings,
     speedup,
@@ -77,7 +78,7 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
         lstrip_blocks=True,
     )
     final = final_row(report)
-    charts = [(_setting_title(one), ap_against_fps(report, one)) for one in settings(report)]
+    charts = [(_setting_title(one), accuracy_against_fps(report, one)) for one in settings(report)]
     histogram = bn_histogram(report.bn_scales) if report.bn_scales else None
     classes = class_rows(report)
     return environment.get_template("report.html.j2").render(
@@ -90,7 +91,8 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
         conditions=conditions_lines(report),
         charts=[(title, Markup(svg)) for title, svg in charts if svg],
         histogram=Markup(histogram) if histogram else None,
-        noise=ap_noise(report),
+        noise=noise(report),
+        metric=metric_of(report),
         stages=stage_bars(report),
         layers=layer_bars(report),
         classes=classes[:MANY_CLASSES],
@@ -120,16 +122,20 @@ def _groups(report: RunReport) -> dict[int, str]:
 def tiles(report: RunReport, final: Row) -> tuple[Tile, ...]:
     """Return the four headline numbers: accuracy, MACs, speed, parameters."""
     parent = model_row(report, "parent") or Row("parent")
-    kept, change = kept_macs(report, final), ap_change(report, final)
+    kept, change = kept_macs(report, final), accuracy_change(report, final)
     ap_note = (
-        f"{change:+.3f} against the parent's {parent.ap:.3f}"
+        f"{change:+.3f} against the parent's {parent.accuracy:.3f}"
         if change is not None
         else "no parent to compare"
     )
     gmacs = f"{final.gmacs:.3f} of {parent.gmacs:.3f} GMACs" if final.gmacs and parent.gmacs else NOT_MEASURED
     params = f"{final.params_m / parent.params_m:.0%}" if final.params_m and parent.params_m else ""
     return (
-        Tile("COCO AP", NOT_MEASURED if final.ap is None else f"{final.ap:.3f}", ap_note),
+        Tile(
+            metric_of(report).title,
+            NOT_MEASURED if final.accuracy is None else f"{final.accuracy:.3f}",
+            ap_note,
+        ),
         Tile("MACs kept", NOT_MEASURED if kept is None else f"{100 * kept:.1f} %", gmacs),
         _speed_tile(report, final),
         Tile(
@@ -151,16 +157,16 @@ def _speed_tile(report: RunReport, final: Row) -> Tile:
 
 
 def stage_bars(report: RunReport) -> list[Bar]:
-    """Return AP after each step of recovery; the mark is the parent's AP."""
+    """Return the accuracy after each step of recovery; the mark is the parent's."""
     parent = model_row(report, "parent")
-    goal = parent.ap if parent and parent.ap else 0.0
-    top = max([goal, *(stage.ap or 0.0 for stage in report.stages)]) or 1.0
+    goal = parent.accuracy if parent and parent.accuracy else 0.0
+    top = max([goal, *(stage.accuracy or 0.0 for stage in report.stages)]) or 1.0
     return [
         Bar(
             STAGES.get(stage.name, stage.name),
-            100 * (stage.ap or 0.0) / top,
+            100 * (stage.accuracy or 0.0) / top,
             100 * goal / top,
-            NOT_MEASURED if stage.ap is None else f"{stage.ap:.3f}",
+            NOT_MEASURED if stage.accuracy is None else f"{stage.accuracy:.3f}",
             stage.note or "",
             {"retrained": "retrained", "parent": "parent"}.get(stage.name, "pruned"),
         )
@@ -194,12 +200,12 @@ def _loss(one: ClassAp) -> float:
 
 
 def class_rows(report: RunReport) -> list[Bar]:
-    """Return AP per class, largest loss first: ``value`` the final model's, ``mark`` the parent's."""
+    """Return the accuracy per class, largest loss first: ``value`` the final model's, ``mark`` the parent's."""
     found = []
     for one in sorted(report.per_class, key=_loss, reverse=True):
         final = _final_ap(one)
         text = NOT_MEASURED if final is None else f"{final:.3f}"
-        note = _boxes(one)
+        note = _count(one)
         change = f"{-_loss(one):+.3f}" if one.parent is not None and final is not None else ""
         found.append(Bar(one.name, 100 * (final or 0.0), 100 * (one.parent or 0.0), text, note, change))
     return found
@@ -210,14 +216,17 @@ def losers_sentence(report: RunReport) -> str:
     compared = [one for one in report.per_class if _loss(one) > float("-inf")]
     lost = sorted((one for one in compared if _loss(one) > 0), key=_loss, reverse=True)[:LOSERS]
     if not lost:
-        return "No class lost AP." if compared else ""
+        return f"No class lost {metric_of(report).short}." if compared else ""
     named = ", ".join(
-        f"{one.name} ({-_loss(one):+.3f}{f' on {_boxes(one)}' if _boxes(one) else ''})" for one in lost
+        f"{one.name} ({-_loss(one):+.3f}{f' on {_count(one)}' if _count(one) else ''})" for one in lost
     )
-    return f"Largest losers: {named}. A class with few boxes is noisier than the mean."
+    counted = "images" if lost[0].images is not None else "boxes"
+    return f"Largest losers: {named}. A class with few {counted} is noisier than the mean."
 
 
-def _boxes(one: ClassAp) -> str:
+def _count(one: ClassAp) -> str:
+    if one.images is not None:
+        return f"{one.images:,} image{'' if one.images == 1 else 's'}"
     return f"{one.boxes:,} box{'' if one.boxes == 1 else 'es'}" if one.boxes is not None else ""
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from yolo_prune.report.rows import Histogram, Row, RunReport
-from yolo_prune.report.select import ap_noise, label, merged, setting
+from yolo_prune.report.select import label, merged, metric_of, noise, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +21,8 @@ _MARKERS = {"parent": "s", "pruned": "^", "retrained": "o", "control": "D"}
 _STYLE = {"svg.fonttype": "none", "font.size": 10.0, "axes.unicode_minus": True}
 
 
-def ap_against_fps(report: RunReport, of: tuple[Any, ...]) -> str | None:
-    """Draw AP against FPS under one runtime setting: models, controls and the line that pruning has to beat.
+def accuracy_against_fps(report: RunReport, of: tuple[Any, ...]) -> str | None:
+    """Draw accuracy against FPS under one runtime setting: models, controls and the line that pruning has to beat.
 
     Args:
         report: The run.
@@ -32,7 +32,7 @@ def ap_against_fps(report: RunReport, of: tuple[Any, ...]) -> str | None:
         An ``<svg>`` element, or None with fewer than two measured points.
     """
     found = [merged(report, row) for row in report.rows if setting(row) == of]
-    rows = [(row, row.fps, row.ap) for row in found if row.fps is not None and row.ap is not None]
+    rows = [(row, row.fps, row.accuracy) for row in found if row.fps is not None and row.accuracy is not None]
     extra = [point for point in report.curve if point.runtime in (None, of[0])]
     if len(rows) + len(extra) < 2:
         return None
@@ -41,11 +41,11 @@ def ap_against_fps(report: RunReport, of: tuple[Any, ...]) -> str | None:
     if len(rivals) > 1:
         axes.plot(*zip(*rivals, strict=True), "--", color=COLOURS["control"], lw=1.2, zorder=1)
     _path(axes, rows)
-    noise = ap_noise(report)
+    metric, bound = metric_of(report), noise(report)
     for row, fps, ap in rows:
         colour = COLOURS.get(row.model, COLOURS["ink"])
-        if noise:
-            axes.errorbar(fps, ap, yerr=noise[0], color=colour, lw=1, capsize=2.5, zorder=2)
+        if bound:
+            axes.errorbar(fps, ap, yerr=bound[0], color=colour, lw=1, capsize=2.5, zorder=2)
         marker = _MARKERS.get(row.model, "o")
         axes.plot(fps, ap, marker, color=colour, ms=8, mec=COLOURS["card"], mew=1, zorder=3)
         _name(axes, label(report, row), fps, ap, colour)
@@ -54,9 +54,9 @@ def ap_against_fps(report: RunReport, of: tuple[Any, ...]) -> str | None:
         _name(axes, point.label, point.fps, point.ap, COLOURS["muted"])
     axes.margins(x=0.22, y=0.16)
     axes.set_xlabel("FPS (images per second)", color=COLOURS["muted"])
-    axes.set_ylabel("COCO AP", color=COLOURS["muted"])
-    points = [f"{label(report, row)} AP {ap:.3f} at {fps:.1f} FPS" for row, fps, ap in rows]
-    return _inline(figure, f"AP against FPS: {'; '.join(points)}", f"fps-{of}")
+    axes.set_ylabel(metric.title, color=COLOURS["muted"])
+    points = [f"{label(report, row)} {metric.short} {ap:.3f} at {fps:.1f} FPS" for row, fps, ap in rows]
+    return _inline(figure, f"{metric.short} against FPS: {'; '.join(points)}", f"fps-{of}")
 
 
 def _path(axes: Axes, rows: list[tuple[Row, float, float]]) -> None:

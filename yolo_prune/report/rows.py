@@ -14,20 +14,19 @@ from yolo_prune.report.codec import decode, encode
 
 if TYPE_CHECKING:
     from yolo_prune.bench import Timing
-    from yolo_prune.evaluate import CocoResult
 
 SCHEMA_VERSION = 1
 MODELS = ("parent", "pruned", "retrained", "control")
 """The usual values of ``Row.model``; a control is the parent at a lower input resolution."""
 
-ACCURACY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+ACCURACY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "top1", "top5")
 COST = ("gmacs", "params_m", "size_mb")
 SPEED = ("latency_ms", "fps", "pre_ms", "net_ms", "post_ms", "runtime", "device", "threads", "batch")
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Percentiles of the time one batch takes from image to boxes, in milliseconds."""
+    """Percentiles of the time one batch takes from image to result, in milliseconds."""
 
     p10: float | None = None
     p50: float | None = None
@@ -39,8 +38,9 @@ class Latency:
 class Row:
     """One model on one runtime and device. None means "not measured", never zero.
 
-    ``ap*`` are COCO AP in [0, 1]; ``gmacs`` and ``params_m`` count 1e9 and 1e6; ``size_mb`` is 1e6 bytes;
-    ``fps`` is images per second at the median latency; ``pre_ms``, ``net_ms``, ``post_ms`` are its parts.
+    ``ap*`` are COCO AP, ``top1`` and ``top5`` the accuracy of a classifier, all in [0, 1]; ``gmacs`` and
+    ``params_m`` count 1e9 and 1e6; ``size_mb`` is 1e6 bytes; ``fps`` is images per second at the median latency;
+    ``pre_ms``, ``net_ms``, ``post_ms`` are its parts.
     """
 
     model: str
@@ -53,6 +53,8 @@ class Row:
     ap_small: float | None = None
     ap_medium: float | None = None
     ap_large: float | None = None
+    top1: float | None = None
+    top5: float | None = None
     latency_ms: Latency | None = None
     fps: float | None = None
     pre_ms: float | None = None
@@ -78,6 +80,11 @@ class Row:
         return dict(encode(self))
 
     @property
+    def accuracy(self) -> float | None:
+        """What models of this task are compared by: top-1 accuracy of a classifier, else COCO AP."""
+        return self.ap if self.top1 is None else self.top1
+
+    @property
     def p50_ms(self) -> float | None:
         """Median latency in milliseconds."""
         return self.latency_ms.p50 if self.latency_ms else None
@@ -95,11 +102,17 @@ class Equivalence:
 
 @dataclass(frozen=True)
 class StageAp:
-    """COCO AP after one step of recovery: ``cut``, ``bn``, ``fold`` or ``retrained``; ``note``: on what."""
+    """Accuracy after one step of recovery: ``cut``, ``bn``, ``fold`` or ``retrained``; ``note``: on what."""
 
     name: str
     ap: float | None = None
     note: str | None = None
+    top1: float | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Top-1 accuracy of a classifier, else COCO AP."""
+        return self.ap if self.top1 is None else self.top1
 
 
 @dataclass(frozen=True)
@@ -123,18 +136,19 @@ class Histogram:
 
 @dataclass(frozen=True)
 class ClassAp:
-    """COCO AP of one class in [0, 1]; ``boxes`` counts its ground-truth boxes."""
+    """COCO AP (of a classifier: top-1 accuracy) of one class, and how many boxes or images of it there are."""
 
     name: str
     parent: float | None = None
     pruned: float | None = None
     retrained: float | None = None
     boxes: int | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One more point of AP against FPS, beside those of the rows (for example from a sweep)."""
+    """One more point of accuracy against FPS, beside those of the rows (for example from a sweep)."""
 
     label: str
     ap: float
@@ -195,7 +209,7 @@ class Conditions:
     boxes: int | None = None
     evaluator: str | None = None
     ap_noise: float | None = None
-    """A measured bound on AP differences that chance explains; None: the rule of thumb 0.1 / sqrt(images)."""
+    """A measured bound on differences that chance explains; None: a rule of thumb, see ``select.noise``."""
     machine: str | None = None
     load1: float | None = None
     """Load average of the machine while timing: above the idle cores, other work ran at the same time."""
@@ -281,7 +295,7 @@ def make_row(
     gmacs: float | None = None,
     params_m: float | None = None,
     size_mb: float | None = None,
-    coco: CocoResult | None = None,
+    scores: Mapping[str, float | None] | None = None,
     timing: Timing | None = None,
 ) -> Row:
     """Put one model's measurements into a row; whatever is None stays "not measured".
@@ -292,7 +306,7 @@ def make_row(
         gmacs: Multiply-accumulates of one image, in 1e9.
         params_m: Parameters, in 1e6.
         size_mb: Size of the file that ``timing`` measured, in 1e6 bytes.
-        coco: COCO AP, as ``coco_ap`` returns it.
+        scores: Accuracy by the names in ``ACCURACY``.
         timing: Latency, as ``bench.compare`` returns it.
     """
     values: dict[str, Any] = {
@@ -302,8 +316,7 @@ def make_row(
         "params_m": params_m,
         "size_mb": size_mb,
     }
-    if coco is not None:
-        values.update({key: getattr(coco, key) for key in ACCURACY})
+    values.update(scores or {})
     if timing is not None:
         values.update({key: getattr(timing, key) for key in SPEED})
         values["imgsz"] = imgsz if imgsz is not None else timing.imgsz

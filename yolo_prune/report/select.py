@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from yolo_prune.report.metric import AP, TOP1, Metric
 from yolo_prune.report.rows import ACCURACY, COST, Row, RunReport, Speedup
 
 FINAL_ORDER = ("retrained", "pruned")
 """The model a run is judged by: the first of these that has a row."""
+
+
+def metric_of(report: RunReport) -> Metric:
+    """Return what the report's models are compared by."""
+    return TOP1 if any(row.top1 is not None for row in report.rows) else AP
 
 
 def parent_imgsz(report: RunReport) -> int | None:
@@ -83,11 +89,12 @@ def kept_macs(report: RunReport, row: Row) -> float | None:
     return gmacs / parent.gmacs if parent and parent.gmacs and gmacs is not None else None
 
 
-def ap_change(report: RunReport, row: Row) -> float | None:
-    """Return AP minus the parent's AP."""
+def accuracy_change(report: RunReport, row: Row) -> float | None:
+    """Return the accuracy minus the parent's."""
     parent = model_row(report, "parent")
-    ap = merged(report, row).ap
-    return ap - parent.ap if parent and parent.ap is not None and ap is not None else None
+    accuracy = merged(report, row).accuracy
+    known = parent is not None and parent.accuracy is not None and accuracy is not None
+    return accuracy - parent.accuracy if known else None  # type: ignore[operator, union-attr]
 
 
 def speedup(report: RunReport, row: Row) -> Speedup | None:
@@ -111,22 +118,31 @@ def speedup(report: RunReport, row: Row) -> Speedup | None:
 
 def equal_cost_control(report: RunReport, row: Row) -> Row | None:
     """Return the control whose MACs are nearest to those of ``row``, by ratio."""
-    controls = [one for one in models(report) if one.model == "control" and one.gmacs and one.ap is not None]
+    controls = [
+        one for one in models(report) if one.model == "control" and one.gmacs and one.accuracy is not None
+    ]
     if not row.gmacs or not controls:
         return None
     gmacs = row.gmacs
     return min(controls, key=lambda one: abs(math.log((one.gmacs or gmacs) / gmacs)))
 
 
-def ap_noise(report: RunReport) -> tuple[float, bool] | None:
-    """Return the AP difference that chance explains, and whether it was measured.
+def noise(report: RunReport) -> tuple[float, str] | None:
+    """Return the accuracy difference that chance explains, and the rule of thumb, empty where it was measured.
 
-    Without a measured bound the rule of thumb 0.1 / sqrt(images) is used: 0.011 for 87 images.
+    For AP the rule is 0.1 / sqrt(images): 0.011 for 87 images. For top-1 it is one standard error of the parent's
+    share p of right images, sqrt(p (1 - p) / images).
     """
     conditions = report.conditions
     if conditions.ap_noise is not None:
-        return conditions.ap_noise, True
-    return (0.1 / math.sqrt(conditions.images), False) if conditions.images else None
+        return conditions.ap_noise, ""
+    if not conditions.images:
+        return None
+    parent = model_row(report, "parent")
+    if parent is not None and parent.top1 is not None:
+        error = math.sqrt(parent.top1 * (1 - parent.top1) / conditions.images)
+        return error, "one standard error, sqrt(p (1 - p) / images)"
+    return 0.1 / math.sqrt(conditions.images), "rule of thumb, 0.1 / sqrt(images)"
 
 
 def count_threads(threads: int | None) -> str:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from yolo_prune.report.rows import Row, RunReport
 from yolo_prune.report.select import (
-    ap_change,
+    accuracy_change,
     count_threads,
     kept_macs,
     label,
     merged,
+    metric_of,
     setting,
     settings,
     speedup,
@@ -44,18 +45,26 @@ def _kept(report: RunReport, row: Row) -> str:
     return NOT_MEASURED if kept is None else f"{100 * kept:.1f} %"
 
 
-_COLUMNS: dict[str, Callable[[RunReport, Row], str]] = {
-    "MACs kept": _kept,
-    "GMACs": lambda report, row: _text(merged(report, row).gmacs, ".3f"),
-    "params M": lambda report, row: _text(merged(report, row).params_m, ".3f"),
-    "size MB": lambda report, row: _text(merged(report, row).size_mb, ".2f"),
-    "COCO AP": lambda report, row: _text(merged(report, row).ap, ".3f"),
-    "AP change": lambda report, row: _text(ap_change(report, row), "+.3f"),
-    "AP50": lambda report, row: _text(merged(report, row).ap50, ".3f"),
-    "p50 ms": lambda report, row: _text(row.p50_ms, ".1f"),
-    "FPS": lambda report, row: _text(row.fps, ".1f"),
-    "speed-up": _speedup,
-}
+def _gmacs(value: float | None) -> str:
+    """Return 1e9 MACs with three decimals, and with three digits where that would leave fewer."""
+    return _text(value, ".3f" if not value or value >= 0.1 else "#.3g")
+
+
+def _columns(report: RunReport) -> dict[str, Callable[[Row], str]]:
+    """Return what fills each column of the report's table."""
+    metric = metric_of(report)
+    return {
+        "MACs kept": lambda row: _kept(report, row),
+        "GMACs": lambda row: _gmacs(merged(report, row).gmacs),
+        "params M": lambda row: _text(merged(report, row).params_m, ".3f"),
+        "size MB": lambda row: _text(merged(report, row).size_mb, ".2f"),
+        metric.title: lambda row: _text(merged(report, row).accuracy, ".3f"),
+        f"{metric.short} change": lambda row: _text(accuracy_change(report, row), "+.3f"),
+        metric.second_title: lambda row: _text(getattr(merged(report, row), metric.second), ".3f"),
+        "p50 ms": lambda row: _text(row.p50_ms, ".1f"),
+        "FPS": lambda row: _text(row.fps, ".1f"),
+        "speed-up": lambda row: _speedup(report, row),
+    }
 
 
 def make_table(report: RunReport, runtime_column: bool = True) -> Table:
@@ -69,11 +78,12 @@ def make_table(report: RunReport, runtime_column: bool = True) -> Table:
         The table; columns without any measurement are named in ``absent`` instead of shown.
     """
     several = runtime_column and len(settings(report)) > 1
-    cells = {name: [fill(report, row) for row in report.rows] for name, fill in _COLUMNS.items()}
+    change = f"{metric_of(report).short} change"
+    cells = {name: [fill(row) for row in report.rows] for name, fill in _columns(report).items()}
     absent = tuple(name for name, column in cells.items() if all(text == NOT_MEASURED for text in column))
     for i, row in enumerate(report.rows):
-        if row.model == "parent" and cells["AP change"][i] != NOT_MEASURED:
-            cells["AP change"][i] = ""
+        if row.model == "parent" and cells[change][i] != NOT_MEASURED:
+            cells[change][i] = ""
     columns = {"model": [label(report, row) for row in report.rows]}
     if several:
         columns["runtime"] = [setting_text(row) for row in report.rows]
@@ -152,13 +162,14 @@ def _timing_line(report: RunReport) -> str:
 
 def _accuracy_line(report: RunReport) -> str:
     conditions = report.conditions
-    if all(row.ap is None for row in report.rows):
-        return "COCO AP: not measured."
+    metric = metric_of(report)
+    if all(row.accuracy is None for row in report.rows):
+        return f"{metric.title}: not measured."
     where = " ".join(part for part in (conditions.data, conditions.split) if part)
     numbers = {"images": conditions.images, "boxes": conditions.boxes}
     counts = [f"{number:,} {what}" for what, number in numbers.items() if number]
     parts = [part for part in (where, ", ".join(counts), conditions.evaluator) if part]
-    return f"COCO AP (IoU 0.50 to 0.95, 100 boxes an image): {'; '.join(parts) or 'data not stated'}."
+    return f"{metric.definition}: {'; '.join(parts) or 'data not stated'}."
 
 
 def _host_line(report: RunReport) -> str:

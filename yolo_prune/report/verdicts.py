@@ -8,14 +8,15 @@ from itertools import pairwise
 
 from yolo_prune.report.rows import Row, RunReport, Speedup
 from yolo_prune.report.select import (
-    ap_noise,
     count_threads,
     equal_cost_control,
     final_row,
     kept_macs,
     label,
     merged,
+    metric_of,
     model_row,
+    noise,
     setting,
     settings,
     speedup,
@@ -55,17 +56,17 @@ def verdicts(report: RunReport) -> tuple[Verdict, ...]:
 
 
 def judge_accuracy(report: RunReport, final: Row) -> list[Verdict]:
-    """Say what AP the final model kept of the parent's, and for which share of the MACs."""
-    parent = model_row(report, "parent")
-    if parent is None or parent.ap is None or final.ap is None:
-        missing = f"the {final.model} model" if final.ap is None else "the parent"
-        return [Verdict(f"Accuracy: AP of {missing} was not measured.")]
-    change, noise = final.ap - parent.ap, ap_noise(report)
+    """Say what accuracy the final model kept of the parent's, and for which share of the MACs."""
+    parent, name = model_row(report, "parent"), metric_of(report).short
+    if parent is None or parent.accuracy is None or final.accuracy is None:
+        missing = f"the {final.model} model" if final.accuracy is None else "the parent"
+        return [Verdict(f"Accuracy: {name} of {missing} was not measured.")]
+    change, bound = final.accuracy - parent.accuracy, noise(report)
     kept = kept_macs(report, final)
     cost = f" with {_percent(kept)} of the MACs" if kept is not None else ""
-    text = f"The {final.model} model reaches AP {final.ap:.3f}{cost}"
-    text += f"; the parent has {parent.ap:.3f} ({change:+.3f})."
-    if noise is not None and abs(change) <= noise[0]:
+    text = f"The {final.model} model reaches {name} {final.accuracy:.3f}{cost}"
+    text += f"; the parent has {parent.accuracy:.3f} ({change:+.3f})."
+    if bound is not None and abs(change) <= bound[0]:
         return [Verdict(text, "good")]
     return [Verdict(text, "good" if change > 0 else "bad" if change < -0.05 else "plain")]
 
@@ -115,12 +116,12 @@ def _speed_sentence(kept: float | None, gain: Speedup, where: str) -> Verdict:
 def judge_control(report: RunReport, final: Row) -> list[Verdict]:
     """Compare with what a user would do instead: run the parent at a lower resolution of equal cost."""
     control = equal_cost_control(report, final)
-    if control is None or control.ap is None or final.ap is None or not control.gmacs or not final.gmacs:
+    if control is None or control.accuracy is None or final.accuracy is None:
         return [Verdict("No control was measured: the parent at a lower resolution might do as well.")]
-    share = control.gmacs / final.gmacs
+    share = (control.gmacs or 0.0) / (final.gmacs or 1.0)  # a control at equal cost has both
     cost = "reaches the same MACs" if abs(share - 1) <= SAME_COST else f"needs {share:.2f}x the MACs"
-    start = f"The {label(report, control)} {cost} with AP {control.ap:.3f}"
-    found = [_margin_sentence(report, start, final.ap - control.ap)]
+    start = f"The {label(report, control)} {cost} with {metric_of(report).short} {control.accuracy:.3f}"
+    found = [_margin_sentence(report, start, final.accuracy - control.accuracy)]
     return found + (_dominating_control(report, final) or _at_equal_speed(report, final))
 
 
@@ -130,9 +131,11 @@ def _at_equal_speed(report: RunReport, final: Row) -> list[Verdict]:
     for row in (one for one in report.rows if _is(one, final) and one.fps):
         rivals = [merged(report, one) for one in report.rows if one.model in ("parent", "control")]
         points = sorted(
-            (r.fps, r.ap) for r in rivals if setting(r) == setting(row) and r.fps and r.ap is not None
+            (r.fps, r.accuracy)
+            for r in rivals
+            if setting(r) == setting(row) and r.fps and r.accuracy is not None
         )
-        fps, ap = row.fps or 0.0, final.ap or 0.0
+        fps, ap = row.fps or 0.0, final.accuracy or 0.0
         around = [(low, high) for low, high in pairwise(points) if low[0] <= fps <= high[0]]
         if not around:
             continue
@@ -142,14 +145,14 @@ def _at_equal_speed(report: RunReport, final: Row) -> list[Verdict]:
         start = (
             f"At the speed of the {final.model} model ({fps:.0f} FPS on {_where(row)}) the parent at a lower"
         )
-        start = f"{start} resolution has AP {rival:.3f} (interpolated)"
+        start = f"{start} resolution has {metric_of(report).short} {rival:.3f} (interpolated)"
         found.append(_margin_sentence(report, start, ap - rival))
     return found
 
 
 def _margin_sentence(report: RunReport, start: str, margin: float) -> Verdict:
-    noise = ap_noise(report)
-    if abs(margin) <= (noise[0] if noise else 0.0):
+    bound = noise(report)
+    if abs(margin) <= (bound[0] if bound else 0.0):
         return Verdict(f"{start}: a draw, the difference of {margin:+.3f} is within noise.")
     won = margin > 0
     return Verdict(
@@ -158,17 +161,18 @@ def _margin_sentence(report: RunReport, start: str, margin: float) -> Verdict:
 
 
 def _dominating_control(report: RunReport, final: Row) -> list[Verdict]:
-    noise = ap_noise(report)
-    margin = noise[0] if noise else 0.0
+    bound = noise(report)
+    margin = bound[0] if bound else 0.0
     mine = [row for row in report.rows if _is(row, final) and row.fps]
     for row in (one for one in report.rows if one.model == "control"):
         rival = merged(report, row)
         twin = next((one for one in mine if setting(one) == setting(row)), None)
-        if twin is None or not twin.fps or not rival.fps or rival.ap is None or final.ap is None:
+        ours, theirs = final.accuracy, rival.accuracy
+        if twin is None or not twin.fps or not rival.fps or ours is None or theirs is None:
             continue
-        if rival.ap > final.ap + margin and rival.fps > twin.fps * NO_GAIN:
+        if theirs > ours + margin and rival.fps > twin.fps * NO_GAIN:
             text = (
-                f"The {label(report, row)} is both more accurate ({rival.ap:.3f} against {final.ap:.3f}) and "
+                f"The {label(report, row)} is both more accurate ({theirs:.3f} against {ours:.3f}) and "
                 f"faster ({rival.fps:.0f} against {twin.fps:.0f} FPS on {_where(row)}): prefer it."
             )
             return [Verdict(text, "bad")]
@@ -178,26 +182,28 @@ def _dominating_control(report: RunReport, final: Row) -> list[Verdict]:
 def judge_retraining(report: RunReport, final: Row) -> list[Verdict]:
     """Say what retraining gave, or that it took accuracy away."""
     pruned = model_row(report, "pruned")
-    if final.model != "retrained" or pruned is None or pruned.ap is None or final.ap is None:
+    if final.model != "retrained" or pruned is None or pruned.accuracy is None or final.accuracy is None:
         return []
-    gain = final.ap - pruned.ap
-    noise = ap_noise(report)
-    if gain < 0 and (noise is None or -gain > noise[0]):
-        text = f"Retraining lost {-gain:.3f} AP: use weights/pruned.pt, which had {pruned.ap:.3f} before it."
+    gain, name, before = final.accuracy - pruned.accuracy, metric_of(report).short, pruned.accuracy
+    bound = noise(report)
+    if gain < 0 and (bound is None or -gain > bound[0]):
+        text = f"Retraining lost {-gain:.3f} {name}: use weights/pruned.pt, which had {before:.3f} before it."
         return [Verdict(text, "bad")]
-    text = f"Before retraining the pruned model had AP {pruned.ap:.3f}; retraining changed it by {gain:+.3f}."
+    text = (
+        f"Before retraining the pruned model had {name} {before:.3f}; retraining changed it by {gain:+.3f}."
+    )
     return [Verdict(text)]
 
 
 def judge_noise(report: RunReport, final: Row) -> list[Verdict]:
-    """Say from which AP difference on a reader should believe it."""
-    noise = ap_noise(report)
-    if noise is None or final.ap is None:
+    """Say from which difference on a reader should believe it."""
+    found = noise(report)
+    if found is None or final.accuracy is None:
         return []
-    bound, measured = noise
+    bound, rule = found
     images = f" on {report.conditions.images:,} images" if report.conditions.images else ""
-    source = "" if measured else " (rule of thumb, 0.1 / sqrt(images))"
-    return [Verdict(f"An AP difference below {bound:.3f}{images} is noise{source}.")]
+    source = f" ({rule})" if rule else ""
+    return [Verdict(f"{metric_of(report).difference} below {bound:.3f}{images} is noise{source}.")]
 
 
 def judge_proof(report: RunReport, final: Row) -> list[Verdict]:

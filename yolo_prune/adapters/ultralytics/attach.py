@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.adapters.ultralytics.data import read_data_yaml
+from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
 from yolo_prune.adapters.ultralytics.inrun import RUN_KEY, inrun_trainer
 from yolo_prune.adapters.ultralytics.midrun import is_cut
 from yolo_prune.adapters.ultralytics.train import train_pruned
@@ -176,8 +176,8 @@ def train_from_config(config: TrainConfig) -> list[str]:
         What to print.
     """
     loaded = load_detector(config.model, trust=config.trust)
-    if config.data is not None and loaded.task != "classify":
-        read_data_yaml(config.data)  # a sentence of ours before the host's error
+    if config.data is not None:
+        _check_data(config.data, loaded.task)
     options = {field.name: getattr(config, field.name) for field in fields(InRunSettings)}
     interrupted = config.resume and RUN_KEY in (loaded.meta or {})
     if config.budget is None and not interrupted and is_cut(loaded.module):
@@ -192,6 +192,14 @@ def train_from_config(config: TrainConfig) -> list[str]:
         f"parameters: {result.params_before:,} before, {result.params_after:,} after training",
         f"run folder: {result.folder}\nbest: {result.best}",
     ]
+
+
+def _check_data(data: str, task: str) -> None:
+    """Raise DataError before the host's own error; a bare name of a classification set is left to the host."""
+    if task != "classify":
+        read_data_yaml(data)
+    elif Path(data).parent != Path() or Path(data).is_dir():
+        find_class_folders(data, "train")
 
 
 def _host_object(config: TrainConfig) -> Any:

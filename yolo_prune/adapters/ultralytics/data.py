@@ -274,12 +274,20 @@ def find_class_folders(data: str | Path, split: str) -> Path:
         raise DataError(
             f"the folder {data} does not exist; a classifier's data is a folder of folders of images."
         )
-    aliases = ("val", "validation", "valid") if split == "val" else (split,)
-    parts = [folder / name for name in aliases if (folder / name).is_dir()]
-    if not parts or not (folder / "train").is_dir():
+    part = split_folder(folder, split)
+    if part is None or not (folder / "train").is_dir():
         raise DataError(
             f"{folder} needs the folders 'train' and '{split}', with one folder of images per class."
         )
-    if not any(path.suffix[1:].lower() in IMG_FORMATS for path in parts[0].rglob("*.*")):
-        raise DataError(f"no images in {parts[0]}.")
+    if not any(path.suffix[1:].lower() in IMG_FORMATS for path in part.rglob("*.*")):
+        raise DataError(f"no images in {part}.")
     return folder.resolve()
+
+
+def split_folder(folder: Path, split: str) -> Path | None:
+    """Return the folder that the host takes for a split of a classification set, None when there is none.
+
+    Like the host's, validation is on ``test`` where there is no ``val``, as in CIFAR and MNIST.
+    """
+    aliases = ("val", "validation", "valid", "test") if split == "val" else (split,)
+    return next((folder / name for name in aliases if (folder / name).is_dir()), None)

@@ -15,13 +15,13 @@ from torch import nn
 from yolo_prune.adapters.ultralytics.data import (
     DetectionData,
     check_classes,
-    find_class_folders,
     resolve_data,
 )
 from yolo_prune.errors import DataError
 from yolo_prune.evaluate import CocoResult, coco_ap
 from yolo_prune.progress import track
 
+AP_FIELDS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 _STRIDE = 32  # the host rounds the image size up to it
 _RULES = {"rect": True, "iou": 0.7, "max_det": 300}  # the defaults of the host's own ``val``
 
@@ -44,14 +44,30 @@ class EvalResult:
     images: int
     source: str
 
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """AP by the names that a row of the report has for it."""
+        return {name: getattr(self.coco, name) for name in AP_FIELDS}
 
-@dataclass(frozen=True)
-class ClassifierResult:
-    """Accuracy of a classifier, in [0, 1], and the number of images."""
+    @property
+    def host_scores(self) -> dict[str, float]:
+        """The host's own numbers, by name."""
+        return {"map": self.host_map, "map50": self.host_map50}
 
-    top1: float
-    top5: float
-    images: int
+    @property
+    def per_class(self) -> dict[str, float]:
+        """AP of every class that has a box."""
+        return self.coco.per_class
+
+    @property
+    def boxes(self) -> int:
+        """Number of ground-truth boxes."""
+        return self.coco.boxes
+
+    @property
+    def evaluator(self) -> str:
+        """What computed AP, from which ground truth."""
+        return f"{self.coco.evaluator}, {self.source}"
 
 
 def evaluate_detector(
@@ -89,7 +105,7 @@ def evaluate_detector(
     from yolo_prune.adapters.ultralytics.validator import collecting_validator, task_of, validate
 
     resolved = resolve_data(data, split)
-    names = _names(module, names)
+    names = class_names(module, names)
     check_classes(names, resolved)
     options = {"task": task_of(module), "data": os.fspath(resolved.file), "imgsz": imgsz, "batch": batch}
     options |= {"device": str(device), "split": split, "workers": workers, **_RULES}
@@ -103,7 +119,7 @@ def evaluate_detector(
     )
 
 
-def _names(module: nn.Module, names: Mapping[int, str] | None) -> dict[int, str]:
+def class_names(module: nn.Module, names: Mapping[int, str] | None) -> dict[int, str]:
     """Return the class names given, else the module's own."""
     known: Any = names if names is not None else getattr(module, "names", None)
     if not known:
@@ -208,7 +224,7 @@ class Evaluator:
             validate,
         )
 
-        names = _names(module, names)
+        names = class_names(module, names)
         check_classes(names, self.data)
         validator_class = type("FastValidator", (collecting_validator(module),), {"host_score": False})
         strides: Any = getattr(module, "stride", None)
@@ -270,43 +286,3 @@ def _slice(data: DetectionData, max_images: int | None) -> DetectionData:
         ground_truth=truth,
         image_ids=image_ids,
     )
-
-
-def evaluate_classifier(
-    module: nn.Module,
-    data: str | Path,
-    *,
-    imgsz: int,
-    batch: int = 16,
-    device: str = "cpu",
-    split: str = "val",
-    workers: int = 0,
-) -> ClassifierResult:
-    """Evaluate a classifier of the host through its own validator.
-
-    Args:
-        module: A classifier of the host; a copy is run, the module itself stays as it is.
-        data: A folder with ``train`` and the split, each with one folder of images per class.
-        imgsz: Side of the input, in pixels.
-        batch: Images per batch.
-        device: The host's ``device``.
-        split: ``train``, ``val`` or ``test``.
-        workers: Loader processes (the host uses none on a CPU).
-
-    Raises:
-        DataError: The folder, the split or its images are missing, or the classes differ in number.
-    """
-    from yolo_prune.adapters.ultralytics.validator import classification_validator, task_of, validate
-
-    if task_of(module) != "classify":
-        raise DataError(f"a '{task_of(module)}' model is not a classifier.")
-    folder = find_class_folders(data, split)
-    classes = sum(1 for each in (folder / "train").iterdir() if each.is_dir())
-    names = _names(module, None)
-    if len(names) != classes:
-        raise DataError(f"the model has {len(names)} classes and {folder} has {classes}.")
-    options = {"task": "classify", "data": os.fspath(folder), "imgsz": imgsz, "batch": batch}
-    options |= {"device": str(device), "split": split, "workers": workers}
-    validator = validate(classification_validator(), module, names=names, options=options)
-    images = sum(len(each) for each in validator.targets)
-    return ClassifierResult(float(validator.metrics.top1), float(validator.metrics.top5), images)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -184,10 +185,10 @@ def calibration_images(trainer: Any, count: int, seed: int) -> list[Tensor]:
         source = trainer.data.get("yaml_file") or trainer.args.data
         batches = calibration_batches(source, size, images=count, batch=16, seed=seed)
     else:
-        images = trainer.build_dataset(trainer.data["train"], mode="val")
-        chosen = np.random.default_rng(seed).permutation(len(images))[:count]
-        loaded = [images[int(index)]["img"] for index in sorted(chosen)]
-        batches = [torch.stack(loaded[at : at + 16]).float() for at in range(0, len(loaded), 16)]
+        from yolo_prune.adapters.ultralytics.classify import class_calibration_batches, resolve_classes
+
+        folders = resolve_classes(Path(trainer.data["train"]).parent, "train")
+        batches = class_calibration_batches(folders, size, images=count, seed=seed)
     return [batch.to(trainer.device) for batch in batches]
 
 

@@ -1,0 +1,220 @@
+"""What differs between finding boxes and telling classes apart: data, evaluation and images, one value a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from yolo_prune.adapters.ultralytics import classify, data, evaluate
+from yolo_prune.checkpoint import LoadedModel
+
+
+class Result(Protocol):
+    """What a report wants to know of one evaluation."""
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+
+    @property
+    def scores(self) -> Mapping[str, float | None]:
+        """Accuracy in [0, 1] by the names that a row of the report has for it."""
+
+    @property
+    def host_scores(self) -> Mapping[str, float]:
+        """The host's own numbers by name, where it defines them otherwise."""
+
+    @property
+    def per_class(self) -> Mapping[str, float]:
+        """Accuracy of every class that the data has."""
+
+    @property
+    def boxes(self) -> int | None:
+        """Number of ground-truth boxes, None where there are none to find."""
+
+    @property
+    def evaluator(self) -> str:
+        """What computed the accuracy."""
+
+
+class Task(Protocol):
+    """A split of data, and how models of one task are measured on it.
+
+    Attributes:
+        metric: Field of a report's row that models are compared by.
+        counted: What a class has a number of: boxes or images.
+        calibration_images: How many training images recovery looks at unless told otherwise.
+        device: Where modules are.
+    """
+
+    metric: str
+    counted: str
+    calibration_images: int
+    device: str
+
+    def check_training_images(self) -> None:
+        """Raise DataError when there are no training images, which recovery needs."""
+
+    def evaluate(self, module: nn.Module, imgsz: int) -> Result:
+        """Evaluate a module on the split at an input size in pixels; the module is not changed."""
+
+    def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:
+        """Return a quick score in [0, 1] on some validation images, which are loaded once."""
+
+    def calibration_batches(self, imgsz: int, images: int, seed: int) -> list[Tensor]:
+        """Load training images as validation sees them: float32 (batch, channels, imgsz, imgsz) in [0, 1]."""
+
+    def image_files(self, count: int) -> list[Path]:
+        """Return images of the split to measure speed on."""
+
+    def class_sizes(self) -> Mapping[str, int]:
+        """Return how many boxes or images of each class the split has."""
+
+
+@dataclass
+class BoxTask:
+    """Models that find boxes, scored by COCO AP."""
+
+    split: data.DetectionData
+    names: Mapping[int, str]
+    batch: int
+    device: str
+    workers: int
+    metric: str = "ap"
+    counted: str = "boxes"
+    calibration_images: int = 96
+    quick_images: int = 128
+
+    def check_training_images(self) -> None:
+        """Raise DataError when the yaml has no training images."""
+        data.list_images(self.split.yaml, "train")
+
+    def evaluate(self, module: nn.Module, imgsz: int) -> evaluate.EvalResult:
+        """Return COCO AP and the host's own mAP."""
+        return evaluate.evaluate_detector(
+            module,
+            self.split,
+            imgsz=imgsz,
+            batch=self.batch,
+            device=self.device,
+            split=self.split.split,
+            workers=self.workers,
+            names=self.names,
+        )
+
+    def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:
+        """Return a function that gives COCO AP on some images of ``val``."""
+        quick = evaluate.Evaluator(
+            self.split.file, imgsz=imgsz, max_images=self.quick_images, batch=self.batch, device=self.device
+        )
+        return lambda module: quick(module, self.names).ap
+
+    def calibration_batches(self, imgsz: int, images: int, seed: int) -> list[Tensor]:
+        """Load letterboxed training images."""
+        return data.calibration_batches(self.split, imgsz, images=images, batch=self.batch, seed=seed)
+
+    def image_files(self, count: int) -> list[Path]:
+        """Return the first images of the split."""
+        return list(self.split.image_files[:count])
+
+    def class_sizes(self) -> dict[str, int]:
+        """Return the number of ground-truth boxes of each class."""
+        truth = self.split.ground_truth
+        names = {category["id"]: category["name"] for category in truth["categories"]}
+        sizes = dict.fromkeys(names.values(), 0)
+        for annotation in truth["annotations"]:
+            sizes[names[annotation["category_id"]]] += 1
+        return sizes
+
+
+@dataclass
+class ClassTask:
+    """Models that tell the class of an image, scored by top-1 accuracy."""
+
+    split: classify.ClassificationData
+    names: Mapping[int, str]
+    batch: int
+    device: str
+    workers: int
+    metric: str = "top1"
+    counted: str = "images"
+    calibration_images: int = 512
+    quick_images: int = 512
+
+    def check_training_images(self) -> None:
+        """Raise DataError when there is no folder of training images."""
+        data.find_class_folders(self.split.folder, "train")
+
+    def evaluate(self, module: nn.Module, imgsz: int) -> classify.ClassifierResult:
+        """Return top-1 and top-5 accuracy."""
+        return classify.evaluate_classifier(
+            module,
+            self.split,
+            imgsz=imgsz,
+            batch=self.batch,
+            device=self.device,
+            workers=self.workers,
+            names=self.names,
+        )
+
+    def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:
+        """Return a function that gives top-1 accuracy on some images of ``val``."""
+        return classify.quick_top1(
+            classify.resolve_classes(self.split.folder, "val"),
+            self.names,
+            imgsz=imgsz,
+            max_images=self.quick_images,
+            batch=self.batch,
+            device=self.device,
+        )
+
+    def calibration_batches(self, imgsz: int, images: int, seed: int) -> list[Tensor]:
+        """Load training images, cropped at the centre."""
+        return classify.class_calibration_batches(
+            self.split, imgsz, images=images, batch=self.batch, seed=seed
+        )
+
+    def image_files(self, count: int) -> list[Path]:
+        """Return images spread over the classes of the split."""
+        files = self.split.image_files
+        return list(files[:: max(len(files) // count, 1)][:count])
+
+    def class_sizes(self) -> dict[str, int]:
+        """Return the number of images in each class's folder."""
+        sizes: dict[str, int] = {}
+        for file in self.split.image_files:
+            name = file.relative_to(self.split.root).parts[0]
+            sizes[name] = sizes.get(name, 0) + 1
+        return sizes
+
+
+def open_task(
+    loaded: LoadedModel, source: str | Path, *, split: str, batch: int, device: str, workers: int
+) -> Task:
+    """Find the data that a model is measured on.
+
+    Args:
+        loaded: The model.
+        source: A data yaml, or a folder of folders of images for a classifier.
+        split: ``train``, ``val`` or ``test``.
+        batch: Images per batch.
+        device: The host's ``device``.
+        workers: Loader processes.
+
+    Returns:
+        How models like this one are measured on the split.
+
+    Raises:
+        DataError: The data is missing or broken, or has other classes than the model.
+    """
+    if loaded.task == "classify":
+        folders = classify.resolve_classes(source, split)
+        classify.check_class_count(loaded.names, folders)
+        return ClassTask(folders, loaded.names, batch, device, workers)
+    boxes = data.resolve_data(source, split)
+    data.check_classes(loaded.names, boxes)
+    return BoxTask(boxes, loaded.names, batch, device, workers)
