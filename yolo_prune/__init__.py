@@ -1,4 +1,4 @@
-"""Structural pruning for object detectors: cut channels, keep the accuracy, prove what it cost."""
+"""Structural pruning of detectors and classifiers: cut channels, keep the accuracy, prove what it cost."""
 
 from __future__ import annotations
 

@@ -453,7 +453,7 @@ def test_metadata_can_be_added_to_a_file_that_the_host_wrote(tmp_path, module):
         (
             lambda module: setattr(module.model[0], "act", Custom()),
             f"cannot write '{{file}}': the model holds '{Custom.__module__}.Custom', "
-            "which a plain host could not load.",
+            "which the host's restricted loader refuses.",
         ),
         (
             lambda module: module.model[0].register_forward_hook(lambda *_: None),

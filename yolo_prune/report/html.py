@@ -20,7 +20,7 @@ from yolo_prune.report.select import (
     settings,
     speedup,
 )
-from yolo_prune.report.table import NOT_MEASURED, conditions_lines, make_table
+from yolo_prune.report.table import NOT_MEASURED, conditions_lines, format_gmacs, make_table
 from yolo_prune.report.verdicts import verdicts
 
 STAGES = {
@@ -93,6 +93,8 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
         histogram=Markup(histogram) if histogram else None,
         noise=noise(report),
         metric=metric_of(report),
+        conditions_table=_conditions(report),
+        gmacs=format_gmacs,
         stages=stage_bars(report),
         layers=layer_bars(report),
         classes=classes[:MANY_CLASSES],
@@ -103,6 +105,17 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
         files=files,
         final=final.model if final else "pruned",
     )
+
+
+def _conditions(report: RunReport) -> dict[str, object]:
+    """Return what the numbers were measured on, by the name that the page gives it."""
+    one = report.conditions
+    boxes = {"Boxes": one.boxes} if metric_of(report).field == "ap" else {}
+    return {
+        **{"Timed": one.timed, "Data": one.data, "Split": one.split, "Images": one.images, **boxes},
+        **{"Evaluator": one.evaluator, "Machine": one.machine, "Load average": one.load1},
+        **{"Samples": one.samples, "Seed": report.seed},
+    }
 
 
 def _setting_title(one: tuple[Any, ...]) -> str:
@@ -128,7 +141,11 @@ def tiles(report: RunReport, final: Row) -> tuple[Tile, ...]:
         if change is not None
         else "no parent to compare"
     )
-    gmacs = f"{final.gmacs:.3f} of {parent.gmacs:.3f} GMACs" if final.gmacs and parent.gmacs else NOT_MEASURED
+    gmacs = (
+        f"{format_gmacs(final.gmacs)} of {format_gmacs(parent.gmacs)} GMACs"
+        if final.gmacs and parent.gmacs
+        else NOT_MEASURED
+    )
     params = f"{final.params_m / parent.params_m:.0%}" if final.params_m and parent.params_m else ""
     return (
         Tile(

@@ -45,7 +45,7 @@ def _kept(report: RunReport, row: Row) -> str:
     return NOT_MEASURED if kept is None else f"{100 * kept:.1f} %"
 
 
-def _gmacs(value: float | None) -> str:
+def format_gmacs(value: float | None) -> str:
     """Return 1e9 MACs with three decimals, and with three digits where that would leave fewer."""
     return _text(value, ".3f" if not value or value >= 0.1 else "#.3g")
 
@@ -55,13 +55,13 @@ def _columns(report: RunReport) -> dict[str, Callable[[Row], str]]:
     metric = metric_of(report)
     return {
         "MACs kept": lambda row: _kept(report, row),
-        "GMACs": lambda row: _gmacs(merged(report, row).gmacs),
+        "GMACs": lambda row: format_gmacs(merged(report, row).gmacs),
         "params M": lambda row: _text(merged(report, row).params_m, ".3f"),
         "size MB": lambda row: _text(merged(report, row).size_mb, ".2f"),
         metric.title: lambda row: _text(merged(report, row).accuracy, ".3f"),
         f"{metric.short} change": lambda row: _text(accuracy_change(report, row), "+.3f"),
         metric.second_title: lambda row: _text(getattr(merged(report, row), metric.second), ".3f"),
-        "p50 ms": lambda row: _text(row.p50_ms, ".1f"),
+        "p50 ms": lambda row: _text(row.p50_ms, ".1f" if (row.p50_ms or 0.0) >= 10 else ".2f"),
         "FPS": lambda row: _text(row.fps, ".1f"),
         "speed-up": lambda row: _speedup(report, row),
     }

@@ -112,7 +112,7 @@ def _write(path: Path, checkpoint: Mapping[str, Any]) -> Path:
     _, refused = allow(wanted_by(buffer))
     if refused:
         raise CheckpointError(
-            f"cannot write '{path}': the model holds '{refused[0]}', which a plain host could not load."
+            f"cannot write '{path}': the model holds '{refused[0]}', which the host's restricted loader refuses."
         )
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
