@@ -109,11 +109,7 @@ class PruneConfig:
         choices=("auto", True, False),
     )
     fold: bool = option("fold what removed channels contributed into the kept ones", True)
-    calibration_images: int | None = option(
-        "training images that folding and scoring look at; 96, for a classifier 512 when not given",
-        None,
-        low=1,
-    )
+    calibration_images: int = option("training images that folding and scoring look at", 96, low=1)
     distill: bool = option("learn from the parent while retraining", True)
     lr0: float | None = option(_LR0, None, low=0)
     optimizer: str = option(_OPTIMIZER, "auto")

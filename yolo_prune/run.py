@@ -217,8 +217,8 @@ def _recall(
 
 def _calibration(config: PruneConfig, task: Task, imgsz: int) -> list[Tensor]:
     """Load the training images that recovery looks at."""
-    count = config.calibration_images or task.calibration_images
-    return [batch.to(task.device) for batch in task.calibration_batches(imgsz, count, config.seed)]
+    batches = task.calibration_batches(imgsz, config.calibration_images, config.seed)
+    return [batch.to(task.device) for batch in batches]
 
 
 def _cut_and_recover(

@@ -47,13 +47,11 @@ class Task(Protocol):
     Attributes:
         metric: Field of a report's row that models are compared by.
         counted: What a class has a number of: boxes or images.
-        calibration_images: How many training images recovery looks at unless told otherwise.
         device: Where modules are.
     """
 
     metric: str
     counted: str
-    calibration_images: int
     device: str
 
     def check_training_images(self) -> None:
@@ -86,7 +84,6 @@ class BoxTask:
     workers: int
     metric: str = "ap"
     counted: str = "boxes"
-    calibration_images: int = 96
     quick_images: int = 128
 
     def check_training_images(self) -> None:
@@ -142,7 +139,6 @@ class ClassTask:
     workers: int
     metric: str = "top1"
     counted: str = "images"
-    calibration_images: int = 512
     quick_images: int = 512
 
     def check_training_images(self) -> None:
