@@ -4,8 +4,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 oldest="$(sed -n 's/.*"ultralytics>=\([0-9.]*\).*/\1/p' pyproject.toml)"
-subset=(tests/arch tests/adapters/test_ultralytics_{load,data,rules,options,train}.py tests/adapters/test_{attach,saliency}.py
-    tests/e2e/test_prune_tasks.py)
+subset=(tests/arch tests/adapters/test_ultralytics_{load,data,rules,options,train}.py tests/adapters/test_{attach,classify,saliency}.py
+    tests/e2e/test_prune_{tasks,classify}.py)
 status=0
 for version in "==$oldest" ""; do
     folder=".venv/versions/ultralytics$version"

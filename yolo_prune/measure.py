@@ -282,7 +282,7 @@ def _layers(parent: nn.Module, pruned: nn.Module, graph: ChannelGraph) -> tuple[
     after = dict(pruned.named_modules())
     return tuple(
         LayerWidth(
-            name, int(layer.out_channels), int(getattr(after[name], "out_channels", 0)), reasons.get(name)
+            name, int(layer.out_channels), int(getattr(after.get(name), "out_channels", 0)), reasons.get(name)
         )
         for name, layer in parent.named_modules()
         if isinstance(layer, nn.Conv2d) and layer.groups == 1

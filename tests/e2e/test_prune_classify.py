@@ -12,7 +12,7 @@ from PIL import Image
 from yolo_prune import cli
 from yolo_prune.checkpoint import load_detector
 from yolo_prune.cost import count_parameters
-from yolo_prune.plan import PrunePlan
+from yolo_prune.record import PrunePlan
 
 ARCHITECTURE = """
 nc: 3
@@ -20,8 +20,8 @@ backbone:
   - [-1, 1, Conv, [16, 3, 2]]
   - [-1, 1, Conv, [32, 3, 2]]
   - [-1, 1, C3k2, [32, True, 0.5]]
-  - [-1, 1, Conv, [64, 3, 2]]
-  - [-1, 1, C2PSA, [64]]
+  - [-1, 1, Conv, [128, 3, 2]]
+  - [-1, 1, C2PSA, [128]]
 head:
   - [-1, 1, Classify, [nc]]
 """
@@ -30,8 +30,9 @@ import sys
 sys.modules["yolo_prune"] = None
 from ultralytics import YOLO
 model = YOLO(sys.argv[1])
+parameters = sum(p.numel() for p in model.model.parameters())
 found = model.val(data=sys.argv[2], device="cpu", workers=0, plots=False, verbose=False, project=sys.argv[3])
-print(sum(p.numel() for p in model.model.parameters()), repr(found.top1), repr(found.top5))
+print(parameters, repr(found.top1), repr(found.top5))
 """
 
 
