@@ -145,13 +145,13 @@ def _own_size(path: str, trust: bool) -> int:
 
 def inspect(config: InspectConfig) -> None:
     """Print the groups of channels of a model, and the residual blocks that may go as a whole."""
-    from yolo_prune.inspection import inspect_blocks, inspect_model
+    from yolo_prune.inspection import inspect_all
 
-    rows = inspect_model(config.model, config.imgsz, trust=config.trust)
+    rows, blocks = inspect_all(config.model, config.imgsz, trust=config.trust)
     say(aligned_table(rows))
     frozen = sum(bool(row.get("frozen")) for row in rows)
     say(f"{len(rows)} groups, {frozen} of them frozen")
-    if blocks := inspect_blocks(config.model, config.imgsz, trust=config.trust):
+    if blocks:
         say(f"\n{aligned_table(blocks)}\n{len(blocks)} residual blocks that depth=true may drop")
     _write_json(config.json, rows)
 

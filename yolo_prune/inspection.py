@@ -10,10 +10,28 @@ from torch import nn
 
 from yolo_prune.checkpoint import load_detector
 from yolo_prune.cost import CostModel, channel_gradient
-from yolo_prune.cutting import offered_blocks
+from yolo_prune.cutting import Anatomy, offered_blocks
 from yolo_prune.depth import saved_by_drop
 from yolo_prune.graph.groups import Group
 from yolo_prune.score import norm_scale_names
+
+
+def inspect_all(
+    model: str | Path, imgsz: int | None = None, *, trust: bool = False
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """List groups and residual blocks of a model that is loaded and traced once.
+
+    Args:
+        model: As for :func:`inspect_model`.
+        imgsz: As for :func:`inspect_model`.
+        trust: As for :func:`inspect_model`.
+
+    Returns:
+        What :func:`describe_groups` and :func:`describe_blocks` return.
+    """
+    module, anatomy = _opened(model, imgsz, trust)
+    cost = anatomy.cost_of(module)
+    return describe_groups(module, cost), describe_blocks(module, cost, anatomy)
 
 
 def inspect_model(
@@ -29,38 +47,35 @@ def inspect_model(
     Returns:
         One dict a group: see :func:`describe_groups`.
     """
+    module, anatomy = _opened(model, imgsz, trust)
+    return describe_groups(module, anatomy.cost_of(module))
+
+
+def _opened(model: str | Path, imgsz: int | None, trust: bool) -> tuple[nn.Module, Anatomy]:
     from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 
     loaded = load_detector(model, trust=trust)
-    anatomy = anatomy_of(loaded.module, imgsz or loaded.imgsz)
-    return describe_groups(loaded.module, anatomy.cost_of(loaded.module))
+    return loaded.module, anatomy_of(loaded.module, imgsz or loaded.imgsz)
 
 
-def inspect_blocks(
-    model: str | Path, imgsz: int | None = None, *, trust: bool = False
-) -> list[dict[str, Any]]:
+def describe_blocks(module: nn.Module, cost: CostModel, anatomy: Anatomy) -> list[dict[str, Any]]:
     """List the residual blocks that ``depth`` may drop.
 
     Args:
-        model: As for :func:`inspect_model`.
-        imgsz: As for :func:`inspect_model`.
-        trust: As for :func:`inspect_model`.
+        module: The module.
+        cost: Its cost model.
+        anatomy: How to run it.
 
     Returns:
         One dict a block: ``block`` (name), ``gmacs`` and ``params`` (what goes with it, 1e9 MACs and parameters).
     """
-    from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-
-    loaded = load_detector(model, trust=trust)
-    anatomy = anatomy_of(loaded.module, imgsz or loaded.imgsz)
-    cost = anatomy.cost_of(loaded.module)
     return [
         {
             "block": block.name,
-            "gmacs": saved_by_drop(loaded.module, cost, block, "macs") / 1e9,
-            "params": round(saved_by_drop(loaded.module, cost, block, "params")),
+            "gmacs": saved_by_drop(module, cost, block, "macs") / 1e9,
+            "params": round(saved_by_drop(module, cost, block, "params")),
         }
-        for block in offered_blocks(loaded.module, anatomy)
+        for block in offered_blocks(module, anatomy)
     ]
 
 

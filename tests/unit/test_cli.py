@@ -216,12 +216,7 @@ def test_inspect_prints_an_aligned_table_and_writes_json(monkeypatch, capsys, tm
         {"group": "model.22.cv2.0", "width": 1024, "gmacs": 1.5, "frozen": True, "why": "read by 'view'"},
     ]
     blocks = [{"block": "model.2.m.0", "gmacs": 0.1, "params": 1200}]
-    module_with(
-        monkeypatch,
-        "yolo_prune.inspection",
-        inspect_model=lambda *_, **__: rows,
-        inspect_blocks=lambda *_, **__: blocks,
-    )
+    module_with(monkeypatch, "yolo_prune.inspection", inspect_all=lambda *_, **__: (rows, blocks))
     code, out, _ = run(capsys, ["inspect", "model=best.pt", f"json={tmp_path / 'g.json'}"])
     assert code == 0
     assert out.splitlines()[:4] == [

@@ -8,7 +8,7 @@ from torch import nn
 
 from yolo_prune import cli
 from yolo_prune.cutting import Anatomy
-from yolo_prune.inspection import describe_groups, inspect_blocks, inspect_model
+from yolo_prune.inspection import describe_groups, inspect_all, inspect_model
 
 KEYS = ["group", "width", "members", "gmacs", "params", "bn_scale", "frozen"]
 
@@ -118,7 +118,7 @@ def test_a_json_file_that_cannot_be_written_is_a_sentence(file, tmp_path, capsys
 
 
 def test_blocks_that_may_go_are_listed_with_what_they_save():
-    rows = inspect_blocks("yolov8n.yaml", 64)
+    _, rows = inspect_all("yolov8n.yaml", 64)
     assert [row["block"] for row in rows][:3] == ["model.2.m.0", "model.4.m.0", "model.4.m.1"]
     taps, reader = 2 * 16 * 16 * 9, 16 * 32
     assert rows[0]["params"] == taps + 4 * 16 + reader
