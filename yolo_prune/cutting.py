@@ -25,8 +25,6 @@ from yolo_prune.plan import Budget, make_plan, plan_drop
 from yolo_prune.record import PrunePlan
 from yolo_prune.surgery import Equivalence, copy_as, cut_, prove_equivalence, random_arguments
 
-_ATTEMPTS = 8
-
 
 @dataclass(frozen=True)
 class Anatomy:

@@ -98,4 +98,4 @@ def round_budget(budget: Budget, full_macs: float, full_params: int, number: int
     full = float(full_params) if budget.gradient == "params" else full_macs
     target = budget.value * full if budget.kind.startswith("keep_") else budget.value * 1e9
     amount = full + (target - full) * number / rounds
-    return Budget("params", amount) if budget.gradient == "params" else Budget("gmacs", amount / 1e9)
+    return Budget.of(budget.gradient, amount)

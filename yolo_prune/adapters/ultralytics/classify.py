@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.adapters.ultralytics.data import find_class_folders, split_folder
+from yolo_prune.adapters.ultralytics.data import draw_files, find_class_folders, split_folder
 from yolo_prune.adapters.ultralytics.evaluate import class_names
 from yolo_prune.errors import DataError
 from yolo_prune.progress import track
@@ -243,10 +243,7 @@ def class_calibration_batches(
     from ultralytics.data.augment import classify_transforms
     from ultralytics.utils.patches import imread
 
-    files = resolve_classes(data.folder, "train").image_files
-    if len(files) > images:
-        chosen = np.random.default_rng(seed).choice(len(files), size=images, replace=False)
-        files = tuple(files[index] for index in sorted(chosen))
+    files = draw_files(resolve_classes(data.folder, "train").image_files, images, seed)
     prepare = classify_transforms(size=imgsz)
     loaded = []
     for file in track(files, "Loading calibration images"):

@@ -155,13 +155,18 @@ def calibration_batches(
     from yolo_prune.adapters.ultralytics.images import listed
 
     yaml = read_data_yaml(data.file if isinstance(data, DetectionData) else data)
-    files = list_images(yaml, split)
-    if len(files) > images:
-        chosen = np.random.default_rng(seed).choice(len(files), size=images, replace=False)
-        files = [files[index] for index in sorted(chosen)]
+    files = draw_files(list_images(yaml, split), images, seed)
     samples = listed(files, imgsz, yaml)
     loaded = [samples[index]["img"] for index in track(range(len(files)), "Loading calibration images")]
     return [torch.stack(loaded[at : at + batch]).float() / 255 for at in range(0, len(loaded), batch)]
+
+
+def draw_files(files: Sequence[Path], count: int, seed: int) -> list[Path]:
+    """Draw ``count`` files at random without repetition, in their order; all of them where there are fewer."""
+    if len(files) <= count:
+        return list(files)
+    chosen = np.random.default_rng(seed).choice(len(files), size=count, replace=False)
+    return [files[index] for index in sorted(chosen)]
 
 
 def read_data_yaml(data: str | Path) -> dict[str, Any]:
