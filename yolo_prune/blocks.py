@@ -155,10 +155,8 @@ class _Watch(TorchDispatchMode):
             starts.append(total)
             total += part.shape[1]
         for name, seen in self.seen.items():
-            if (
-                name.rpartition(".")[0] in self.chains
-            ):  # without it, the chain still hands on a map of its own
-                continue
+            if name.rpartition(".")[0] in self.chains:
+                continue  # without the block, its chain still hands on a map of its own
             at = [start for part, start in zip(parts, starts, strict=True) if part is seen.output]
             of = [start for part, start in zip(parts, starts, strict=True) if part is seen.source]
             if not seen.residual or not at or not of:

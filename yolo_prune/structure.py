@@ -85,9 +85,8 @@ def prune_module(
     before = anatomy.cost_of(module)
     limit = budget.absolute(before)
     choose_channels(before, np.ones(before.graph.channel_count), limit, widths=ranking.widths)
-    target = (
-        copy.deepcopy(module) if depth else module
-    )  # several steps: the module changes when all have worked
+    # With depth there are several steps: the module itself changes when all have worked.
+    target = copy.deepcopy(module) if depth else module
     earlier, anatomy = _drop_blocks_(target, anatomy, limit, ranking) if depth else (None, anatomy)
     plan, anatomy = _cut_widths_(target, anatomy, limit, ranking)
     if depth:

@@ -24,9 +24,8 @@ _MODULE_FILES = ("torch.nn.modules", "ultralytics.nn.modules")
 _TASK_FILE = "ultralytics.nn.tasks"
 _LOSS_FILES = ("ultralytics.utils.loss", "ultralytics.utils.tal")
 _FORWARDS = ("forward", "forward_fuse")
-_TRANSFORMS_FILE = (
-    "torchvision.transforms.transforms"  # a classifier's checkpoint says how its images are prepared
-)
+# A classifier's checkpoint says how its images are prepared.
+_TRANSFORMS_FILE = "torchvision.transforms.transforms"
 _TRANSFORMS = ("CenterCrop", "Compose", "Normalize", "Resize", "ToTensor")
 _INTERPOLATION = "torchvision.transforms.functional.InterpolationMode"
 _RENAMED = {
