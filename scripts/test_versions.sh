@@ -7,6 +7,8 @@ oldest="$(sed -n 's/.*"ultralytics>=\([0-9.]*\).*/\1/p' pyproject.toml)"
 subset=(tests/arch tests/adapters/test_ultralytics_{load,data,rules,options,train}.py tests/adapters/test_{attach,classify,saliency}.py
     tests/e2e/test_prune_{tasks,classify}.py)
 status=0
+export YOLO_CONFIG_DIR="$PWD/.venv/versions/settings" # an older host resets the settings that it finds
+mkdir -p "$YOLO_CONFIG_DIR"
 for version in "==$oldest" ""; do
     folder=".venv/versions/ultralytics$version"
     .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target "$folder" "ultralytics$version" </dev/null
