@@ -82,6 +82,12 @@ COMMANDS = {
         "latency and FPS of models against each other",
         "yolo-prune bench model=parent.pt,pruned.pt imgsz=320 threads=1",
     ),
+    "export": Command(
+        configs.ExportConfig,
+        commands.export,
+        "an ONNX file, in 32 or 8 bits, and how far it is from its checkpoint",
+        "yolo-prune export model=best.pt data=data.yaml quantize=8",
+    ),
     "inspect": Command(
         configs.InspectConfig,
         commands.inspect,

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from yolo_prune.config import (
     BenchConfig,
     DemoConfig,
     EvalConfig,
+    ExportConfig,
     InspectConfig,
     PruneConfig,
     ReportConfig,
@@ -26,6 +27,10 @@ from yolo_prune.config import (
 )
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
+from yolo_prune.report.metric import METRICS
+
+if TYPE_CHECKING:
+    from yolo_prune.checkpoint import LoadedModel
 
 _LONGEST_CELL = 60
 _ANSWERS: ContextVar[IO[str] | None] = ContextVar("_ANSWERS", default=None)
@@ -128,6 +133,51 @@ def bench(config: BenchConfig) -> None:
     ]
     say(markdown_table(comparisons))
     _write_json(config.json, [comparison.to_dict() for comparison in comparisons])
+
+
+def export(config: ExportConfig) -> None:
+    """Write an ONNX file and say how far it is from its checkpoint: in outputs, of INT8 in accuracy."""
+    from yolo_prune.adapters.ultralytics.export import export_onnx, onnx_parity
+    from yolo_prune.checkpoint import load_detector
+
+    loaded = load_detector(config.model, trust=config.trust)
+    imgsz = config.imgsz or loaded.imgsz
+    ending = "_int8.onnx" if config.quantize else ".onnx"
+    out = Path(config.out) if config.out else loaded.path.with_name(f"{loaded.path.stem}{ending}")
+    if config.quantize:
+        _export_int8(config, loaded, out, imgsz)
+    else:
+        export_onnx(config.model, out, imgsz=imgsz, trust=config.trust)
+        parity = onnx_parity(config.model, out, imgsz, trust=config.trust)
+        say(
+            f"largest difference to the checkpoint: {parity.max_abs_diff:.2g} on outputs up to {parity.scale:.4g}"
+        )
+    say(f"export: {out} ({out.stat().st_size / 1e6:.1f} MB, {imgsz} px)")
+
+
+def _export_int8(config: ExportConfig, loaded: LoadedModel, out: Path, imgsz: int) -> None:
+    from yolo_prune.adapters.ultralytics.int8 import export_measured_int8
+    from yolo_prune.adapters.ultralytics.tasks import open_task
+
+    task = open_task(
+        loaded,
+        config.data or "",
+        split=config.split,
+        batch=config.batch,
+        device="cpu",
+        workers=config.workers,
+    )
+    quantised = export_measured_int8(
+        loaded,
+        out,
+        task,
+        imgsz=imgsz,
+        images=config.calibration_images,
+        seed=config.seed,
+        trust=config.trust,
+    )
+    for name, result in (("checkpoint", task.evaluate(loaded.module, imgsz)), ("INT8", quantised)):
+        say(f"{name}: {METRICS[task.metric].sentence(result.scores)} ({result.images} images)")
 
 
 def _own_size(path: str, trust: bool) -> int:

@@ -114,6 +114,9 @@ class PruneConfig:
     lr0: float | None = option(_LR0, None, low=0)
     optimizer: str = option(_OPTIMIZER, "auto")
     split: str = option(_SPLIT, "val", choices=("val", "test", "train"))
+    quantize: int | None = option(
+        "8 quantises the final model for ONNX Runtime and gives it a row in the report", None, choices=(8,)
+    )
     bench: bool = option("measure latency and FPS of parent and pruned model", True)
     runtimes: tuple[str, ...] = option("runtimes to measure on", RUNTIMES, choices=RUNTIMES)
     threads: int | None = option("CPU threads while measuring; all when not given", None, low=1)
@@ -238,6 +241,30 @@ class BenchConfig:
         coerce_(self)
         if not self.model:
             raise ConfigError("'model' names no checkpoint: give model=parent.pt,pruned.pt.")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Options of ``export``: an ONNX file, in 32 or 8 bits, and how far it is from its checkpoint."""
+
+    model: str = option(_MODEL)
+    data: str | None = option(f"{_DATA}; needed for quantize=8, which looks at its training images", None)
+    quantize: int | None = option("8 for INT8; 32-bit floating point when not given", None, choices=(8,))
+    out: str | None = option("file to write; beside the checkpoint when not given", None)
+    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    calibration_images: int = option("training images that quantize=8 looks at", 96, low=1)
+    batch: int = option("images per batch of evaluation", 16, low=1)
+    split: str = option(_SPLIT, "val", choices=("val", "test", "train"))
+    seed: int = option("seed of the choice of images", 0, low=0)
+    workers: int = option(_WORKERS, 2, low=0)
+    trust: bool = option(_TRUST, False)
+    verbose: bool = option(_VERBOSE, True)
+    debug: bool = option(_DEBUG, False)
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+        if self.quantize and not self.data:
+            raise ConfigError("quantize=8 needs data=: it looks at training images.")
 
 
 @dataclass(frozen=True)

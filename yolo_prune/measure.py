@@ -155,11 +155,12 @@ def _bench(
         warnings.append("GPU speed was not measured: this machine has no CUDA device.")
     for runtime, places in devices.items():
         for place in [*places, *([gpu] if gpu else [])]:
+            timed = [m for m in models if m.name != "int8" or (runtime, place) == ("onnxruntime", "cpu")]
             try:
                 comparison = compare(
-                    {_key(model): model.file for model in models},
+                    {_key(model): model.file for model in timed},
                     runtime=runtime,
-                    imgsz={_key(model): model.imgsz for model in models},
+                    imgsz={_key(model): model.imgsz for model in timed},
                     device=place,
                     threads=config.threads,
                     images=images,
@@ -183,6 +184,8 @@ def _rows(models: Sequence[Evaluated], comparisons: Sequence[Comparison]) -> lis
     measured: list[Comparison | None] = [*comparisons] or [None]
     for comparison in measured:
         for model in models:
+            if comparison and _key(model) not in comparison.timings:
+                continue  # an INT8 file runs where it was made for
             channels = next(p.shape[1] for p in model.module.parameters() if p.dim() == 4)
             image = torch.zeros(1, channels, model.imgsz, model.imgsz)
             rows.append(
@@ -203,7 +206,7 @@ def _speedups(models: Sequence[Evaluated], comparisons: Sequence[Comparison]) ->
     found = []
     for comparison in comparisons:
         for model in models[1:]:
-            ratios, timing = comparison.ratios.get(_key(model)), comparison.timings[_key(model)]
+            ratios, timing = comparison.ratios.get(_key(model)), comparison.timings.get(_key(model))
             if ratios and timing is not None and "latency" in ratios:
                 ratio = ratios["latency"]
                 found.append(
@@ -303,7 +306,9 @@ def _histogram(parent: nn.Module, pruned: nn.Module, bins: int = 40) -> Histogra
 
 
 def _per_class(models: Sequence[Evaluated], task: Task) -> tuple[ClassAp, ...]:
-    by_name = {model.name: model.result.per_class for model in models if model.name != "control"}
+    by_name = {
+        model.name: model.result.per_class for model in models if model.name not in ("control", "int8")
+    }
     sizes = task.class_sizes()
     return tuple(
         ClassAp(

@@ -15,7 +15,7 @@ from yolo_prune.checkpoint import LoadedModel, fingerprint, load_detector, save_
 from yolo_prune.config import PruneConfig, make_config, to_yaml
 from yolo_prune.cutting import Anatomy
 from yolo_prune.device import resolve_device
-from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.files import write_text
 from yolo_prune.plan import Widths
 from yolo_prune.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
@@ -141,9 +141,16 @@ def _run(
             _retrain(config, loaded, models, space, device, imgsz, cut.plan)
         with space.stage("evaluate retrained", "evaluating the retrained model"):
             models.append(_evaluated("retrained", space.weights / "best.pt", config, task, imgsz))
+    trouble: list[str] = []
+    if config.quantize:
+        with space.stage("quantise", "quantising the final model to INT8"):
+            quantised, trouble = _quantised(models[-1], config, task, space)
+            models += quantised
     report = measure_run(config, models, cut, stages, anatomy, task, space, device)
+    report = replace(report, warnings=(*report.warnings, *trouble))
     write_report(report, space.root)
-    return PruneResult(space.root, report, cut.plan, models[-1].file)
+    best = next(model.file for model in reversed(models) if model.name != "int8")
+    return PruneResult(space.root, report, cut.plan, best)
 
 
 def _seed(seed: int) -> None:
@@ -175,6 +182,24 @@ def _evaluated(name: str, file: Path, config: PruneConfig, task: Task, imgsz: in
     result = task.evaluate(module, imgsz)
     LOGGER.info("%s: %s (%d images)", name, METRICS[task.metric].sentence(result.scores), result.images)
     return Evaluated(name, file, module, result, imgsz)
+
+
+def _quantised(
+    final: Evaluated, config: PruneConfig, task: Task, space: Workspace
+) -> tuple[list[Evaluated], list[str]]:
+    """Export the final model to INT8 and evaluate the file; what goes wrong there is a warning."""
+    from yolo_prune.adapters.ultralytics.int8 import export_measured_int8
+
+    out = space.weights / f"{final.file.stem}_int8.onnx"
+    loaded = load_detector(final.file, trust=config.trust)
+    options = {"imgsz": final.imgsz, "images": config.calibration_images, "seed": config.seed}
+    try:
+        result = export_measured_int8(loaded, out, task, **options, trust=config.trust)
+    except (BenchmarkError, MissingRuntimeError) as error:
+        LOGGER.warning("there is no INT8 model: %s", error)
+        return [], [f"There is no INT8 model: {error}"]
+    LOGGER.info("int8: %s (%d images)", METRICS[task.metric].sentence(result.scores), result.images)
+    return [Evaluated("int8", out, final.module, result, final.imgsz)], []
 
 
 def _make_room(space: Workspace, model: Path) -> None:

@@ -19,6 +19,7 @@ OUTPUTS = (
     *("args.yaml", "plan.json", "recovery.json", "results.csv"),
     *("report.json", "report.md", "report.csv", "report.html"),
     *("weights/parent.pt", "weights/pruned.pt", "weights/best.pt", "weights/last.pt"),
+    *("weights/pruned_int8.onnx", "weights/best_int8.onnx"),
 )
 """What a run writes, each whole or not at all."""
 

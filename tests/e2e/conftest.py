@@ -107,5 +107,5 @@ def finished(tmp_path_factory, words):
     project, out = tmp_path_factory.mktemp("runs"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr(measure, "compare", functools.partial(bench.compare, rounds=4))
-        code = cli.main([*words, "epochs=1", "threads=1", f"project={project}", "name=whole"])
+        code = cli.main([*words, "epochs=1", "threads=1", "quantize=8", f"project={project}", "name=whole"])
     return project / "whole", code, out.getvalue()

@@ -18,7 +18,13 @@ from yolo_prune.cost import count_parameters
 from yolo_prune.record import PrunePlan
 
 FILES = (
-    *("weights/parent.pt", "weights/pruned.pt", "weights/best.pt", "weights/last.pt"),
+    *(
+        "weights/parent.pt",
+        "weights/pruned.pt",
+        "weights/best.pt",
+        "weights/last.pt",
+        "weights/best_int8.onnx",
+    ),
     *("plan.json", "args.yaml", "results.csv", "report.json", "report.md", "report.html", "report.csv"),
 )
 ROW = (
@@ -74,8 +80,16 @@ def test_every_row_has_every_column(report):
 
 def test_there_is_a_row_for_every_model_and_runtime(report):
     found = [(row["model"], row["runtime"], row["imgsz"]) for row in report["rows"]]
-    models = [("parent", 64), ("pruned", 64), ("retrained", 64), ("control", 32)]
-    assert found == [(model, runtime, size) for runtime in ("torch", "onnxruntime") for model, size in models]
+    models = [("parent", 64), ("pruned", 64), ("retrained", 64), ("int8", 64), ("control", 32)]
+    every = [(model, runtime, size) for runtime in ("torch", "onnxruntime") for model, size in models]
+    assert found == [row for row in every if row[:2] != ("int8", "torch")]
+
+
+def test_the_int8_file_still_finds_the_squares(report, folder):
+    whole, quantised = (row_of(report, name, "onnxruntime") for name in ("retrained", "int8"))
+    assert quantised["ap"] > 0.8 * whole["ap"]
+    assert quantised["size_mb"] == pytest.approx((folder / "weights/best_int8.onnx").stat().st_size / 1e6)
+    assert "In INT8 the retrained model has AP" in (folder / "report.md").read_text()
 
 
 def test_the_numbers_of_the_rows_are_measured(report):

@@ -85,7 +85,7 @@ def test_version_names_the_versions_in_use(capsys):
         (["help", "prnue"], "unknown command 'prnue'. Did you mean 'prune'?"),
         (
             ["zzz"],
-            "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, inspect, report, demo.",
+            "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, export, inspect, report, demo.",
         ),
         ([*PRUNE, "l1_strenght=1"], "unknown key 'l1_strenght'."),
         ([*PRUNE, "epoch=1"], "unknown key 'epoch'. Did you mean 'epochs'?"),

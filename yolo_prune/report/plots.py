@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_VARIABLES = ("ink", "muted", "line", "card", "parent", "pruned", "retrained", "control")
+_VARIABLES = ("ink", "muted", "line", "card", "parent", "pruned", "retrained", "control", "int8")
 COLOURS = {name: f"#0{index}0{index}0{index}" for index, name in enumerate(_VARIABLES, start=1)}
 """Stand-ins that matplotlib draws with; ``_inline`` turns each into ``var(--name)``."""
-_MARKERS = {"parent": "s", "pruned": "^", "retrained": "o", "control": "D"}
+_MARKERS = {"parent": "s", "pruned": "^", "retrained": "o", "control": "D", "int8": "P"}
 _STYLE = {"svg.fonttype": "none", "font.size": 10.0, "axes.unicode_minus": True}
 
 
@@ -60,9 +60,12 @@ def accuracy_against_fps(report: RunReport, of: tuple[Any, ...]) -> str | None:
 
 
 def _path(axes: Axes, rows: list[tuple[Row, float, float]]) -> None:
-    """Draw the way of the model: parent, pruned, retrained."""
+    """Draw the way of the model: parent, pruned, retrained, quantised."""
     way = [
-        (fps, ap) for name in ("parent", "pruned", "retrained") for row, fps, ap in rows if row.model == name
+        (fps, ap)
+        for name in ("parent", "pruned", "retrained", "int8")
+        for row, fps, ap in rows
+        if row.model == name
     ]
     arrow = {"arrowstyle": "-|>", "color": COLOURS["muted"], "lw": 1, "shrinkA": 7, "shrinkB": 7}
     for start, end in pairwise(way):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from yolo_prune.bench import Timing
 
 SCHEMA_VERSION = 1
-MODELS = ("parent", "pruned", "retrained", "control")
-"""The usual values of ``Row.model``; a control is the parent at a lower input resolution."""
+MODELS = ("parent", "pruned", "retrained", "int8", "control")
+"""The usual values of ``Row.model``: ``int8`` is the final model quantised, ``control`` the parent at fewer pixels."""
 
 ACCURACY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "top1", "top5")
 COST = ("gmacs", "params_m", "size_mb")

@@ -47,6 +47,7 @@ def verdicts(report: RunReport) -> tuple[Verdict, ...]:
         judge_speed,
         judge_control,
         judge_retraining,
+        judge_int8,
         judge_noise,
         judge_proof,
     )
@@ -193,6 +194,21 @@ def judge_retraining(report: RunReport, final: Row) -> list[Verdict]:
         f"Before retraining the pruned model had {name} {before:.3f}; retraining changed it by {gain:+.3f}."
     )
     return [Verdict(text)]
+
+
+def judge_int8(report: RunReport, final: Row) -> list[Verdict]:
+    """Say what quantising the final model cost and gave."""
+    rows = [row for row in report.rows if row.model == "int8"]
+    if not rows or rows[0].accuracy is None or final.accuracy is None:
+        return []
+    change, bound = rows[0].accuracy - final.accuracy, noise(report)
+    text = f"In INT8 the {final.model} model has {metric_of(report).short} {rows[0].accuracy:.3f} ({change:+.3f})"
+    gains = [(row, gain) for row in rows if row.fps and (gain := speedup(report, row)) is not None]
+    for row, gain in gains:
+        text += f", {gain.ratio:.2f}x the parent's FPS on {_where(row)}"
+    slower = any(gain.ratio < 1 for _, gain in gains)
+    lost = bound is not None and change < -bound[0]
+    return [Verdict(f"{text}.", "bad" if slower or lost else "good" if gains else "plain")]
 
 
 def judge_noise(report: RunReport, final: Row) -> list[Verdict]:

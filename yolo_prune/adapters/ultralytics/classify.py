@@ -112,6 +112,7 @@ def evaluate_classifier(
     split: str = "val",
     workers: int = 0,
     names: Mapping[int, str] | None = None,
+    exported: Path | None = None,
 ) -> ClassifierResult:
     """Evaluate a classifier of the host through its own validator: the top-1 of the host's ``val``.
 
@@ -124,6 +125,7 @@ def evaluate_classifier(
         split: ``train``, ``val`` or ``test``.
         workers: Loader processes (the host uses none on a CPU).
         names: Class index -> name, where the module has none or others.
+        exported: An .onnx file made from the module, to evaluate in its place.
 
     Raises:
         DataError: The folder, the split or its images are missing, the classes differ in number, or the host left
@@ -140,7 +142,7 @@ def evaluate_classifier(
     check_class_count(names, resolved)
     options = {"task": "classify", "data": os.fspath(resolved.folder), "imgsz": imgsz, "batch": batch}
     options |= {"device": str(device), "split": resolved.split, "workers": workers}
-    validator = validate(classification_validator(), module, names=names, options=options)
+    validator = validate(classification_validator(), module, names=names, options=options, exported=exported)
     best, truth = torch.cat([each[:, 0] for each in validator.pred]), torch.cat(validator.targets)
     if len(truth) < len(resolved.image_files):
         raise DataError(

@@ -80,6 +80,7 @@ def evaluate_detector(
     split: str = "val",
     workers: int = 0,
     names: Mapping[int, str] | None = None,
+    exported: Path | None = None,
 ) -> EvalResult:
     """Evaluate a detector in one pass of the host's validator (confidence 0.001, IoU 0.7, at most 300 boxes).
 
@@ -95,6 +96,7 @@ def evaluate_detector(
         split: ``train``, ``val`` or ``test``.
         workers: Loader processes (the host uses none on a CPU).
         names: Class index -> name, where the module has none or others.
+        exported: An .onnx file made from the module, to evaluate in its place; on squares, where its input is fixed.
 
     Returns:
         COCO AP and the host's own mAP of the same detections.
@@ -109,7 +111,9 @@ def evaluate_detector(
     check_classes(names, resolved)
     options = {"task": task_of(module), "data": os.fspath(resolved.file), "imgsz": imgsz, "batch": batch}
     options |= {"device": str(device), "split": split, "workers": workers, **_RULES}
-    validator = validate(collecting_validator(module), module, names=names, options=options)
+    validator = validate(
+        collecting_validator(module), module, names=names, options=options, exported=exported
+    )
     return EvalResult(
         coco=_score(validator, resolved),
         host_map=float(validator.metrics.box.map),

@@ -49,9 +49,15 @@ class Parity:
 
 
 def export_onnx(
-    checkpoint: Path | str, out: Path, *, imgsz: int, batch: int = 1, trust: bool = False
+    checkpoint: Path | str,
+    out: Path,
+    *,
+    imgsz: int,
+    batch: int = 1,
+    trust: bool = False,
+    dynamic: bool = False,
 ) -> Path:
-    """Export a checkpoint to ONNX, float32, fixed input, decoded outputs, suppression left to the caller.
+    """Export a checkpoint to ONNX, float32, decoded outputs, suppression left to the caller.
 
     Nothing is installed, and neither the checkpoint nor its folder is touched. A detector with two heads, one
     of which needs no suppression, is exported with the head that it has selected.
@@ -62,6 +68,7 @@ def export_onnx(
         imgsz: Side of the square input, in pixels, a multiple of the model's stride.
         batch: Fixed batch size.
         trust: Load a checkpoint that may run code of its own.
+        dynamic: Leave the size of the input open, which costs speed; else it is fixed.
 
     Returns:
         ``out``.
@@ -87,7 +94,7 @@ def export_onnx(
         host.pt_path = str(
             Path(folder, "model.pt")
         )  # the exporter writes beside it; no file needs to be there
-        exported = Path(_run_exporter(host, imgsz, batch))
+        exported = Path(_run_exporter(host, imgsz, batch, dynamic))
         if not exported.is_file():
             raise BenchmarkError(f"the host's exporter left no file for '{checkpoint}'.")
         with replacing(out) as temporary:
@@ -95,7 +102,7 @@ def export_onnx(
     return out
 
 
-def _run_exporter(host: Any, imgsz: int, batch: int) -> str:
+def _run_exporter(host: Any, imgsz: int, batch: int, dynamic: bool) -> str:
     """Run the host's exporter on a module and return the path that it wrote."""
     from ultralytics.engine.exporter import Exporter
 
@@ -104,6 +111,7 @@ def _run_exporter(host: Any, imgsz: int, batch: int) -> str:
         "format": "onnx",
         "imgsz": imgsz,
         "batch": batch,
+        "dynamic": dynamic,
         "device": "cpu",
         "simplify": True,
         "verbose": False,

@@ -57,8 +57,8 @@ class Task(Protocol):
     def check_training_images(self) -> None:
         """Raise DataError when there are no training images, which recovery needs."""
 
-    def evaluate(self, module: nn.Module, imgsz: int) -> Result:
-        """Evaluate a module on the split at an input size in pixels; the module is not changed."""
+    def evaluate(self, module: nn.Module, imgsz: int, exported: Path | None = None) -> Result:
+        """Evaluate a module, or a file made from it, on the split at an input size in pixels."""
 
     def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:
         """Return a quick score in [0, 1] on some validation images, which are loaded once."""
@@ -90,7 +90,7 @@ class BoxTask:
         """Raise DataError when the yaml has no training images."""
         data.list_images(self.split.yaml, "train")
 
-    def evaluate(self, module: nn.Module, imgsz: int) -> evaluate.EvalResult:
+    def evaluate(self, module: nn.Module, imgsz: int, exported: Path | None = None) -> evaluate.EvalResult:
         """Return COCO AP and the host's own mAP."""
         return evaluate.evaluate_detector(
             module,
@@ -101,6 +101,7 @@ class BoxTask:
             split=self.split.split,
             workers=self.workers,
             names=self.names,
+            exported=exported,
         )
 
     def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:
@@ -145,7 +146,9 @@ class ClassTask:
         """Raise DataError when there is no folder of training images."""
         data.find_class_folders(self.split.folder, "train")
 
-    def evaluate(self, module: nn.Module, imgsz: int) -> classify.ClassifierResult:
+    def evaluate(
+        self, module: nn.Module, imgsz: int, exported: Path | None = None
+    ) -> classify.ClassifierResult:
         """Return top-1 and top-5 accuracy."""
         return classify.evaluate_classifier(
             module,
@@ -155,6 +158,7 @@ class ClassTask:
             device=self.device,
             workers=self.workers,
             names=self.names,
+            exported=exported,
         )
 
     def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:

@@ -204,6 +204,7 @@ def validate(
     names: Mapping[int, str],
     options: Mapping[str, Any],
     loader: Any = None,
+    exported: Path | None = None,
 ) -> Any:
     """Run the host's validation on a copy of ``module`` and return the validator.
 
@@ -213,12 +214,14 @@ def validate(
         names: Class index -> name.
         options: Keys of the host's configuration.
         loader: Batches to use instead of those the host would load.
+        exported: A file made from the module, to run in its place; a fixed input makes every image a square.
     """
-    copy: Any = deepcopy(module).float().eval()
-    copy.names = dict(names)
+    model: Any = os.fspath(exported) if exported else deepcopy(module).float().eval()
+    if not exported:
+        model.names = dict(names)
     with undisturbed(), tempfile.TemporaryDirectory() as folder:
         arguments = {"mode": "val", "plots": False, "verbose": False, **options}
         validator = validator_class(dataloader=loader, save_dir=Path(folder), args=arguments)
         validator.threads = torch.get_num_threads()
-        validator(model=copy)
+        validator(model=model)
     return validator

@@ -1,0 +1,113 @@
+"""INT8 after pruning: a smaller file that finds nearly the same, also by its own command."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tiny_host
+import torch
+
+from yolo_prune import cli
+from yolo_prune.adapters.ultralytics import int8
+from yolo_prune.adapters.ultralytics.int8 import export_int8
+from yolo_prune.bench.onnxruntime import class_count
+from yolo_prune.checkpoint import load_detector, save_detector
+from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
+
+IMGSZ = 64
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [torch.rand(4, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(1))]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, images):
+    """Random weights whose signal reaches the output, with two classes."""
+    module = tiny_host.tiny("detect").train()
+    norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        module(images[0])
+    module.names = {0: "kind0", 1: "kind1"}
+    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
+    return save_detector(path, module.eval(), task="detect", train_args={"imgsz": IMGSZ}, meta={})
+
+
+@pytest.fixture(scope="module")
+def quantised(checkpoint, images, tmp_path_factory):
+    return export_int8(checkpoint, tmp_path_factory.mktemp("int8") / "new" / "tiny.onnx", images, imgsz=IMGSZ)
+
+
+def output(path, pixels):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: pixels})[0]
+
+
+def test_it_computes_nearly_what_the_checkpoint_computes(checkpoint, quantised, images):
+    pixels = images[0][:1]
+    with torch.inference_mode():
+        whole = load_detector(checkpoint).module(pixels)[0].numpy()
+    found = output(quantised, pixels.numpy())
+    assert found.shape == whole.shape
+    error = np.abs(found - whole).mean() / np.abs(whole - whole.mean(axis=2, keepdims=True)).mean()
+    assert 0 < error < 0.2
+
+
+def test_weights_are_bytes_and_activations_are_the_kind_that_cpus_multiply_fast(quantised):
+    graph = onnx.load(quantised).graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    weights = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in kinds]
+    assert onnx.TensorProto.INT8 in {kinds[node.input[0]] for node in weights}
+    zeros = {kinds[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert zeros == {onnx.TensorProto.UINT8}
+
+
+def test_the_file_still_names_its_classes_and_is_alone_in_its_folder(quantised):
+    session = onnxruntime.InferenceSession(str(quantised), providers=["CPUExecutionProvider"])
+    assert class_count(session.get_modelmeta().custom_metadata_map) == 2
+    assert [path.name for path in quantised.parent.iterdir()] == ["tiny.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "batches", "words"), [("a.onnx", [], "images"), ("a.bin", None, "ends in .onnx")]
+)
+def test_what_cannot_work_is_refused(checkpoint, images, tmp_path, name, batches, words):
+    with pytest.raises(ConfigError, match=words):
+        export_int8(checkpoint, tmp_path / name, images if batches is None else batches, imgsz=IMGSZ)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(checkpoint, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(int8.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingRuntimeError, match="onnxruntime"):
+        export_int8(checkpoint, tmp_path / "a.onnx", images, imgsz=IMGSZ)
+
+
+def test_a_network_that_the_library_refuses_leaves_the_old_file(checkpoint, images, tmp_path, monkeypatch):
+    import onnxruntime.quantization.shape_inference as library
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(library, "quant_pre_process", refuse)
+    out = tmp_path / "a.onnx"
+    out.write_bytes(b"old")
+    with pytest.raises(BenchmarkError, match="cannot quantise"):
+        export_int8(checkpoint, out, images, imgsz=IMGSZ)
+    assert out.read_bytes() == b"old"
+
+
+def test_the_command_exports_and_says_what_it_cost(checkpoint, tmp_path, capsys):
+    data = tiny_host.draw(tmp_path / "data", "detect")
+    words = [f"model={checkpoint}", "calibration_images=4", "workers=0", f"out={tmp_path / 'b.onnx'}"]
+    assert cli.main(["export", *words, f"data={data}", "quantize=8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["checkpoint", "INT8", "export"]
+    assert (tmp_path / "b.onnx").is_file()
+    assert cli.main(["export", *words]) == 0
+    assert "largest difference to the checkpoint" in capsys.readouterr().out
+    assert cli.main(["export", *words, "quantize=8"]) == 2
+    assert "needs data=" in capsys.readouterr().err

@@ -1,0 +1,157 @@
+"""INT8 for ONNX Runtime: the exported network with its convolutions and linear layers in 8 bits."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from yolo_prune.adapters.ultralytics.export import export_onnx
+from yolo_prune.adapters.ultralytics.validator import is_stretched
+from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
+from yolo_prune.files import replacing
+
+if TYPE_CHECKING:
+    from yolo_prune.adapters.ultralytics.tasks import Result, Task
+    from yolo_prune.checkpoint import LoadedModel
+
+_WEIGHTED = ("Conv", "Gemm")
+
+
+def export_int8(
+    checkpoint: Path | str,
+    out: Path,
+    batches: Sequence[Tensor],
+    *,
+    imgsz: int,
+    trust: bool = False,
+    dynamic: bool = False,
+) -> Path:
+    """Export a checkpoint to ONNX and quantise it after training: 8 bits for weights and for what they multiply.
+
+    Activations are unsigned and weights signed, one range a channel: the form that x86 CPUs have instructions for.
+    With signed activations, as the host's own ``export quantize=8`` makes them, the file was slower than float32 where
+    we measured it. Everything but convolutions and linear layers stays in float32: one 8-bit range over boxes in pixels
+    and scores below 1 would round every score to 0.
+
+    Args:
+        checkpoint: What ``load_detector`` accepts.
+        out: The .onnx file to create or replace, whole or not at all; for one image at a time.
+        batches: Training images as validation sees them, float32 (batch, channels, imgsz, imgsz) in [0, 1].
+        imgsz: Side of the square input, in pixels.
+        trust: Load a checkpoint that may run code of its own.
+        dynamic: As for :func:`yolo_prune.adapters.ultralytics.export.export_onnx`.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        MissingRuntimeError: onnx, onnxslim or onnxruntime is not installed.
+        ConfigError: ``out`` is not an .onnx path, there are no images, or ``imgsz`` does not fit the stride.
+        CheckpointError: The checkpoint cannot be loaded.
+        BenchmarkError: The network cannot be quantised.
+    """
+    if out.suffix != ".onnx":
+        raise ConfigError(f"an export needs a path that ends in .onnx, got '{out}'.")
+    if not batches:
+        raise ConfigError("INT8 needs images to calibrate on, got none.")
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingRuntimeError(
+            "INT8 needs 'onnxruntime', which is not installed: pip install \"yolo-prune[onnx]\"."
+        )
+    with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
+        whole = export_onnx(
+            checkpoint, Path(folder, "float32.onnx"), imgsz=imgsz, trust=trust, dynamic=dynamic
+        )
+        with replacing(out) as temporary:
+            _quantise(whole, temporary, batches, Path(folder))
+    return out
+
+
+def export_measured_int8(
+    loaded: LoadedModel,
+    out: Path,
+    task: Task,
+    *,
+    imgsz: int,
+    images: int,
+    seed: int,
+    trust: bool = False,
+) -> Result:
+    """Export a checkpoint to INT8 and evaluate it as the checkpoint itself is evaluated.
+
+    Detectors are validated on rectangles, which a file of fixed size cannot take, and the padding to a square alone may
+    cost accuracy. So a twin whose size is open, with the same weights and ranges, is evaluated and thrown away.
+
+    Args:
+        loaded: The checkpoint.
+        out: The .onnx file to create or replace, of fixed size.
+        task: What to calibrate and evaluate on.
+        imgsz: Side of the square input, in pixels.
+        images: Training images to calibrate on.
+        seed: Of their choice.
+        trust: Load a checkpoint that may run code of its own.
+
+    Returns:
+        The accuracy in INT8.
+
+    Raises:
+        YoloPruneError: As :func:`export_int8` and the evaluation.
+    """
+    batches = task.calibration_batches(imgsz, images, seed)
+    export_int8(loaded.path, out, batches, imgsz=imgsz, trust=trust)
+    if task.metric != "ap" or is_stretched(loaded.module):
+        return task.evaluate(loaded.module, imgsz, out)
+    with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
+        twin = Path(folder, "twin.onnx")
+        export_int8(loaded.path, twin, batches, imgsz=imgsz, trust=trust, dynamic=True)
+        return task.evaluate(loaded.module, imgsz, twin)
+
+
+def _quantise(source: Path, out: Path, batches: Sequence[Tensor], folder: Path) -> None:
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    name = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"]).get_inputs()[0].name
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.images = ({name: image[None].cpu().numpy()} for batch in batches for image in batch)
+
+        def get_next(self) -> Any:
+            return next(self.images, None)
+
+    prepared = folder / "prepared.onnx"
+    try:
+        with _quiet_library():
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            quantize_static(
+                prepared,
+                out,
+                Reader(),
+                op_types_to_quantize=list(_WEIGHTED),
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+            )
+    except (RuntimeError, ValueError, AttributeError) as error:
+        raise BenchmarkError(f"ONNX Runtime cannot quantise '{source.name}': {error}") from error
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Silence the library's advice, which goes to the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
