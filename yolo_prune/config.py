@@ -55,10 +55,15 @@ HOST_OWN_KEYS = (
         "quantize",
     ),
     *("nms", "augmentations", *HOST_TRAIN_KEYS),
+    *("dnn", "source", "vid_stride", "stream_buffer", "visualize", "augment", "agnostic_nms", "retina_masks"),
+    *("embed", "show", "save_frames", "save_txt", "save_conf", "save_crop", "show_labels", "show_conf"),
+    *("show_boxes", "line_width", "format", "optimize", "dynamic", "simplify", "opset", "workspace"),
+    *("dlog", "dgrad", "dlam", "tracker"),
 )
-"""All of the host's training arguments: ``train`` takes them as they are, with the host's own defaults."""
+"""All that ``yolo train`` takes, useful there or not: ``train`` passes them on, with the host's own defaults."""
 
 _REST_OF = {"TrainConfig": HOST_OWN_KEYS}
+_NOT_OF_A_TRAINING = {"TrainConfig": ("mode", "cfg")}  # in the file that ``yolo copy-cfg`` writes
 
 _MODEL = "checkpoint (*.pt), official model name or architecture (*.yaml)"
 _DATA = "data set in the host's format: a data.yaml, a folder of classes, or a name it knows"
@@ -334,7 +339,8 @@ def make_config(kind: type[_Config], overrides: Mapping[str, Any] | Sequence[str
         {'mosaic': 0}
     """
     values = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    return config_from(kind, values, rest=rest_keys(kind), exclusive=BUDGET_KEYS)
+    ignored = _NOT_OF_A_TRAINING.get(kind.__name__, ())
+    return config_from(kind, values, rest=rest_keys(kind), exclusive=BUDGET_KEYS, ignored=ignored)
 
 
 def rest_keys(kind: type) -> tuple[str, ...]:

@@ -97,6 +97,7 @@ def config_from(
     *,
     rest: Iterable[str] = (),
     exclusive: Iterable[str] = (),
+    ignored: Iterable[str] = (),
 ) -> _Config:
     """Make a configuration: its defaults, changed by the YAML recipe under ``cfg``, changed by ``overrides``.
 
@@ -105,6 +106,7 @@ def config_from(
         overrides: Values or texts by key, as ``parse_overrides`` returns them.
         rest: Keys that are not fields of ``kind`` and are collected in its ``train_args``.
         exclusive: Keys of which one in ``overrides`` replaces any in the recipe.
+        ignored: Keys that a recipe may have and that mean nothing here.
 
     Raises:
         ConfigError: A key is unknown or missing, or a value is of another type or outside its range.
@@ -112,6 +114,7 @@ def config_from(
     typed = dict(overrides)
     recipe_file = typed.pop(RECIPE_KEY, None)
     recipe = {} if recipe_file is None else read_recipe(recipe_file)
+    recipe = {key: value for key, value in recipe.items() if key not in set(ignored)}
     known = [*option_fields(kind), *rest]
     check_keys(recipe, known, f" in {recipe_file}")
     check_keys(typed, known, "", also=[RECIPE_KEY])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny_host import cut, draw, tiny
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -13,7 +14,7 @@ import yolo_prune
 from yolo_prune.adapters.ultralytics.attach import read_result, train_from_config
 from yolo_prune.adapters.ultralytics.inrun import inrun_trainer
 from yolo_prune.checkpoint import save_detector
-from yolo_prune.config import TrainConfig
+from yolo_prune.config import TrainConfig, make_config
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.retrain import count_parameters
 
@@ -185,6 +186,19 @@ def test_with_a_budget_the_command_prunes(stock, data, tmp_path, attached):
     assert losses(tmp_path / "command") == losses(
         attached[2] / "run"
     )  # the command and the attachment are one
+
+
+def test_the_hosts_own_file_of_options_is_a_recipe_and_takes_the_pruning_keys(
+    stock, data, tmp_path, attached
+):
+    """What ``yolo copy-cfg`` writes: every key of the host, with those of this run changed."""
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    host = {**HOST, "project": str(tmp_path), "name": "recipe", "model": str(stock), "data": str(data)}
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump({**DEFAULT_CFG_DICT, **host, **PRUNING, "verbose": False}))
+    train_from_config(make_config(TrainConfig, [f"cfg={recipe}"]))
+    assert losses(tmp_path / "recipe") == losses(attached[2] / "run")
 
 
 def test_a_pruned_model_without_a_budget_goes_on_as_pruned(data, tmp_path):

@@ -306,3 +306,13 @@ def test_weights_are_judged_as_they_are_saved_and_come_back_exactly():
     with as_saved(layer):
         assert layer.weight.item() == torch.tensor(1 / 3).half().item() != exact
     assert layer.weight.item() == exact
+
+
+def test_training_in_8_bits_keeps_the_cut(pruned, data, tmp_path):
+    """The host's quantisation-aware training, whose library is heavy and seldom installed."""
+    pytest.importorskip("modelopt.torch.quantization")
+    path = save_detector(tmp_path / "p.pt", pruned, task="detect", train_args={"imgsz": 64}, meta={})
+    host = {**QUIET, "project": str(tmp_path), "name": "on", "device": "cpu", "quantize": 8}
+    result = train_pruned(path, data=data, epochs=1, batch=4, **host)
+    assert result.params_after == count_parameters(pruned)
+    assert torch.load(result.best, weights_only=False)["modelopt"]
