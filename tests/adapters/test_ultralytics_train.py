@@ -308,6 +308,7 @@ def test_weights_are_judged_as_they_are_saved_and_come_back_exactly():
     assert layer.weight.item() == exact
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_training_in_8_bits_keeps_the_cut(pruned, data, tmp_path):
     """The host's quantisation-aware training, whose library is heavy and seldom installed."""
     pytest.importorskip("modelopt.torch.quantization")
