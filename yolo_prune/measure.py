@@ -7,7 +7,8 @@ import importlib.metadata
 import itertools
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,11 +44,21 @@ from yolo_prune.score import norm_scale_names
 from yolo_prune.workspace import Workspace
 
 if TYPE_CHECKING:
-    from yolo_prune.adapters.ultralytics.tasks import Task
-    from yolo_prune.run import Evaluated
+    from yolo_prune.adapters.ultralytics.tasks import Result, Task
 
 _BENCH_IMAGES = 16
 _STEEP = 0.25
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model of the run: its name in the report, its file and what evaluation said."""
+
+    name: str
+    file: Path
+    module: nn.Module
+    result: Result
+    imgsz: int
 
 
 def measure_run(

@@ -17,6 +17,7 @@ from yolo_prune.cutting import Anatomy
 from yolo_prune.device import resolve_device
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.files import write_text
+from yolo_prune.measure import Evaluated, measure_run
 from yolo_prune.plan import Widths
 from yolo_prune.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
 from yolo_prune.progress import LOGGER
@@ -26,7 +27,7 @@ from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.workspace import OUTPUTS, Workspace, open_workspace
 
 if TYPE_CHECKING:
-    from yolo_prune.adapters.ultralytics.tasks import Result, Task
+    from yolo_prune.adapters.ultralytics.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,6 @@ class PruneResult:
     report: RunReport
     plan: PrunePlan
     best: Path
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A model of the run: its name in the report, its file and what evaluation said."""
-
-    name: str
-    file: Path
-    module: nn.Module
-    result: Result
-    imgsz: int
 
 
 def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
@@ -125,8 +115,6 @@ def _run(
     anatomy: Anatomy,
 ) -> PruneResult:
     """Do the work in an open run folder."""
-    from yolo_prune.measure import measure_run
-
     imgsz = size_of(config, loaded)
     write_text(space.root / "args.yaml", to_yaml(config))
     _seed(config.seed)
