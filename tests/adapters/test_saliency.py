@@ -8,7 +8,7 @@ from ultralytics.nn import tasks
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of, file_of
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.errors import ConfigError
-from yolo_prune.recover.moments import collect_moments, reading_layers
+from yolo_prune.recover.moments import collect_moments, reading_layers, run_with_gradients
 
 CLASSES = 3
 MODELS = {
@@ -75,7 +75,7 @@ def test_every_layer_that_reads_free_channels_feels_the_task(config):
 @pytest.mark.parametrize("config", MODELS)
 def test_the_gradient_reaches_the_image(config):
     x = images().requires_grad_()
-    detection_projection(64, classes=CLASSES)(build(config)(x)).backward()
+    run_with_gradients(build(config), [x], detection_projection(64, classes=CLASSES), "running")
     assert float(x.grad.abs().max()) > 0
 
 

@@ -35,7 +35,7 @@ def wrapped(block, width=64, reads=64):
 BLOCKS = {
     "Attention": (lambda: host("Attention")(64, num_heads=2), 0.5),
     "PSABlock": (lambda: host("PSABlock")(64, num_heads=2), 0.5),
-    "C2PSA": (lambda: host("C2PSA")(64, 64), 0.5),
+    "C2PSA": (lambda: host("C2PSA")(64, 64, e=1.0), 0.5),  # narrower ones have no head in 8.4.0
     "AAttn": (lambda: host("AAttn")(64, num_heads=2, area=4), 0.5),
     "A2C2f": (lambda: host("A2C2f")(64, 64, 1, True, 4), 0.5),
     "C2f": (lambda: host("C2f")(64, 64, 2, True), 0.4),

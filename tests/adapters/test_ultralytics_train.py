@@ -231,7 +231,8 @@ def test_the_recovered_weights_stay_best_when_training_makes_them_worse(judge_st
 @pytest.mark.parametrize(("threshold", "keep"), [(0.0, True), (0.5, False), (None, False)])
 def test_a_start_that_works_keeps_its_batchnorm_statistics(threshold, keep, pruned, data, tmp_path):
     settings = TrainSettings(keep_statistics_from=threshold)  # the start's fitness is 0
-    made = trainer(DetectionTrainer, pruned, data, tmp_path, settings, epochs=1)
+    # AdamW moves whatever has a gradient at all; the optimizer that 8.4.0 chooses does not in two steps.
+    made = trainer(DetectionTrainer, pruned, data, tmp_path, settings, epochs=1, optimizer="AdamW")
     made.train()
     before, after = pruned.model[0].bn, made.model.model[0].bn
     assert torch.equal(before.running_mean, after.running_mean) == keep

@@ -1,5 +1,7 @@
 """Second moments equal a direct computation, gradients weigh pixels and channels, and the module stays as it was."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 from yolo_prune.cutting import Anatomy
 from yolo_prune.errors import DataError
 from yolo_prune.recover import collect_moments
-from yolo_prune.recover.moments import _sample, reading_layers
+from yolo_prune.recover.moments import _sample, reading_layers, run_with_gradients
 
 SEEN = "2.weight"
 
@@ -153,6 +155,26 @@ def test_the_module_is_left_as_it_was_when_the_task_fails():
         collect_moments(net, graph_of(net, images), [images], task=task)
     assert all(p.requires_grad for p in net.parameters())
     assert not any(layer._forward_hooks for layer in net.modules())
+
+
+class Awkward(nn.Module):
+    """Overwrites part of what a sigmoid in place made, and keeps a part of its output."""
+
+    def forward(self, x):
+        self.angle = x[:, :1] * 2
+        y = x.clone()
+        y[:, 1:].sigmoid_()
+        y[:, :2] = y[:, :2] * 3
+        return y
+
+
+def test_a_sigmoid_in_place_can_be_overwritten_and_a_kept_output_does_not_stop_a_copy():
+    head, x = Awkward(), torch.zeros(1, 3, 2, 2, requires_grad=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # control
+        head(x).sum().backward()
+    run_with_gradients(head, [x], torch.sum, "running")
+    assert x.grad[0, :, 0, 0].tolist() == [3.0, 0.75, 0.25]
+    assert torch.equal(copy.deepcopy(head).angle, torch.zeros(1, 1, 2, 2))
 
 
 def test_each_module_keeps_its_own_mode():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from yolo_prune.cost import FloatArray
 from yolo_prune.errors import DataError
@@ -161,7 +162,7 @@ def run_with_gradients(
         module.eval().requires_grad_(False)
         for batch in track(batches, description):
             count += len(batch)
-            with torch.set_grad_enabled(task is not None):
+            with torch.set_grad_enabled(task is not None), _KeptSigmoid():
                 outputs = module(batch.clone().requires_grad_(task is not None))
                 if task is not None:
                     torch.autograd.backward(task(outputs))
@@ -170,8 +171,26 @@ def run_with_gradients(
             parameter.requires_grad_(flag)
         for child, mode in modes.items():
             child.training = mode
+            _forget_graph_(child)
     if not count:
         raise DataError("recovery needs calibration images, but got none.")
+
+
+class _KeptSigmoid(TorchFunctionMode):
+    """Keep the result of a sigmoid in place for the way back: the oldest host's pose head overwrites parts of it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func``; a sigmoid in place is computed elsewhere and copied back."""
+        if func is Tensor.sigmoid_:
+            return args[0].copy_(args[0].sigmoid())
+        return func(*args, **(kwargs or {}))
+
+
+def _forget_graph_(module: nn.Module) -> None:
+    """Detach what ``forward`` left in attributes (the oldest host: an angle), or no copy of it can be made."""
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            setattr(module, name, value.detach())
 
 
 def _hook(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,26 @@ def anatomy_of(module: nn.Module, imgsz: int, freeze: tuple[str, ...] = ()) -> A
         freeze: Module names or patterns whose channels stay.
     """
     stride = int(max(float(torch.as_tensor(getattr(module, "stride", 32.0)).max()), 32.0))
+    side = stride * max(2, _strides_of_queries(module))
     description: Any = getattr(module, "yaml", None) or {}
     channels = int(description.get("channels", description.get("ch", 3)) or 3)
     return Anatomy(
-        trace_input=torch.zeros(1, channels, 2 * stride, 2 * stride),
+        trace_input=torch.zeros(1, channels, side, side),
         cost_input=torch.zeros(1, channels, imgsz, imgsz),
         rules=block_rules(),
         select_outputs=raw_outputs,
         freeze=freeze,
     )
+
+
+def _strides_of_queries(module: nn.Module) -> int:
+    """Return how many of its largest strides an image's side needs to have a location for every query.
+
+    A decoder chooses among 16 + 4 + 1 locations of each such square; the oldest host wants as many as queries.
+    """
+    layers: Any = getattr(module, "model", None)
+    queries = getattr(layers[-1], "num_queries", 0) if isinstance(layers, nn.Sequential) else 0
+    return math.ceil(math.sqrt(queries / 21))
 
 
 def file_of(model: Any) -> str | Path | None:

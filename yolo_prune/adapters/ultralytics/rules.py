@@ -73,6 +73,8 @@ def block_rules() -> ModuleRules:
     from ultralytics.nn.modules import block
 
     attention_width = ((("qkv.conv.weight", 1), ("pe.conv.weight", 0)),)
+    # Without "all_head_dim" (the oldest host) area attention shaped its heads by the width of what it reads.
+    area_knows_width = "all_head_dim" in block.AAttn.forward.__code__.co_names
     table = {
         "C2f": ModuleRule(_sync_halves),
         "C2": ModuleRule(_sync_halves),
@@ -80,7 +82,7 @@ def block_rules() -> ModuleRules:
         "C2PSA": ModuleRule(_sync_halves),
         "PSA": ModuleRule(_sync_halves),
         "Attention": ModuleRule(_sync_attention, equal=attention_width),
-        "AAttn": ModuleRule(_sync_area_attention),
+        "AAttn": ModuleRule(_sync_area_attention, equal=() if area_knows_width else attention_width),
         "C2fAttn": ModuleRule(_sync_halves),
         "MaxSigmoidAttnBlock": ModuleRule(_sync_text_attention),
         "CBLinear": ModuleRule(_leave, follow=_follow_splits),
