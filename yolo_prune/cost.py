@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from torch import nn
 
 from yolo_prune.errors import PlanError
@@ -75,42 +76,60 @@ class CostModel:
     shapes: dict[str, tuple[int, ...]]
     other_parameters: int
 
-    def axis_counts(self, keep: BoolArray) -> FloatArray:
-        """Return how many indices of each axis stay, shape (axes,)."""
+    def counts(self, keep: BoolArray) -> FloatArray:
+        """Return how many indices of each axis stay, then the share of each product, shape (axes + uses,)."""
         return np.asarray(self._members @ keep.astype(np.float64))
+
+    def counts_of(self, blocks: Sequence[IntArray]) -> csr_matrix:
+        """Return what each block of channels takes from :meth:`counts`, shape (blocks, axes + uses)."""
+        rows = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
+        columns = np.concatenate([np.zeros(0, np.int64), *blocks])
+        chosen = csr_matrix((np.ones(len(rows)), (rows, columns)), (len(blocks), self.graph.channel_count))
+        return csr_matrix(chosen @ self._members.T)
+
+    def amount(self, counts: FloatArray, of: str) -> float:
+        """Return the ``macs`` or ``params`` that :meth:`counts` stand for."""
+        return float(self._parameters(counts) if of == "params" else self._macs_left(counts).sum())
 
     def macs(self, keep: BoolArray) -> float:
         """Return the multiply-accumulates left when the channels ``keep`` (shape (channels,)) stay."""
-        return float(self.macs_per_use(keep).sum())
+        return self.amount(self.counts(keep), "macs")
 
     def macs_per_use(self, keep: BoolArray) -> FloatArray:
         """Return the multiply-accumulates left in every operation, shape (uses,)."""
-        share = np.append(self.axis_counts(keep) / self._sizes, 1.0)
-        factor = np.where(self._products.getnnz(axis=1) > 0, self._products @ keep.astype(np.float64), 1.0)
-        return np.asarray(self._macs * share[self._made] * share[self._read] * factor)
+        return self._macs_left(self.counts(keep))
 
     def parameters(self, keep: BoolArray) -> int:
         """Return the number of parameters left when the channels ``keep`` stay."""
-        return round(float(self._numbers(self.axis_counts(keep)).sum())) + self.other_parameters
+        return self._parameters(self.counts(keep))
+
+    def gradient(self, counts: FloatArray, of: str) -> FloatArray:
+        """Return what one index less of each axis and one share less of each product save, shape (axes + uses,)."""
+        axes = len(self._sizes)
+        left = np.maximum(counts[:axes], 1.0)
+        if of == "params":
+            return np.append(self._numbers(left)[self._owner] / left, np.zeros(len(self._macs)))
+        share = np.append(left / self._sizes, 1.0)
+        total = self._macs * share[self._made] * share[self._read]
+        left = np.append(left, 1.0)
+        sides = np.concatenate([self._made, self._read]) % (axes + 1)  # -1, for no axis, is the last
+        per_axis = np.bincount(sides, np.concatenate([total, total]) / left[sides], axes + 1)
+        return np.append(per_axis[:-1], total)
 
     def saved_by_channel(self, keep: BoolArray, of: str) -> FloatArray:
         """Return what one channel's removal saves; see :func:`channel_gradient`."""
-        counts = np.maximum(self.axis_counts(keep), 1.0)
-        per_axis = np.zeros(len(counts) + 1)
-        if of == "params":
-            per_axis[:-1] = self._numbers(counts)[self._owner] / counts
-            return self._spread(per_axis[:-1])
-        share = np.append(counts / self._sizes, 1.0)
-        total = self._macs * share[self._made] * share[self._read]
-        counts = np.append(counts, 1.0)
-        for side in (self._made, self._read):
-            np.add.at(per_axis, side, total / counts[side])
-        return self._spread(per_axis[:-1], self._products.T @ total)
-
-    def _spread(self, per_axis: FloatArray, extra: FloatArray | float = 0.0) -> FloatArray:
-        saved = np.asarray(self._members.T @ per_axis + extra)
+        saved = np.asarray(self._members.T @ self.gradient(self.counts(keep), of))
         saved[0] = 0.0
         return saved
+
+    def _macs_left(self, counts: FloatArray) -> FloatArray:
+        axes = len(self._sizes)
+        share = np.append(counts[:axes] / self._sizes, 1.0)
+        factor = np.where(self._is_product, counts[axes:], 1.0)
+        return np.asarray(self._macs * share[self._made] * share[self._read] * factor)
+
+    def _parameters(self, counts: FloatArray) -> int:
+        return round(float(self._numbers(counts[: len(self._sizes)]).sum())) + self.other_parameters
 
     def _numbers(self, counts: FloatArray) -> FloatArray:
         """Return the numbers of every parameter that has axes, when its axes keep ``counts``, shape (names,)."""
@@ -120,11 +139,12 @@ class CostModel:
 
     @cached_property
     def _members(self) -> csr_matrix:
-        """How many indices of each axis belong to each channel, shape (axes, channels)."""
+        """How many indices of each axis belong to each channel, below it the channel's share in each product."""
         graph = self.graph
         rows = np.repeat(np.arange(len(graph.axes)), [axis.size for axis in graph.axes])
         columns = np.concatenate([np.zeros(0, np.int64), *(graph.axis_channels(axis) for axis in graph.axes)])
-        return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(graph.axes), graph.channel_count))
+        shape = (len(graph.axes), graph.channel_count)
+        return csr_matrix(vstack([csr_matrix((np.ones(len(rows)), (rows, columns)), shape), self._products]))
 
     @cached_property
     def _products(self) -> csr_matrix:
@@ -135,6 +155,10 @@ class CostModel:
         values = np.concatenate([np.zeros(0), *(np.full(len(p), 1.0 / max(len(p), 1)) for p in parts)])
         columns = np.concatenate([np.zeros(0, np.int64), *parts])
         return csr_matrix((values, (rows, columns)), shape=(len(parts), graph.channel_count))
+
+    @cached_property
+    def _is_product(self) -> BoolArray:
+        return np.asarray(self._products.getnnz(axis=1) > 0)
 
     @cached_property
     def _sizes(self) -> FloatArray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.blocks import ResidualBlock
-from yolo_prune.cost import CostModel, FloatArray, channel_gradient
+from yolo_prune.cost import CostModel, FloatArray
 from yolo_prune.errors import BudgetError
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
@@ -54,7 +54,7 @@ class Budget:
 
     def measure(self, cost: CostModel, keep: BoolArray) -> float:
         """Return what a choice costs, in the budget's unit."""
-        return float(cost.parameters(keep)) if self.gradient == "params" else cost.macs(keep)
+        return cost.amount(cost.counts(keep), self.gradient)
 
     @property
     def gradient(self) -> str:
@@ -165,32 +165,40 @@ def choose_channels(
     ladders = _ladders(cost.graph, scores, widths or Widths())
     keep = np.ones(cost.graph.channel_count, dtype=bool)
     _check_possible(cost, budget, limit, ladders, widths or Widths())
-    now = budget.measure(cost, keep)
+    counts, now = cost.counts(keep), budget.measure(cost, keep)
+    effects = cost.counts_of([block for ladder in ladders for block in ladder.blocks])
+    first = np.cumsum([0, *(len(ladder.blocks) for ladder in ladders)])[
+        :-1
+    ]  # row of each ladder's first block
     passed_over: set[int] = set()
     while now > limit:
-        saved = channel_gradient(cost, keep, budget.gradient)
-        best = _cheapest(ladders, saved, cost_power, passed_over)
+        gains = effects @ cost.gradient(counts, budget.gradient)
+        best = _cheapest(ladders, gains, first, cost_power, passed_over)
         if best is None:
             _overshoot_(cost, keep, budget, limit, ladders)
             return keep
-        keep[ladders[best].next_block] = False
-        after = budget.measure(cost, keep)
+        row = slice(*effects.indptr[first[best] + ladders[best].position :][:2])
+        smaller = counts.copy()
+        smaller[effects.indices[row]] -= effects.data[row]
+        after = cost.amount(smaller, budget.gradient)
         if after < (1.0 - tolerance) * limit:
-            keep[ladders[best].next_block] = True
             passed_over.add(best)
             continue
+        keep[ladders[best].next_block] = False
         ladders[best].position += 1
-        now = after
+        counts, now = smaller, after
     return keep
 
 
-def _cheapest(ladders: list[_Ladder], saved: FloatArray, power: float, skip: set[int]) -> int | None:
+def _cheapest(
+    ladders: list[_Ladder], gains: FloatArray, first: IntArray, power: float, skip: set[int]
+) -> int | None:
     """Return the ladder whose next block has the lowest score per saved cost."""
     best, best_value = None, np.inf
     for index, ladder in enumerate(ladders):
         if index in skip or ladder.done:
             continue
-        gain = max(float(saved[ladder.next_block].sum()), 1e-12)
+        gain = max(float(gains[first[index] + ladder.position]), 1e-12)
         value = ladder.scores[ladder.position] / gain**power
         if value < best_value:
             best, best_value = index, value
