@@ -10,60 +10,14 @@ from typing import Any, TypeVar
 import yaml
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.host_keys import HOST_OWN_KEYS, HOST_TRAIN_KEYS, NOT_OF_A_TRAINING
 from yolo_prune.options import REST, coerce_, config_from, option, option_fields, parse_overrides
 from yolo_prune.prune_settings import BUDGETS, InRunSettings
 
 BUDGET_KEYS = BUDGETS
 RUNTIMES = ("torch", "onnxruntime")
 
-HOST_TRAIN_KEYS = (
-    *("patience", "cache", "fraction", "rect", "single_cls", "multi_scale", "cos_lr", "close_mosaic", "amp"),
-    *("lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "nbs"),
-    *("box", "cls", "cls_pw", "dfl", "dropout", "time", "save_period", "plots", "val"),
-    *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr"),
-    *("bgr", "mosaic", "mixup", "cutmix", "copy_paste", "copy_paste_mode", "auto_augment", "erasing"),
-    *("deterministic", "compile", "profile", "pretrained", "overlap_mask", "mask_ratio", "classes", "conf"),
-    *("iou", "max_det", "save", "save_json", "channels_last"),
-)
-"""Training arguments of the host that ride along untouched; the host checks them when it trains."""
-
-HOST_OWN_KEYS = (
-    *(
-        "epochs",
-        "imgsz",
-        "batch",
-        "device",
-        "seed",
-        "workers",
-        "lr0",
-        "optimizer",
-        "project",
-        "name",
-        "exist_ok",
-    ),
-    *(
-        "freeze",
-        "task",
-        "split",
-        "cls_remap",
-        "distill_model",
-        "dis",
-        "pose",
-        "kobj",
-        "rle",
-        "angle",
-        "quantize",
-    ),
-    *("nms", "augmentations", *HOST_TRAIN_KEYS),
-    *("dnn", "source", "vid_stride", "stream_buffer", "visualize", "augment", "agnostic_nms", "retina_masks"),
-    *("embed", "show", "save_frames", "save_txt", "save_conf", "save_crop", "show_labels", "show_conf"),
-    *("show_boxes", "line_width", "format", "optimize", "dynamic", "simplify", "opset", "workspace"),
-    *("dlog", "dgrad", "dlam", "tracker"),
-)
-"""All that ``yolo train`` takes, useful there or not: ``train`` passes them on, with the host's own defaults."""
-
 _REST_OF = {"TrainConfig": HOST_OWN_KEYS}
-_NOT_OF_A_TRAINING = {"TrainConfig": ("mode", "cfg")}  # in the file that ``yolo copy-cfg`` writes
 
 _MODEL = "checkpoint (*.pt), official model name or architecture (*.yaml)"
 _DATA = "data set in the host's format: a data.yaml, a folder of classes, or a name it knows"
@@ -339,7 +293,7 @@ def make_config(kind: type[_Config], overrides: Mapping[str, Any] | Sequence[str
         {'mosaic': 0}
     """
     values = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    ignored = _NOT_OF_A_TRAINING.get(kind.__name__, ())
+    ignored = NOT_OF_A_TRAINING if kind is TrainConfig else ()
     return config_from(kind, values, rest=rest_keys(kind), exclusive=BUDGET_KEYS, ignored=ignored)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import yolo_prune
 from yolo_prune.cli import COMMANDS
-from yolo_prune.config import PruneConfig, make_config
+from yolo_prune.config import PruneConfig, TrainConfig, make_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -28,7 +28,8 @@ MODULES = [
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_loads_with_nothing_but_model_and_data(recipe):
-    config = make_config(PruneConfig, ["model=best.pt", "data=data.yaml", f"cfg={recipe}"])
+    kind = TrainConfig if "yolo-prune train" in recipe.read_text("utf-8") else PruneConfig
+    config = make_config(kind, ["model=best.pt", "data=data.yaml", f"cfg={recipe}"])
     assert config.model == "best.pt"
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from yolo_prune import bench, cli, measure
+from yolo_prune import bench, cli
+from yolo_prune.measure import speed
 
 ARCHITECTURE = """
 nc: 2
@@ -106,6 +107,6 @@ def finished(tmp_path_factory, words):
 
     project, out = tmp_path_factory.mktemp("runs"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        patch.setattr(measure, "compare", functools.partial(bench.compare, rounds=4))
+        patch.setattr(speed, "compare", functools.partial(bench.compare, rounds=4))
         code = cli.main([*words, "epochs=1", "threads=1", "quantize=8", f"project={project}", "name=whole"])
     return project / "whole", code, out.getvalue()

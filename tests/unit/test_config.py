@@ -238,7 +238,7 @@ def test_every_option_is_documented_in_one_line(kind):
 
 
 def test_keys_of_the_host_do_not_hide_our_own():
-    from yolo_prune.config import HOST_TRAIN_KEYS
+    from yolo_prune.host_keys import HOST_TRAIN_KEYS
 
     assert not set(HOST_TRAIN_KEYS) & set(option_fields(PruneConfig))
     assert len(set(HOST_TRAIN_KEYS)) == len(HOST_TRAIN_KEYS)
@@ -247,10 +247,3 @@ def test_keys_of_the_host_do_not_hide_our_own():
 def test_a_configuration_without_a_place_for_them_takes_no_other_keys():
     with pytest.raises(ConfigError, match="unknown key 'epochz'"):
         config_from(EvalConfig, {"epochz": 1})
-
-
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")))
-def test_every_recipe_of_the_package_is_one_of_its_command(file: Path):
-    kind = TrainConfig if "yolo-prune train" in file.read_text("utf-8") else PruneConfig
-    config = make_config(kind, [*NEEDED, f"cfg={file}"])
-    assert config.keep_macs in (0.5, 0.7)
