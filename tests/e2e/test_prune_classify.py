@@ -70,7 +70,7 @@ def finished(tmp_path_factory, data):
     )
     parent = folder / "parent" / "weights" / "last.pt"
     words = ["keep_macs=0.6", "epochs=1", "rounds=2", "calibration_images=32", "batch=12", "workers=0"]
-    words += ["plots=false", "bench=false", f"project={folder}", "name=run"]
+    words += ["plots=false", "bench=false", "quantize=8", f"project={folder}", "name=run"]
     assert cli.main(["prune", f"model={parent}", f"data={data}", *words]) == 0
     return folder / "run"
 
@@ -146,3 +146,9 @@ def test_pruning_inside_a_training(finished, data, tmp_path, capsys):
     assert count_parameters(load_detector(best).module) < count_parameters(load_detector(parent).module)
     assert f"best: {best}" in capsys.readouterr().out
     assert cli.main(["eval", f"model={best}", f"data={data}", "workers=0"]) == 0
+
+
+def test_the_int8_file_still_tells_the_bars_apart(finished):
+    rows = rows_of(finished)
+    assert rows["int8"]["top1"] > rows["retrained"]["top1"] - 0.15
+    assert (finished / "weights" / "best_int8.onnx").is_file()

@@ -30,7 +30,15 @@ def run(host, folder: Path, task: str) -> int:
     data, module = host.draw(folder / "data", task), host.tiny(task).eval()
     module.names = {0: "kind0", 1: "kind1"}
     save_detector(folder / "model.pt", module, task=task, train_args={"imgsz": 64}, meta={})
-    words = ["rounds=1", "calibration_images=8", "batch=4", "workers=0", "plots=false", "bench=false"]
+    words = [
+        "rounds=1",
+        "calibration_images=8",
+        "batch=4",
+        "workers=0",
+        "plots=false",
+        "bench=false",
+        "quantize=8",
+    ]
     return cli.main(
         [
             "prune",
@@ -49,7 +57,7 @@ def test_the_whole_run(host, tmp_path, task):
     """But for retraining, which the trainer's own tests do for every task."""
     assert run(host, tmp_path, task) == 0
     report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert [row["model"] for row in report["rows"]] == ["parent", "pruned", "control"]
+    assert [row["model"] for row in report["rows"]] == ["parent", "pruned", "int8", "control"]
     assert report["rows"][1]["gmacs"] <= 0.7 * report["rows"][0]["gmacs"]
     assert LEFT_OUT[task] in report["warnings"]
     assert load_detector(tmp_path / "a" / "weights" / "pruned.pt").task == task
