@@ -16,7 +16,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import ModelEMA
 
-from yolo_prune.adapters.ultralytics.distill import DistilledCriterion
+from yolo_prune.adapters.ultralytics.distill import DistillationWeights, DistilledCriterion, distil_
 from yolo_prune.adapters.ultralytics.train import retrain, train_pruned
 from yolo_prune.adapters.ultralytics.trainer import TrainSettings, as_saved, prune_trainer
 from yolo_prune.checkpoint import save_detector
@@ -318,3 +318,22 @@ def test_training_in_8_bits_keeps_the_cut(pruned, data, tmp_path):
     result = train_pruned(path, data=data, epochs=1, batch=4, **host)
     assert result.params_after == count_parameters(pruned)
     assert torch.load(result.best, weights_only=False)["modelopt"]
+
+
+class SaysSomethingElse(nn.Module):
+    """A teacher whose outputs cannot be compared place by place, as those of RT-DETR."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return images.sum((2, 3)), (images, images)
+
+
+def test_a_teacher_that_cannot_be_understood_is_said_and_not_needed(pruned, data, tmp_path, caplog):
+    with pytest.raises(ConfigError, match="does not know the outputs"):
+        distil_(copy.deepcopy(pruned), SaysSomethingElse(), DistillationWeights())
+    result = run(pruned, data, tmp_path, teacher=SaysSomethingElse())
+    assert result.epochs_run == 1
+    assert "it learns from the labels alone" in caplog.text

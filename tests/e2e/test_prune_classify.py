@@ -98,7 +98,7 @@ def test_parameters_stay_cut_after_retraining(finished):
 
 def test_the_rows_say_top1_and_no_ap(finished):
     rows = rows_of(finished)
-    assert list(rows) == ["parent", "pruned", "retrained", "control"]
+    assert list(rows) == ["parent", "pruned", "retrained", "int8", "control"]
     assert all(row["top1"] is not None and row["top5"] is not None for row in rows.values())
     assert {row[key] for row in rows.values() for key in ("ap", "ap50", "ap_small")} == {None}
     assert rows["parent"]["top1"] > 0.45, "the control: comparing chance with chance proves nothing"

@@ -12,6 +12,8 @@ from torch.nn import functional as F  # noqa: N812
 from yolo_prune.distill import anchor_weights, box_loss, class_loss, feature_loss, fit_projection, score_loss
 from yolo_prune.errors import ConfigError
 
+_PROBE = 160  # pixels, enough for the 300 locations that a decoder of queries chooses from
+
 
 @dataclass(frozen=True)
 class DistillationWeights:
@@ -50,7 +52,9 @@ def raw_outputs(outputs: Any) -> list[dict[str, Any]]:
         heads = [outputs[key] for key in ("one2many", "one2one") if key in outputs] or [outputs]
         if all({"scores", "boxes", "feats"} <= head.keys() for head in heads):
             return heads
-    raise ConfigError("distillation does not know the outputs of this model. Retrain with distill=false.")
+    raise ConfigError(
+        "distillation does not know the outputs of this model: it learns from the labels alone."
+    )
 
 
 class DistilledCriterion:
@@ -125,7 +129,19 @@ def distil_(model: nn.Module, teacher: nn.Module, weights: DistillationWeights) 
         model: A model of the host; its ``criterion`` is replaced, on this instance alone.
         teacher: A model of the host with the same heads and classes; it is set to evaluation mode and frozen.
         weights: How much each part counts.
+
+    Raises:
+        ConfigError: The teacher has outputs of another kind (RT-DETR: its queries have no fixed places to compare).
     """
     teacher.eval().float().requires_grad_(False)
+    first = next(teacher.parameters())
+    stride = int(torch.as_tensor(getattr(teacher, "stride", 32)).max())
+    side = -(-_PROBE // stride) * stride
+    with torch.no_grad():
+        raw_outputs(
+            teacher(
+                torch.zeros(1, int(getattr(teacher, "yaml", {}).get("channels", 3)), side, side).to(first)
+            )
+        )
     criterion = getattr(model, "criterion", None) or model.init_criterion()  # type: ignore[operator]
     model.criterion = DistilledCriterion(criterion, teacher, weights)  # type: ignore[assignment]

@@ -28,7 +28,7 @@ from torch import nn
 
 from yolo_prune.adapters.ultralytics.distill import DistillationWeights, distil_
 from yolo_prune.checkpoint import METADATA_KEY
-from yolo_prune.errors import DataError
+from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
 from yolo_prune.retrain import check_still_cut, count_parameters
@@ -171,7 +171,10 @@ class _StaysCut:
         if settings.judge_start and not self.resume:
             self.judge_start()
         if settings.teacher is not None:
-            distil_(unwrap(self.model), settings.teacher.to(self.device), settings.weights)
+            try:
+                distil_(unwrap(self.model), settings.teacher.to(self.device), settings.weights)
+            except ConfigError as error:
+                LOGGER.warning("%s", error)
 
     def _model_train(self: Any) -> None:
         """Switch to training like the host; the statistics of BatchNorm may stay those of evaluation."""
