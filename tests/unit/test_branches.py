@@ -194,6 +194,12 @@ def test_two_blocks_in_a_row_that_do_not_pay_end_the_search():
     assert len(tried) == 3
 
 
+@pytest.mark.parametrize(("gain", "goes"), [(0.02, True), (0.005, False), (0.0, False)])
+def test_a_gain_that_may_be_chance_is_none(gain, goes):
+    assert (0 in search(lambda left: 0.5 * (1 + gain * (0 not in left)), order=[0])[0]) != goes
+    assert (0 in search(lambda left: -0.5 * (1 - gain * (0 not in left)), order=[0])[0]) != goes
+
+
 def test_a_block_that_saves_more_than_is_to_go_is_not_tried():
     assert search(lambda left: -len(left), order=[0, 1, 2], budget=0.95) == (list(range(6)), [])
     assert search(lambda left: -len(left), order=[0, 1, 2], budget=0.8)[0] == list(range(1, 6))

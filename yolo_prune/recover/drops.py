@@ -24,6 +24,7 @@ from yolo_prune.surgery import selected_outputs
 
 Drop = Callable[[nn.Module, CostModel, ResidualBlock], tuple[nn.Module, PrunePlan]]
 _PATIENCE = 2
+_GAIN = 0.01  # of what a model is worth: less may be chance, and depth for its own sake makes nothing faster
 
 
 def drop_while_it_pays(
@@ -34,7 +35,7 @@ def drop_while_it_pays(
     drop: Drop,
     value: Callable[[nn.Module], float],
 ) -> tuple[nn.Module, PrunePlan | None]:
-    """Drop blocks one after the other, each for good when that is worth more than to leave it.
+    """Drop blocks one after the other, each for good when the model is clearly worth more without it.
 
     Args:
         module: The model; untouched.
@@ -65,7 +66,7 @@ def drop_while_it_pays(
             LOGGER.warning("%s '%s' stays.", error, name)
             continue
         LOGGER.info("at the budget without '%s': %.4g, with it: %.4g", name, found, best)
-        if found > best:
+        if found > best + _GAIN * abs(best):
             module, best, refused = smaller, found, 0
             plan = plan.then(dropped) if plan else dropped
         elif (refused := refused + 1) == _PATIENCE:
