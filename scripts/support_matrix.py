@@ -3,10 +3,10 @@
     python scripts/support_matrix.py                     # all of them, under 30 minutes on two cores
     python scripts/support_matrix.py yolo11 --keep 0.7   # those whose name contains a word
 
-A row is a random network whose BatchNorm statistics are measured and then disturbed, cut at random to half of its
-multiply-accumulates (or as far as its frozen parts allow). It passes when the cut is exact, one step of training
-gives finite numbers, the file loads in a fresh process of the plain host with the same outputs, and its ONNX export
-computes the same.
+A row is a random network whose BatchNorm statistics are measured and then disturbed. One of its residual blocks is
+dropped, if it has any, and its channels are cut at random to half of its multiply-accumulates (or as far as its frozen
+parts allow). It passes when both are exact, one step of training gives finite numbers, the file loads in a fresh process
+of the plain host with the same outputs, and its ONNX export computes the same.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.export import export_onnx, onnx_parity
 from yolo_prune.checkpoint import load_detector, save_detector
 from yolo_prune.cost import CostModel
-from yolo_prune.cutting import Anatomy, cut_proven_
+from yolo_prune.cutting import Anatomy, cut_proven_, drop_proven_, offered_blocks
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.plan import Budget, choose_channels, least_channels
+from yolo_prune.surgery import Equivalence
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGER = (
@@ -144,9 +145,11 @@ def examine(name: str, keep: float, folder: Path) -> dict[str, object]:
         started = time.process_time()
         cost = anatomy.cost_of(model)
         row.update(shares(cost))
+        row["plan_seconds"] = time.process_time() - started
+        step = "drop"
+        drop_one(model, cost, anatomy, row)
         step = "cut"
         cut(model, cost, anatomy, keep, row)
-        row["plan_seconds"] = time.process_time() - started
         step = "train"
         row["loss"] = training_step(model, str(row["task"]), anatomy.trace_input)
         step = "save"
@@ -203,18 +206,31 @@ def shares(cost: CostModel) -> dict[str, object]:
     return {"channels": free, "least": floor, "frozen": held, "gmacs": cost.macs(everything) / 1e9}
 
 
-def cut(model: nn.Module, cost: CostModel, anatomy: Anatomy, keep: float, row: dict[str, object]) -> None:
+def drop_one(model: nn.Module, cost: CostModel, anatomy: Anatomy, row: dict[str, object]) -> None:
+    """Count the residual blocks that may go, and drop one of them, in place."""
+    blocks = offered_blocks(model, anatomy)
+    row["blocks"] = len(blocks)
+    if blocks:
+        block = blocks[np.random.default_rng(0).integers(len(blocks))]
+        row["drop"] = relative(drop_proven_(model, cost, block, anatomy)[1])
+
+
+def cut(model: nn.Module, before: CostModel, anatomy: Anatomy, keep: float, row: dict[str, object]) -> None:
+    """Cut channels at random, in place, to a share of what the model cost before."""
     least = float(str(row["least"]))
     target = keep if least < 0.98 * keep else min(0.95, least + 0.1)
+    cost = anatomy.cost_of(model) if row["blocks"] else before
+    started = time.process_time()
     scores = np.random.default_rng(0).random(cost.graph.channel_count)
-    plan, proof = cut_proven_(
-        model, cost, choose_channels(cost, scores, Budget("keep_macs", target)), anatomy
-    )
-    row.update(
-        kept=plan.kept_macs,
-        kept_params=plan.kept_params,
-        exact=proof.max_difference / max(proof.scale, 1e-12),
-    )
+    budget = Budget("keep_macs", target).absolute(before)
+    plan, proof = cut_proven_(model, cost, choose_channels(cost, scores, budget), anatomy)
+    row["plan_seconds"] = float(str(row["plan_seconds"])) + time.process_time() - started
+    row["kept"] = 1e9 * plan.gmacs / before.macs(np.ones(before.graph.channel_count, dtype=bool))
+    row["exact"] = max(float(str(row.get("drop", 0.0))), relative(proof))
+
+
+def relative(proof: Equivalence) -> float:
+    return proof.max_difference / max(proof.scale, 1e-12)
 
 
 def save(model: nn.Module, name: str, row: dict[str, object], folder: Path) -> str:
@@ -309,13 +325,15 @@ everything; those that do not are listed with the reason.
 
 A random network with disturbed BatchNorm statistics is cut at random to {keep} of its MACs at 640 px (classification
 224 px), or as far as its frozen parts allow. *channels* is the share of channels that may go, *least* the share of the
-MACs that stays when every free layer is at its floor of 8 channels. *exact* is the largest difference between the
-zeroed and the cut model over the output's scale, float64. *loss* is one step of training: the host's own loss, or
+MACs that stays when every free layer is at its floor of 8 channels. *blocks* is how many residual blocks can be dropped
+as a whole; one of them, drawn at random, is dropped before the cut, so that whatever follows holds for a model without
+it. *exact* is the largest difference between the zeroed and the smaller model over the output's scale, float64, of the
+drop or the cut. *loss* is one step of training: the host's own loss, or
 *sum* where that needs more than images and labels. *loaded* is the difference of the outputs after saving and loading
 in a fresh process of the plain host in its restricted mode; *ONNX* the relative difference of the exported file.
 
-| architecture | task | GMACs | channels | least | kept | exact | loss | loaded | ONNX | plan, CPU s | result |
-|---|---|---|---|---|---|---|---|---|---|---|---|
+| architecture | task | GMACs | channels | least | blocks | kept | exact | loss | loaded | ONNX | plan, CPU s | result |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
     lines = [line_of(row) for row in rows]
     notes = ["", "## What stays, and why", ""]
@@ -335,7 +353,13 @@ def line_of(row: dict[str, object]) -> str:
     result = "pass" if passed(row) else str(row.get("failed", "a difference")).replace("|", "/")
     cells = [
         *(str(row["name"]), str(row.get("task", "-")), show("gmacs", ".2f"), show("channels", ".0%")),
-        *(show("least", ".2f"), show("kept", ".2f"), show("exact", ".0e"), show("loss", "")),
+        *(
+            show("least", ".2f"),
+            show("blocks", ""),
+            show("kept", ".2f"),
+            show("exact", ".0e"),
+            show("loss", ""),
+        ),
         *(show("loaded", ".0e"), show("onnx", ".0e"), show("plan_seconds", ".1f"), result),
     ]
     return f"| {' | '.join(cells)} |"

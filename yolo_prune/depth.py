@@ -1,8 +1,8 @@
-"""Which residual block goes as a whole: one that loses less than the last channels that it spares."""
+"""What residual blocks save and hold, and which one goes when nothing but the weights is known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from torch import nn
@@ -33,6 +33,16 @@ def saved_by_drop(module: nn.Module, cost: CostModel, block: ResidualBlock, of: 
     return sum(inside) + sum(use.macs * shares.get(use.weight, 0.0) for use in cost.graph.uses)
 
 
+def saved_by_fitting(
+    module: nn.Module, cost: CostModel, blocks: Iterable[ResidualBlock], budget: Budget
+) -> dict[ResidualBlock, float]:
+    """Return what each block saves, without those that save nothing or more than what is still to go."""
+    now = budget.measure(cost, np.ones(cost.graph.channel_count, dtype=bool))
+    left = now - (1.0 - _TOLERANCE) * budget.limit(cost) if now > budget.limit(cost) else 0.0
+    saved = {block: saved_by_drop(module, cost, block, budget.gradient) for block in blocks}
+    return {block: amount for block, amount in saved.items() if 0 < amount <= left}
+
+
 def worth_inside(cost: CostModel, scores: FloatArray, block: ResidualBlock) -> float:
     """Return the summed worth of the channels that live inside a block only; infinite when there are none."""
     inside = [
@@ -61,15 +71,11 @@ def choose_block(
         budget: Where it ends: a block that saves more than what is still to go stays.
         worth_of_channels: What is lost when channels alone are cut to a budget, in the same measure.
     """
-    everything = np.ones(cost.graph.channel_count, dtype=bool)
-    now, least = budget.measure(cost, everything), (1.0 - _TOLERANCE) * budget.limit(cost)
-    if now <= budget.limit(cost):
+    finite = [block for block, lost in worth.items() if np.isfinite(lost)]
+    saved = saved_by_fitting(module, cost, finite, budget)
+    if not saved:
         return None
-    saved = {block: saved_by_drop(module, cost, block, budget.gradient) for block in worth}
-    fitting = [block for block in worth if 0 < saved[block] <= now - least and np.isfinite(worth[block])]
-    if not fitting:
-        return None
-    best = min(fitting, key=lambda block: worth[block] / saved[block])
+    best = min(saved, key=lambda block: worth[block] / saved[block])
     spared = Budget.of(budget.gradient, budget.limit(cost) + saved[best])
     try:
         other = worth_of_channels(budget) - worth_of_channels(spared)

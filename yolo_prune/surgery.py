@@ -250,11 +250,11 @@ def _prove(
     args = random_arguments(example_input, dtype)
     with torch.no_grad():
         zeroed = silence_(zero_removed_(copy_as(parent, dtype), graph, keep), dropped)
-        expected = _outputs(zeroed(*args), select)
+        expected = selected_outputs(zeroed(*args), select)
         del zeroed
         try:
             smaller = copy_as(cut, dtype, own=False) if isinstance(cut, nn.Module) else cut(dtype)
-            got = _outputs(smaller(*args), select)
+            got = selected_outputs(smaller(*args), select)
         except FAILURES as error:
             raise EquivalenceError(f"the cut model does not run: {error}") from error
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in got]:
@@ -308,6 +308,7 @@ def compare_tensors(expected: list[Tensor], got: list[Tensor], dtype: torch.dtyp
     return Equivalence(*worst, str(dtype).removeprefix("torch."), worst[0] <= worst[2])
 
 
-def _outputs(outputs: Any, select: OutputSelector | None) -> list[Tensor]:
+def selected_outputs(outputs: Any, select: OutputSelector | None) -> list[Tensor]:
+    """Return the tensors of fixed width in what a model returned."""
     chosen = select(outputs) if select else outputs
     return [leaf for leaf in pytree.tree_leaves(chosen) if isinstance(leaf, Tensor)]

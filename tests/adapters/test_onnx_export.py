@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from yolo_prune.adapters.ultralytics import export
+from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.export import Parity, compare_outputs, export_onnx, onnx_parity
 from yolo_prune.checkpoint import load_detector, save_detector
+from yolo_prune.cutting import drop_proven_, offered_blocks
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 
 IMGSZ = 64
@@ -56,6 +58,16 @@ def test_control_another_model_has_no_parity(exported, tmp_path):
     parity = onnx_parity(path, exported, IMGSZ)
     assert parity.max_abs_diff > 1.0
     assert parity.score_diff > 0.05
+
+
+def test_the_export_of_a_model_without_a_block_computes_the_same(checkpoint, exported, tmp_path):
+    model = load_detector(checkpoint).module
+    anatomy = anatomy_of(model, IMGSZ)
+    block = offered_blocks(model, anatomy)[-2]  # others of its stage stay
+    drop_proven_(model, anatomy.cost_of(model), block, anatomy)
+    file = save_detector(tmp_path / "less.pt", model, task="detect", train_args={"imgsz": IMGSZ}, meta={})
+    assert onnx_parity(file, export_onnx(file, tmp_path / "less.onnx", imgsz=IMGSZ), IMGSZ).relative < 1e-4
+    assert onnx_parity(file, exported, IMGSZ).relative > 1e-3  # the control: the export of the whole model
 
 
 def test_only_the_output_appears_and_the_checkpoint_is_untouched(checkpoint, tmp_path):

@@ -8,11 +8,12 @@ from torch import nn
 
 from yolo_prune.blocks import find_residual_blocks, original_name, remove_blocks_
 from yolo_prune.cutting import Anatomy, drop_proven_, offered_blocks
-from yolo_prune.errors import EquivalenceError, PlanError
+from yolo_prune.errors import DataError, EquivalenceError, PlanError
 from yolo_prune.plan import Budget, Widths, plan_drop
 from yolo_prune.record import PrunePlan
 from yolo_prune.recover import Recipe, cut_in_rounds
-from yolo_prune.recover.branches import branch_cost, drop_and_refit
+from yolo_prune.recover.branches import branch_cost, drop_and_refit, readers_of
+from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
 from yolo_prune.recover.moments import collect_moments
 from yolo_prune.surgery import cut_
 
@@ -144,6 +145,87 @@ def test_rounds_drop_an_empty_block_and_the_plan_replays_it(net, fold):
     }
     if not fold:
         assert all(torch.allclose(t, again[name]) for name, t in result.module.state_dict().items())
+
+
+def test_one_channel_is_enough_to_connect_a_block_with_its_readers():
+    thin = Chain(Block(1))
+    thin.stem, thin.head = nn.Conv2d(3, 1, 3, padding=1), nn.Conv2d(1, 4, 1)
+    graph = ANATOMY.cost_of(thin).graph
+    assert [axis.name for axis in readers_of(graph, offered_blocks(thin, ANATOMY)[0])] == ["head.weight"]
+
+
+def numbers(module):
+    return [block.number for block in module.blocks]
+
+
+def search(worth, order, budget=0.01, blocks=6):
+    """Search in a chain of blocks that know their number; return which are left, and which were left at every try."""
+    chain, tried = Chain(*(Block(16) for _ in range(blocks))), []
+    for number, block in enumerate(chain.blocks):
+        block.number = number
+
+    def value(module):
+        tried.append(numbers(module))
+        return worth(tried[-1])
+
+    def drop(module, cost, block):
+        smaller = copy.deepcopy(module)
+        return smaller, drop_proven_(smaller, cost, block, ANATOMY)[0]
+
+    absolute = Budget("keep_macs", budget).absolute(ANATOMY.cost_of(chain))
+    names = [f"blocks.{number}" for number in order]
+    module, plan = drop_while_it_pays(chain, ANATOMY, absolute, names, drop, value)
+    left = numbers(module)
+    assert len(chain.blocks) == blocks
+    assert sorted(plan.dropped if plan else []) == [f"blocks.{n}" for n in range(blocks) if n not in left]
+    return left, tried
+
+
+def test_blocks_go_one_by_one_as_long_as_the_model_is_worth_more_without_them():
+    bad = {1, 4, 5}
+    left, tried = search(lambda left: -len(bad & set(left)), order=[4, 0, 1, 5, 2, 3])
+    assert left == [0, 2, 3]
+    assert tried[:3] == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 5], [1, 2, 3, 5]]
+
+
+def test_two_blocks_in_a_row_that_do_not_pay_end_the_search():
+    left, tried = search(lambda left: 4 not in left, order=[0, 1, 4, 2])
+    assert left == list(range(6))
+    assert len(tried) == 3
+
+
+@pytest.mark.parametrize(("gain", "goes"), [(0.02, True), (0.005, False), (0.0, False)])
+def test_a_gain_that_may_be_chance_is_none(gain, goes):
+    assert (0 in search(lambda left: 0.5 * (1 + gain * (0 not in left)), order=[0])[0]) != goes
+    assert (0 in search(lambda left: -0.5 * (1 - gain * (0 not in left)), order=[0])[0]) != goes
+
+
+def test_a_block_that_saves_more_than_is_to_go_is_not_tried():
+    assert search(lambda left: -len(left), order=[0, 1, 2], budget=0.95) == (list(range(6)), [])
+    assert search(lambda left: -len(left), order=[0, 1, 2], budget=0.8)[0] == list(range(1, 6))
+
+
+def test_outputs_judge_a_model_that_nothing_else_judges(net):
+    judge = fidelity_to(net, ANATOMY, IMAGES)
+    other = copy.deepcopy(net)
+    assert judge(other) == 0.0
+    with torch.no_grad():
+        other.head.weight.zero_()
+        other.head.bias.zero_()
+    assert judge(other) == pytest.approx(-1.0)
+    with pytest.raises(DataError, match=r"^depth=true needs calibration images or a score to tell whether"):
+        fidelity_to(net, ANATOMY, [])
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_score_decides_about_blocks_where_there_is_one(net, wanted):
+    def score(module):
+        return float(len(module.blocks) < 3) if wanted else float(len(module.blocks))
+
+    recipe = Recipe(rounds=1, widths=Widths(8, 8), depth=True)
+    result = cut_in_rounds(net, ANATOMY, Budget("keep_macs", 0.5), recipe, batches=IMAGES, validate=score)
+    assert len(result.plan.dropped) == wanted
+    assert len(result.module.blocks) == 3 - wanted
 
 
 def test_without_depth_no_block_goes(net):

@@ -55,7 +55,7 @@ def test_plain_moments_count_relative_to_the_energy_of_the_output():
     graph = graph_of(net, images)
     seen = collect_moments(net, graph, [images])[SEEN]
     variance = pixels(net(images)).var(0).sum()
-    assert seen.energy == pytest.approx(1 / variance, rel=1e-5)
+    assert seen.energy == pytest.approx(len(images) / variance, rel=1e-5)
     with torch.no_grad():
         net[2].weight *= 10.0
         net[2].bias *= 10.0
@@ -77,9 +77,21 @@ def test_gradients_weigh_pixels_and_channels():
     np.testing.assert_allclose(seen.mean, mean, rtol=1e-5)
     np.testing.assert_allclose(seen.covariance, covariance, atol=1e-6)
     np.testing.assert_allclose(seen.rows, squared.sum(0) / squared.sum(), rtol=1e-5)
-    assert seen.energy == pytest.approx(squared.sum(1).mean(), rel=1e-5)
+    assert seen.energy == pytest.approx(squared.sum(), rel=1e-5)
     plain = collect_moments(net, graph_of(net, images), [images])[SEEN]
     assert not np.allclose(seen.covariance, plain.covariance, atol=1e-6)  # the control: weights do matter
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_what_is_sampled_stands_for_all_positions(kernel):
+    """A map of 40 x 40 counts as a hundred of 4 x 4 do, though both are sampled at 256 positions or fewer."""
+    net, _ = small_net(kernel)
+
+    def energy(side: int) -> float:
+        images = torch.rand(3, 3, side + 2, side + 2)
+        return collect_moments(net, graph_of(net, images), [images], task=lambda out: out.sum())[SEEN].energy
+
+    assert energy(40) == pytest.approx(100 * energy(4), rel=1e-5)
 
 
 def test_a_layer_that_the_task_does_not_feel_has_no_moments():

@@ -154,7 +154,7 @@ def test_an_impossible_budget_says_what_is_possible(parent):
 
 def test_a_budget_that_reconstruction_cannot_reach_is_an_error(parent, monkeypatch):
     def keep_all(module, cost, *_, **__):
-        return np.ones(cost.graph.channel_count, dtype=bool), np.zeros(cost.graph.channel_count)
+        return np.ones(cost.graph.channel_count, dtype=bool)
 
     monkeypatch.setattr(rounds_module, "choose_by_reconstruction", keep_all)
     with pytest.raises(

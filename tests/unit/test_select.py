@@ -103,7 +103,7 @@ def test_the_cheapest_channels_of_a_layer_go(removed):
     cost, moments = measured(net, images)
     everything = np.ones(cost.graph.channel_count, dtype=bool)
     budget = Budget("gmacs", cost.macs(everything) * (5 - removed) / 5 / 1e9 * 1.001)
-    keep, _ = choose_by_reconstruction(net, cost, moments, budget, widths=ANY, ridge=1e-9)
+    keep = choose_by_reconstruction(net, cost, moments, budget, widths=ANY, ridge=1e-9)
     group = next(g for g in cost.graph.groups if g.name == "0")
     gone = tuple(np.flatnonzero(~keep[group.channels]).tolist())
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_the_budget_is_met_from_below(kind, value):
     net, images = chain(48, 56, 48), torch.rand(4, 3, 8, 8)
     cost, moments = measured(net, images)
     budget = Budget(kind, value)
-    keep, _ = choose_by_reconstruction(net, cost, moments, budget, widths=ANY)
+    keep = choose_by_reconstruction(net, cost, moments, budget, widths=ANY)
     assert 0.98 * budget.limit(cost) <= budget.measure(cost, keep) <= budget.limit(cost)
 
 
@@ -131,7 +131,7 @@ def test_the_budget_is_met_even_where_every_step_is_a_large_one():
     net, images = chain(16, 16), torch.rand(4, 3, 8, 8)
     cost, moments = measured(net, images)
     budget = Budget("keep_macs", 0.7)
-    keep, _ = choose_by_reconstruction(net, cost, moments, budget, widths=Widths(8, 8))
+    keep = choose_by_reconstruction(net, cost, moments, budget, widths=Widths(8, 8))
     assert budget.measure(cost, keep) <= budget.limit(cost)
     assert sorted(kept_widths(cost, keep).values()) == [4, 8, 16]  # one step, not two
 
@@ -140,7 +140,7 @@ def test_the_budget_is_met_even_where_every_step_is_a_large_one():
 def test_widths_are_honoured(round_to, min_width):
     net, images = chain(32, 48, 40), torch.rand(4, 3, 8, 8)
     cost, moments = measured(net, images)
-    keep, _ = choose_by_reconstruction(
+    keep = choose_by_reconstruction(
         net, cost, moments, Budget("keep_macs", 0.6), widths=Widths(round_to, min_width)
     )
     before = kept_widths(cost, np.ones_like(keep))
@@ -168,7 +168,7 @@ class Halves(nn.Module):
 def test_tied_halves_lose_equally_many():
     net, images = Halves(), torch.rand(4, 3, 8, 8)
     cost, moments = measured(net, images)
-    keep, _ = choose_by_reconstruction(net, cost, moments, Budget("keep_macs", 0.5), widths=ANY)
+    keep = choose_by_reconstruction(net, cost, moments, Budget("keep_macs", 0.5), widths=ANY)
     tied = next(tie for tie in cost.graph.ties if len(tie) == 2)
     widths = [int(keep[cost.graph.groups[index].channels].sum()) for index in tied]
     assert widths[0] == widths[1] < 16
@@ -178,7 +178,7 @@ def test_frozen_channels_stay():
     net, images = chain(16, 16), torch.rand(4, 3, 8, 8)
     cost = Anatomy(images[:1], freeze=("0",)).cost_of(net)
     moments = collect_moments(net, cost.graph, [images])
-    keep, _ = choose_by_reconstruction(net, cost, moments, Budget("keep_macs", 0.6), widths=ANY)
+    keep = choose_by_reconstruction(net, cost, moments, Budget("keep_macs", 0.6), widths=ANY)
     assert kept_widths(cost, keep)["0"] == 16
 
 
@@ -186,7 +186,7 @@ def test_channels_whose_readers_were_not_measured_stay():
     net, images = chain(16, 16), torch.rand(4, 3, 8, 8)
     cost, moments = measured(net, images)
     del moments["3.weight"]  # the reader of the first layer
-    keep, _ = choose_by_reconstruction(net, cost, moments, Budget("keep_macs", 0.6), widths=ANY)
+    keep = choose_by_reconstruction(net, cost, moments, Budget("keep_macs", 0.6), widths=ANY)
     assert kept_widths(cost, keep)["0"] == 16
     assert kept_widths(cost, keep)["3"] < 16
 
@@ -198,7 +198,7 @@ def test_a_channel_that_the_others_explain_goes_first():
             tensor[5] = tensor[2]  # a twin; its reader's weights are the largest of all
         net[3].weight[:, 5] = 10.0
     cost, moments = measured(net, images)
-    keep, _ = choose_by_reconstruction(net, cost, moments, Budget("keep_macs", 0.9), widths=ANY)
+    keep = choose_by_reconstruction(net, cost, moments, Budget("keep_macs", 0.9), widths=ANY)
     group = next(g for g in cost.graph.groups if g.name == "0")
     assert np.flatnonzero(~keep[group.channels]).tolist() in ([2], [5])
 

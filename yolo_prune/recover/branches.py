@@ -104,18 +104,18 @@ def readers_of(graph: ChannelGraph, block: ResidualBlock) -> list[Axis]:
     weights = [use.weight for use in graph.uses if use.weight]
     last = max((place for place, name in enumerate(weights) if inside(name)), default=len(weights))
     reads = {axis.name: axis for axis in graph.axes if axis.role == "in"}
-    own = [graph.axis_channels(axis) for axis in graph.axes if axis.role == "out" and inside(axis.name)]
-    foreign = [
-        graph.axis_channels(axis) for axis in graph.axes if axis.role == "out" and not inside(axis.name)
-    ]
-    shared = np.intersect1d(np.concatenate([[0], *own]), np.concatenate([[0], *foreign]))
+    made: dict[bool, set[int]] = {True: set(), False: set()}
+    for axis in graph.axes:
+        if axis.role == "out":
+            made[inside(axis.name)].update(graph.axis_channels(axis).tolist())
+    shared = list(made[True] & made[False])
     return [
         reads[name]
         for place, name in enumerate(weights)
         if place > last
         and name in reads
         and weights.count(name) == 1
-        and np.isin(graph.axis_channels(reads[name]), shared[shared > 0]).any()
+        and np.isin(graph.axis_channels(reads[name]), shared).any()
     ]
 
 

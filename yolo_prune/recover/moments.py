@@ -2,7 +2,8 @@
 
 For a layer that reads ``x`` (C channels) and makes ``z = W x``, an error ``e`` in the input costs, to second order,
 ``sum_p sum_o g_o(p)^2 (W e(p))_o^2`` with ``g`` the gradient of a random projection of the model's decoded outputs.
-The pixel's part ``s(p) = sum_o g_o(p)^2`` weights the moments, the channel's part ``r_o`` the rows of ``W``.
+The pixel's part ``s(p) = sum_o g_o(p)^2`` weights the moments, the channel's part ``r_o`` the rows of ``W``. The sum
+runs over all positions of the output, so that layers with maps of different sizes can be compared.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Moments:
     Attributes:
         second: Weighted mean of ``x x^T``, shape (C, C).
         mean: Weighted mean of ``x``, shape (C,).
-        energy: Mean of ``s(p)``: how much the task feels an error here, absolute.
+        energy: Sum of ``s(p)`` over all positions of all images, estimated from those that were sampled: how much the
+            task feels an error here, absolute. Without a task: the number of images over the output's variance.
         rows: Share ``r_o`` of each output channel in it, shape (C_out,), sums to 1.
         samples: Number of pixels behind it.
     """
@@ -81,7 +83,7 @@ class _Accumulator:
         return Moments(
             second=(self.second / self.weight).numpy(),
             mean=(self.first / self.weight).numpy(),
-            energy=self.weight / self.samples,
+            energy=self.weight,
             rows=(self.rows / self.rows.sum()).numpy(),
             samples=self.samples,
         )
@@ -215,10 +217,13 @@ def _hook(
         if not with_task:
             z = _take(out.detach(), targets, spatial).float().cpu()
             variance = (z - z.mean(0)).pow(2).mean(0).sum().clamp(min=1e-12)
-            add(x, (torch.ones_like(z) / z.shape[1]) / variance)
+            add(x, torch.ones_like(z) * len(out) / (z.numel() * variance))
         elif out.requires_grad:
+            every = (
+                out.numel() // out.shape[1 if spatial else -1] / len(x)
+            )  # one in so many positions is sampled
             out.register_hook(  # type: ignore[no-untyped-call]
-                lambda g: add(x, _take(g, targets, spatial).float().cpu().pow(2))
+                lambda g: add(x, _take(g, targets, spatial).float().cpu().pow(2) * every)
             )
 
     return on_forward

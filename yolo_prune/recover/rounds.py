@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from yolo_prune.blocks import ResidualBlock
 from yolo_prune.cost import CostModel
 from yolo_prune.cutting import Anatomy, cut_proven_, offered_blocks
-from yolo_prune.depth import choose_block, worth_inside
+from yolo_prune.depth import saved_by_drop, worth_inside
 from yolo_prune.errors import BudgetError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.plan import Budget, Widths, against_parent, choose_channels, make_plan
 from yolo_prune.progress import LOGGER
 from yolo_prune.record import PrunePlan
 from yolo_prune.recover.branches import branch_cost, drop_and_refit
+from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
 from yolo_prune.recover.fold import fold_removed_
 from yolo_prune.recover.moments import Moments, TaskLoss, collect_moments
 from yolo_prune.recover.select import choose_by_reconstruction
@@ -41,7 +42,7 @@ class Recipe:
         seed: Of pixels and of ``criterion="random"``.
         ridge: Regularisation of selection and folding.
         cost_power: Saved cost counts to this power.
-        depth: Drop residual blocks as a whole too.
+        depth: Drop residual blocks as a whole too, where the model at the budget is better off without them.
     """
 
     criterion: str = RECONSTRUCTION
@@ -108,13 +109,15 @@ def cut_in_rounds(
         recipe: How.
         batches: Calibration images, needed to fold and for ``reconstruction``.
         task: As in :func:`yolo_prune.recover.collect_moments`.
-        validate: Scores the model after each round (for the cliff); larger is better.
+        validate: Scores the model after each round (for the cliff), and without blocks that ``depth`` may drop, which
+            else are judged by the error of the outputs on the calibration images; larger is better.
 
     Returns:
         The cut copy, its plan and the rounds.
 
     Raises:
         BudgetError: The budget cannot be met; known before anything is measured unless the criterion falls short.
+        DataError: There are no images, but something has to be measured on them.
         EquivalenceError: No exact cut was found.
     """
     before = anatomy.cost_of(parent)
@@ -124,13 +127,17 @@ def cut_in_rounds(
         return CutResult(copy.deepcopy(parent), _identity_plan(before, budget), ())
     choose_channels(before, np.ones(before.graph.channel_count), budget, widths=recipe.widths)
     module, plan, rounds = copy.deepcopy(parent), None, []
-    for number, share in enumerate(waypoints(limit / full, recipe.rounds), 1):
-        step, last = (Budget.of(budget.gradient, amount) for amount in (share * full, limit))
+    if recipe.depth:
+        judge = validate or fidelity_to(module, anatomy, batches)
+        last = Budget.of(budget.gradient, limit)
+        module, plan = _drop_blocks(module, anatomy, last, recipe, batches, task, judge)
+    start = _amount(module, anatomy, budget)
+    for number, share in enumerate(waypoints(limit / start, recipe.rounds), 1):
+        step = Budget.of(budget.gradient, share * start)
         description = f"round {number}/{recipe.rounds}"
-        module, made, anatomy = _one_round(module, anatomy, (step, last), recipe, batches, task, description)
+        module, made, anatomy = _one_round(module, anatomy, step, recipe, batches, task, description)
         plan = made if plan is None else plan.then(made)
-        cost = anatomy.cost_of(module)
-        kept = budget.measure(cost, np.ones(cost.graph.channel_count, dtype=bool)) / full
+        kept = _amount(module, anatomy, budget) / full
         score = validate(module) if validate else None
         rounds.append(Round(kept, made.equivalence, score))
         LOGGER.info(
@@ -148,24 +155,24 @@ def cut_in_rounds(
     return CutResult(module, _summarise(plan, before, module, anatomy, budget, recipe, rounds), tuple(rounds))
 
 
+def _amount(module: nn.Module, anatomy: Anatomy, budget: Budget) -> float:
+    """Return what a module costs in the budget's unit."""
+    cost = anatomy.cost_of(module)
+    return budget.measure(cost, np.ones(cost.graph.channel_count, dtype=bool))
+
+
 def _one_round(
     module: nn.Module,
     anatomy: Anatomy,
-    budgets: tuple[Budget, Budget],
+    budget: Budget,
     recipe: Recipe,
     batches: Sequence[Tensor],
     task: TaskLoss | None,
     description: str,
 ) -> tuple[nn.Module, PrunePlan, Anatomy]:
-    """Measure, choose, fold and cut once, to the first budget; blocks may go as far as the second, the last of all.
-
-    A module whose cut is not exact is frozen and the round starts again; it does so after every dropped block, too.
-    """
-    earlier: PrunePlan | None = None
-    failures = 0
-    while failures < _ATTEMPTS:
+    """Measure, choose, fold and cut once; a module whose cut is not exact is frozen and the round starts again."""
+    for _ in range(_ATTEMPTS):
         cost = anatomy.cost_of(module)
-        blocks = _blocks_to_go(module, cost, anatomy, budgets, recipe)
         moments: dict[str, Moments] = {}
         if (recipe.fold or recipe.criterion == RECONSTRUCTION) and batches:
             moments = collect_moments(
@@ -175,75 +182,83 @@ def _one_round(
                 task=task,
                 seed=recipe.seed,
                 description=f"{description}: measuring",
-                blocks=[block.name for block in blocks],
             )
-        if (block := _choose_block(module, cost, moments, blocks, budgets[1], recipe)) is not None:
-            try:
-                module, dropped = drop_and_refit(
-                    module, cost, block, anatomy, batches, task=task, seed=recipe.seed, fold=recipe.fold
-                )
-            except EquivalenceError as error:
-                LOGGER.warning("%s It stays.", error)
-                anatomy = replace(anatomy, undroppable=(*anatomy.undroppable, block.name))
-                continue
-            LOGGER.info("%s: dropped the residual block '%s'", description, block.name)
-            earlier = earlier.then(dropped) if earlier else dropped
-            continue
-        keep, _ = _choose(module, cost, moments, budgets[0], recipe)
+        keep = _choose(module, cost, moments, budget, recipe)
         folded = copy.deepcopy(module)
         if recipe.fold and moments:
             fold_removed_(folded, cost.graph, keep, moments, ridge=recipe.ridge)
         try:
             made, _ = cut_proven_(folded, cost, keep, anatomy)
-            return folded, earlier.then(made) if earlier else made, anatomy
+            return folded, made, anatomy
         except EquivalenceError as error:
             if not error.freeze or set(error.freeze) <= set(anatomy.inexact):
                 raise
             LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
             anatomy = replace(anatomy, inexact=(*anatomy.inexact, *error.freeze))
-            failures += 1
     raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.inexact)}.")
 
 
-def _blocks_to_go(
-    module: nn.Module, cost: CostModel, anatomy: Anatomy, budgets: tuple[Budget, Budget], recipe: Recipe
-) -> tuple[ResidualBlock, ...]:
-    """Return the blocks that a round may drop: none once its budget is met."""
-    everything = np.ones(cost.graph.channel_count, dtype=bool)
-    step = budgets[0]
-    if not recipe.depth or step.measure(cost, everything) <= step.limit(cost):
-        return ()
-    return offered_blocks(module, anatomy)
-
-
-def _choose_block(
+def _drop_blocks(
     module: nn.Module,
-    cost: CostModel,
-    moments: dict[str, Moments],
-    blocks: Sequence[ResidualBlock],
-    last: Budget,
+    anatomy: Anatomy,
+    budget: Budget,
     recipe: Recipe,
-) -> ResidualBlock | None:
-    """Return the block whose removal costs less than that of channels which save as much, if there is one."""
+    batches: Sequence[Tensor],
+    task: TaskLoss | None,
+    judge: Callable[[nn.Module], float],
+) -> tuple[nn.Module, PrunePlan | None]:
+    """Return a model without the blocks that are better dropped, and the plan, None when there are none."""
+
+    def drop(model: nn.Module, cost: CostModel, block: ResidualBlock) -> tuple[nn.Module, PrunePlan]:
+        return drop_and_refit(
+            model, cost, block, anatomy, batches, task=task, seed=recipe.seed, fold=recipe.fold
+        )
+
+    def value(model: nn.Module) -> float:
+        return judge(_one_round(model, anatomy, budget, recipe, batches, task, "trying depth")[0])
+
+    order = _order_of_blocks(module, anatomy, budget, recipe, batches, task)
+    return drop_while_it_pays(module, anatomy, budget, order, drop, value)
+
+
+def _order_of_blocks(
+    module: nn.Module,
+    anatomy: Anatomy,
+    budget: Budget,
+    recipe: Recipe,
+    batches: Sequence[Tensor],
+    task: TaskLoss | None,
+) -> list[str]:
+    """Return the names of the blocks, first the one that loses least for what it saves."""
+    cost, blocks = anatomy.cost_of(module), offered_blocks(module, anatomy)
     if recipe.criterion == RECONSTRUCTION:
-        measured = [block for block in blocks if block.name in moments]
-        worth = {block: branch_cost(moments[block.name], recipe.ridge) for block in measured}
+        names = [block.name for block in blocks]
+        moments = collect_moments(
+            module,
+            cost.graph,
+            batches,
+            task=task,
+            seed=recipe.seed,
+            description="measuring blocks",
+            blocks=names,
+        )
+        lost = {
+            block: branch_cost(moments[block.name], recipe.ridge) for block in blocks if block.name in moments
+        }
     else:
-        scores = find_criterion(recipe.criterion)(module, cost.graph, recipe.seed) if blocks else np.zeros(0)
-        worth = {block: worth_inside(cost, scores, block) for block in blocks}
-    return choose_block(
-        module, cost, worth, last, lambda budget: _choose(module, cost, moments, budget, recipe)[1]
-    )
+        scores = find_criterion(recipe.criterion)(module, cost.graph, recipe.seed)
+        lost = {block: worth_inside(cost, scores, block) for block in blocks}
+    saved = {block: saved_by_drop(module, cost, block, budget.gradient) for block in lost}
+    return [block.name for block in sorted(lost, key=lambda block: lost[block] / max(saved[block], 1e-12))]
 
 
 def _choose(
     module: nn.Module, cost: CostModel, moments: dict[str, Moments], budget: Budget, recipe: Recipe
-) -> tuple[BoolArray, float]:
-    """Return which channels stay and what is lost with the others."""
+) -> BoolArray:
+    """Return which channels stay."""
     if recipe.criterion != RECONSTRUCTION:
         scores = find_criterion(recipe.criterion)(module, cost.graph, recipe.seed)
-        keep = choose_channels(cost, scores, budget, widths=recipe.widths, cost_power=0.0)
-        return keep, float(scores[~keep].sum())
+        return choose_channels(cost, scores, budget, widths=recipe.widths, cost_power=0.0)
     return choose_by_reconstruction(
         module, cost, moments, budget, widths=recipe.widths, ridge=recipe.ridge, cost_power=recipe.cost_power
     )

@@ -72,7 +72,7 @@ def choose_by_reconstruction(
     ridge: float = 1e-3,
     cost_power: float = 1.0,
     tolerance: float = 0.02,
-) -> tuple[BoolArray, float]:
+) -> BoolArray:
     """Remove blocks of channels by the lowest reconstruction cost per saved cost until the budget is met.
 
     Args:
@@ -86,8 +86,8 @@ def choose_by_reconstruction(
         tolerance: As in :func:`yolo_prune.plan.choose_channels`.
 
     Returns:
-        Which channels stay, shape (channels,), and what the others cost; fewer may go than the budget asks when only
-        channels without moments (summed over by attention) are left.
+        Which channels stay, shape (channels,); fewer may go than the budget asks when only channels without moments
+        (summed over by attention) are left.
 
     Source:
         Hassibi et al., Optimal Brain Surgeon, NIPS 1993, on layer outputs; Ours: task-weighted moments, sums over all
@@ -101,7 +101,6 @@ def choose_by_reconstruction(
     for ladder in ladders:
         _look_ahead(ladder, readers, places)
     skipped: dict[int, float] = {}
-    total = 0.0
     while now > limit:
         saved = channel_gradient(cost, keep, budget.gradient)
         best = _cheapest(ladders, saved, cost_power, set(skipped))
@@ -109,7 +108,6 @@ def choose_by_reconstruction(
             if skipped:
                 last = ladders[max(skipped, key=lambda i: skipped[i])]
                 keep[last.next_block] = False
-                total += last.next_cost
             break
         ladder = ladders[best]
         keep[ladder.next_block] = False
@@ -119,9 +117,8 @@ def choose_by_reconstruction(
             skipped[best] = after
             continue
         now = after
-        total += ladder.next_cost
         _advance(ladder, ladders, readers, places)
-    return keep, total
+    return keep
 
 
 def _readers(
