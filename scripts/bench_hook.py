@@ -21,7 +21,7 @@ import torch
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.sparse import free_scales
 from yolo_prune.checkpoint import load_detector
-from yolo_prune.options import parse_overrides
+from yolo_prune.config.options import parse_overrides
 from yolo_prune.sparsify import Ramp, batchnorm_scales, sparsify
 
 DEFAULTS = {"model": "yolov8n.yaml", "imgsz": "320", "batch": "8", "steps": "30", "threads": "2"}

@@ -37,10 +37,10 @@ from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.export import export_onnx, onnx_parity
 from yolo_prune.checkpoint import load_detector, save_detector
 from yolo_prune.cost import CostModel
-from yolo_prune.cutting import Anatomy, cut_proven_, drop_proven_, offered_blocks
+from yolo_prune.cut.plan import Budget, choose_channels, least_channels
+from yolo_prune.cut.proven import Anatomy, cut_proven_, drop_proven_, offered_blocks
+from yolo_prune.cut.surgery import Equivalence
 from yolo_prune.errors import YoloPruneError
-from yolo_prune.plan import Budget, choose_channels, least_channels
-from yolo_prune.surgery import Equivalence
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGER = (

@@ -8,14 +8,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from yolo_prune.adapters.ultralytics.attach import attach
+    from yolo_prune.cut.record import PrunePlan
     from yolo_prune.graph import trace_groups
-    from yolo_prune.record import PrunePlan
     from yolo_prune.run import PruneResult, prune
     from yolo_prune.structure import prune_module
 
 _HOMES = {
     "attach": "yolo_prune.adapters.ultralytics.attach",
-    "PrunePlan": "yolo_prune.record",
+    "PrunePlan": "yolo_prune.cut.record",
     "PruneResult": "yolo_prune.run",
     "prune": "yolo_prune.run",
     "prune_module": "yolo_prune.structure",

@@ -17,8 +17,8 @@ from typing import Any
 from yolo_prune import __version__, commands
 from yolo_prune import config as configs
 from yolo_prune.config import make_config
+from yolo_prune.config.options import REST, is_required, option_fields, parse_overrides
 from yolo_prune.errors import ConfigError, YoloPruneError
-from yolo_prune.options import REST, is_required, option_fields, parse_overrides
 from yolo_prune.progress import log_to_console
 
 OK, FAILED, STOPPED = 0, 2, 130

@@ -10,8 +10,8 @@ from torch import nn
 
 from yolo_prune.checkpoint import load_detector
 from yolo_prune.cost import CostModel, channel_gradient
-from yolo_prune.cutting import Anatomy, offered_blocks
-from yolo_prune.depth import saved_by_drop
+from yolo_prune.cut.depth import saved_by_drop
+from yolo_prune.cut.proven import Anatomy, offered_blocks
 from yolo_prune.graph.groups import Group
 from yolo_prune.score import norm_scale_names
 

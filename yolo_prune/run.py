@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from yolo_prune.checkpoint import LoadedModel, fingerprint, load_detector, save_detector
 from yolo_prune.config import PruneConfig, make_config, to_yaml
-from yolo_prune.cutting import Anatomy
+from yolo_prune.cut.plan import Widths
+from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.device import resolve_device
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.files import write_text
 from yolo_prune.measure import Evaluated, measure_run
-from yolo_prune.plan import Widths
 from yolo_prune.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
 from yolo_prune.progress import LOGGER
-from yolo_prune.record import PrunePlan
 from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
 from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.workspace import OUTPUTS, Workspace, open_workspace

@@ -11,17 +11,17 @@ import numpy as np
 from torch import nn
 
 from yolo_prune.cost import CostModel, FloatArray
-from yolo_prune.cutting import Anatomy, cut_proven_, drop_proven_, offered_blocks
-from yolo_prune.depth import choose_block, worth_inside
+from yolo_prune.cut.depth import choose_block, worth_inside
+from yolo_prune.cut.plan import Budget, Widths, against_parent, choose_channels
+from yolo_prune.cut.proven import Anatomy, cut_proven_, drop_proven_, offered_blocks
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import BudgetError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
-from yolo_prune.plan import Budget, Widths, against_parent, choose_channels
 from yolo_prune.progress import LOGGER
-from yolo_prune.record import PrunePlan
 from yolo_prune.score import Criterion, find_criterion
-from yolo_prune.surgery import cut_
 
 _ATTEMPTS = 8
 

@@ -26,8 +26,8 @@ from yolo_prune.adapters.ultralytics.attach import read_result
 from yolo_prune.adapters.ultralytics.distill import DistilledCriterion
 from yolo_prune.adapters.ultralytics.inrun import inrun_trainer
 from yolo_prune.checkpoint import METADATA_KEY
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError, ConfigError, RebuiltError
-from yolo_prune.record import PrunePlan
 from yolo_prune.retrain import count_parameters
 
 HOST = {"imgsz": 64, "batch": 4, "nbs": 4, "epochs": 4, "device": "cpu", "mosaic": 0.0, "amp": False}

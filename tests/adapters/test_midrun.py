@@ -15,10 +15,10 @@ from torch import nn
 from yolo_prune.adapters.ultralytics import midrun
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.sparse import SparsePhase, free_scales
+from yolo_prune.config.inrun import InRunSettings
+from yolo_prune.cut.plan import Budget
 from yolo_prune.errors import BudgetError, YoloPruneError
 from yolo_prune.inrun import RunState
-from yolo_prune.plan import Budget
-from yolo_prune.prune_settings import InRunSettings
 from yolo_prune.sparsify import batchnorm_scales
 
 SETTINGS = InRunSettings(keep_macs=0.7, steps=1, round_to=4, min_width=4)

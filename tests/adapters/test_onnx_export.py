@@ -11,7 +11,7 @@ from yolo_prune.adapters.ultralytics import export
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.export import Parity, compare_outputs, export_onnx, onnx_parity
 from yolo_prune.checkpoint import load_detector, save_detector
-from yolo_prune.cutting import drop_proven_, offered_blocks
+from yolo_prune.cut.proven import drop_proven_, offered_blocks
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 
 IMGSZ = 64

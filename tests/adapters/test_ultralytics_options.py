@@ -3,8 +3,8 @@
 import pytest
 
 from yolo_prune.adapters.ultralytics.options import check_train_args
+from yolo_prune.config.host_keys import HOST_TRAIN_KEYS
 from yolo_prune.errors import ConfigError
-from yolo_prune.host_keys import HOST_TRAIN_KEYS
 
 NEWER_THAN_8_4_0 = {"cls_pw", "channels_last"}
 

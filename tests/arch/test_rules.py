@@ -15,39 +15,11 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 # The data flow. At import time a stage uses only the stages before it; a stage that calls a host imports the
 # adapter inside the function that needs it.
 ORDER = (
-    *("errors", "files", "progress", "options", "prune_settings", "host_keys", "config", "device"),
-    *(
-        "graph",
-        "cost",
-        "score",
-        "blocks",
-        "record",
-        "plan",
-        "surgery",
-        "blame",
-        "cutting",
-        "depth",
-        "structure",
-        "recover",
-        "sparsify",
-        "distill",
-        "retrain",
-        "inrun",
-    ),
+    *("errors", "files", "progress", "config", "device"),
+    *("graph", "cost", "score", "cut", "structure", "recover", "sparsify", "distill", "retrain", "inrun"),
     *("checkpoint", "evaluate", "bench", "report", "adapters"),
-    *(
-        "inspection",
-        "workspace",
-        "preflight",
-        "measure",
-        "run",
-        "sweep",
-        "demo_data",
-        "demo",
-        "commands",
-        "cli",
-        "__main__",
-    ),
+    *("inspection", "workspace", "preflight", "measure", "run", "sweep"),
+    *("demo_data", "demo", "commands", "cli", "__main__"),
 )
 HOSTS = ("ultralytics", "torchvision", "detectron2", "mayaku")
 HOST_CLASSES = {

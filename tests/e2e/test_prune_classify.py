@@ -12,7 +12,7 @@ from PIL import Image
 from yolo_prune import cli
 from yolo_prune.checkpoint import load_detector
 from yolo_prune.cost import count_parameters
-from yolo_prune.record import PrunePlan
+from yolo_prune.cut.record import PrunePlan
 
 ARCHITECTURE = """
 nc: 3

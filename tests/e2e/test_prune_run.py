@@ -15,7 +15,7 @@ from yolo_prune import cli
 from yolo_prune.checkpoint import load_detector, read_metadata
 from yolo_prune.config import PruneConfig, make_config
 from yolo_prune.cost import count_parameters
-from yolo_prune.record import PrunePlan
+from yolo_prune.cut.record import PrunePlan
 
 FILES = (
     *(
@@ -150,7 +150,7 @@ def test_widths_are_multiples_of_eight(report):
 
 def test_the_plan_gives_the_pruned_model_s_shapes(folder):
     from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-    from yolo_prune.surgery import cut_
+    from yolo_prune.cut.surgery import cut_
 
     plan = PrunePlan.from_json((folder / "plan.json").read_text())
     module = load_detector(folder / "weights" / "parent.pt").module

@@ -15,11 +15,11 @@ from test_equivalence import build
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.checkpoint import save_detector
-from yolo_prune.cutting import cut_proven_, drop_proven_, offered_blocks
-from yolo_prune.plan import Budget, choose_channels, plan_drop
-from yolo_prune.record import PrunePlan
+from yolo_prune.cut.plan import Budget, choose_channels, plan_drop
+from yolo_prune.cut.proven import cut_proven_, drop_proven_, offered_blocks
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import copy_as, cut_, prove_equivalence
 from yolo_prune.structure import prune_module
-from yolo_prune.surgery import copy_as, cut_, prove_equivalence
 
 BLOCKS = {
     "yolov5n": 7,

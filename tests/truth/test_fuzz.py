@@ -13,9 +13,9 @@ from nets import randomise_
 from torch import nn
 
 from yolo_prune.cost import count_macs, count_parameters
-from yolo_prune.cutting import Anatomy, cut_proven_
+from yolo_prune.cut.plan import Budget, Widths, choose_channels, least_channels
+from yolo_prune.cut.proven import Anatomy, cut_proven_
 from yolo_prune.graph import ModuleRule
-from yolo_prune.plan import Budget, Widths, choose_channels, least_channels
 
 EXAMPLES = int(os.environ.get("YOLO_PRUNE_FUZZ", "100"))
 X = torch.zeros(1, 3, 8, 8)

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from yolo_prune.blocks import find_residual_blocks, original_name, remove_blocks_
-from yolo_prune.cutting import Anatomy, drop_proven_, offered_blocks
+from yolo_prune.cut.blocks import find_residual_blocks, original_name, remove_blocks_
+from yolo_prune.cut.plan import Budget, Widths, plan_drop
+from yolo_prune.cut.proven import Anatomy, drop_proven_, offered_blocks
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import DataError, EquivalenceError, PlanError
-from yolo_prune.plan import Budget, Widths, plan_drop
-from yolo_prune.record import PrunePlan
 from yolo_prune.recover import Recipe, cut_in_rounds
 from yolo_prune.recover.branches import branch_cost, drop_and_refit, readers_of
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
 from yolo_prune.recover.moments import collect_moments
-from yolo_prune.surgery import cut_
 
 IMAGES = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1, 2)]
 ANATOMY = Anatomy(IMAGES[0][:1])

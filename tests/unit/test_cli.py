@@ -10,8 +10,8 @@ import pytest
 
 from yolo_prune import cli, commands
 from yolo_prune.config import PruneConfig, TrainConfig
+from yolo_prune.config.options import option_fields
 from yolo_prune.errors import BudgetError
-from yolo_prune.options import option_fields
 
 PRUNE = ["prune", "model=best.pt", "data=d.yaml", "keep_macs=0.5"]
 

@@ -13,8 +13,8 @@ from yolo_prune.config import (
     make_config,
     to_yaml,
 )
+from yolo_prune.config.options import config_from, option_fields, parse_overrides
 from yolo_prune.errors import ConfigError
-from yolo_prune.options import config_from, option_fields, parse_overrides
 
 NEEDED = ["model=best.pt", "data=data.yaml"]
 
@@ -238,7 +238,7 @@ def test_every_option_is_documented_in_one_line(kind):
 
 
 def test_keys_of_the_host_do_not_hide_our_own():
-    from yolo_prune.host_keys import HOST_TRAIN_KEYS
+    from yolo_prune.config.host_keys import HOST_TRAIN_KEYS
 
     assert not set(HOST_TRAIN_KEYS) & set(option_fields(PruneConfig))
     assert len(set(HOST_TRAIN_KEYS)) == len(HOST_TRAIN_KEYS)

@@ -7,6 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from yolo_prune.config.inrun import InRunSettings, make_settings
+from yolo_prune.cut.plan import Budget
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.inrun import (
     CutRecord,
@@ -23,11 +27,7 @@ from yolo_prune.inrun import (
     resize_optimizer_,
     round_budget,
 )
-from yolo_prune.plan import Budget
-from yolo_prune.prune_settings import InRunSettings, make_settings
-from yolo_prune.record import PrunePlan
 from yolo_prune.sparsify import ScaleSummary
-from yolo_prune.surgery import cut_
 
 KEPT = [0, 2, 3]
 PLAN = PrunePlan(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from yolo_prune.cutting import Anatomy
+from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import DataError
 from yolo_prune.recover import collect_moments
 from yolo_prune.recover.moments import _sample, reading_layers, run_with_gradients

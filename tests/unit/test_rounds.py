@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from yolo_prune.cutting import Anatomy
+from yolo_prune.cut.plan import Budget, Widths
+from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import BudgetError, EquivalenceError
-from yolo_prune.plan import Budget, Widths
-from yolo_prune.record import PrunePlan
 from yolo_prune.recover import Recipe, cut_in_rounds
 from yolo_prune.recover import rounds as rounds_module
 from yolo_prune.recover.rounds import waypoints
 from yolo_prune.recover.stages import recover_by_stages
-from yolo_prune.surgery import cut_
 
 IMAGES = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
 FREE = Widths(1, 1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.record import PrunePlan
+from yolo_prune.cut.record import PrunePlan
 
 
 def resize_optimizer_(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from yolo_prune.cut.plan import Budget
 from yolo_prune.errors import ConfigError
-from yolo_prune.plan import Budget
 
 _LAST_SHARE = 0.7
 _EARLIEST, _LATEST = 0.2, 0.6

@@ -8,8 +8,8 @@ from torch import nn
 
 from yolo_prune.config import BUDGET_KEYS, PruneConfig
 from yolo_prune.cost import count_parameters
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.record import PrunePlan
 from yolo_prune.report import Histogram, LayerWidth, PlanSummary
 from yolo_prune.score import norm_scale_names
 

@@ -17,7 +17,7 @@ from yolo_prune.bench import Comparison
 from yolo_prune.bench.resolution import lower_resolutions
 from yolo_prune.bench.runtime import cpu_name
 from yolo_prune.config import PruneConfig
-from yolo_prune.cutting import Anatomy
+from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import BudgetError
 from yolo_prune.measure.changes import layer_widths, plan_summary, scale_histogram
 from yolo_prune.measure.speed import Evaluated, bench_models, model_rows, model_speedups

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from yolo_prune.blocks import ResidualBlock, original_name
 from yolo_prune.cost import CostModel
-from yolo_prune.cutting import Anatomy, drop_proven_
+from yolo_prune.cut.blocks import ResidualBlock, original_name
+from yolo_prune.cut.proven import Anatomy, drop_proven_
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.graph.atoms import Axis
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.record import PrunePlan
 from yolo_prune.recover.fold import fold_into_, solve_fold
 from yolo_prune.recover.moments import Moments, TaskLoss, moments_between, sample_inputs
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.blocks import ResidualBlock, original_name
 from yolo_prune.cost import CostModel
-from yolo_prune.cutting import Anatomy, offered_blocks
-from yolo_prune.depth import saved_by_fitting
+from yolo_prune.cut.blocks import ResidualBlock, original_name
+from yolo_prune.cut.depth import saved_by_fitting
+from yolo_prune.cut.plan import Budget
+from yolo_prune.cut.proven import Anatomy, offered_blocks
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import selected_outputs
 from yolo_prune.errors import DataError, EquivalenceError
-from yolo_prune.plan import Budget
 from yolo_prune.progress import LOGGER
-from yolo_prune.record import PrunePlan
-from yolo_prune.surgery import selected_outputs
 
 Drop = Callable[[nn.Module, CostModel, ResidualBlock], tuple[nn.Module, PrunePlan]]
 _PATIENCE = 2

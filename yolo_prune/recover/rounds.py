@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from yolo_prune.blocks import ResidualBlock
 from yolo_prune.cost import CostModel
-from yolo_prune.cutting import Anatomy, cut_proven_, offered_blocks
-from yolo_prune.depth import saved_by_drop, worth_inside
+from yolo_prune.cut.blocks import ResidualBlock
+from yolo_prune.cut.depth import saved_by_drop, worth_inside
+from yolo_prune.cut.plan import Budget, Widths, against_parent, choose_channels, make_plan
+from yolo_prune.cut.proven import Anatomy, cut_proven_, offered_blocks
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
-from yolo_prune.plan import Budget, Widths, against_parent, choose_channels, make_plan
 from yolo_prune.progress import LOGGER
-from yolo_prune.record import PrunePlan
 from yolo_prune.recover.branches import branch_cost, drop_and_refit
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
 from yolo_prune.recover.fold import fold_removed_

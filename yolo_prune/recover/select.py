@@ -14,9 +14,9 @@ import numpy as np
 from torch import nn
 
 from yolo_prune.cost import CostModel, FloatArray, channel_gradient
+from yolo_prune.cut.plan import Budget, Widths
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.plan import Budget, Widths
 from yolo_prune.recover.moments import Moments
 
 
@@ -83,7 +83,7 @@ def choose_by_reconstruction(
         widths: Allowed widths.
         ridge: Regularisation, as a share of the mean variance of a layer's input.
         cost_power: Saved cost counts to this power.
-        tolerance: As in :func:`yolo_prune.plan.choose_channels`.
+        tolerance: As in :func:`yolo_prune.cut.plan.choose_channels`.
 
     Returns:
         Which channels stay, shape (channels,); fewer may go than the budget asks when only channels without moments

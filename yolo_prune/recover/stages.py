@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from yolo_prune.cutting import Anatomy
+from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.surgery import cut_
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.fold import recalibrate_bn_
 from yolo_prune.recover.rounds import CutResult
-from yolo_prune.surgery import cut_
 
 
 def recover_by_stages(

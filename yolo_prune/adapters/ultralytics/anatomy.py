@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.rules import block_rules, raw_outputs
-from yolo_prune.cutting import Anatomy
+from yolo_prune.cut.proven import Anatomy
 
 
 def anatomy_of(module: nn.Module, imgsz: int, freeze: tuple[str, ...] = ()) -> Anatomy:

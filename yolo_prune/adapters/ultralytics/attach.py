@@ -17,10 +17,10 @@ from yolo_prune.adapters.ultralytics.train import train_pruned
 from yolo_prune.adapters.ultralytics.trainer import _StaysCut, prune_trainer
 from yolo_prune.checkpoint import METADATA_KEY, load_detector
 from yolo_prune.config import TrainConfig
+from yolo_prune.config.inrun import InRunSettings, make_settings
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.inrun import CutRecord, RunState
-from yolo_prune.prune_settings import InRunSettings, make_settings
-from yolo_prune.record import PrunePlan
 from yolo_prune.retrain import count_parameters
 
 _LOADER = "_smart_load"
@@ -98,7 +98,7 @@ def attach(model: Any, **options: Any) -> Attachment:
 
     Args:
         model: An ``ultralytics.YOLO`` (or ``RTDETR``).
-        **options: Fields of :class:`yolo_prune.prune_settings.InRunSettings`, such as ``keep_macs=0.5``. Without a
+        **options: Fields of :class:`yolo_prune.config.inrun.InRunSettings`, such as ``keep_macs=0.5``. Without a
             budget the object must come from an interrupted run (it is resumed with the options that it began with)
             or be pruned already (it stays pruned).
 

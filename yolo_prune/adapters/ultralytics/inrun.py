@@ -33,13 +33,13 @@ from yolo_prune.adapters.ultralytics import aftercut, midrun
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.sparse import SparsePhase, free_scales
 from yolo_prune.adapters.ultralytics.trainer import TrainSettings, _StaysCut, unwrap
+from yolo_prune.config.inrun import InRunSettings, make_settings, same_settings
+from yolo_prune.cut.plan import Widths, choose_channels
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import ConfigError
 from yolo_prune.inrun import CutRecord, RunState, check_schedule, cut_is_due, is_separated, round_budget
 from yolo_prune.inrun.schedule import cut_shares
-from yolo_prune.plan import Widths, choose_channels
 from yolo_prune.progress import LOGGER, log_to_console
-from yolo_prune.prune_settings import InRunSettings, make_settings, same_settings
-from yolo_prune.record import PrunePlan
 from yolo_prune.recover.rounds import RECONSTRUCTION
 from yolo_prune.retrain import count_parameters
 from yolo_prune.structure import one_budget
@@ -325,7 +325,7 @@ def inrun_trainer(base: type, settings: InRunSettings | None = None, **options: 
     Args:
         base: A trainer class of the host.
         settings: The options; None makes them from ``options``.
-        **options: Fields of :class:`yolo_prune.prune_settings.InRunSettings`.
+        **options: Fields of :class:`yolo_prune.config.inrun.InRunSettings`.
 
     Raises:
         ConfigError: An option is unknown or wrong, or there is no budget.

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
-from yolo_prune.cutting import Anatomy
+from yolo_prune.config.inrun import InRunSettings
+from yolo_prune.cut.plan import Budget, Widths
+from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.inrun import resize_optimizer_
-from yolo_prune.plan import Budget, Widths
-from yolo_prune.prune_settings import InRunSettings
-from yolo_prune.record import PrunePlan
 from yolo_prune.recover.rounds import Recipe, cut_in_rounds
-from yolo_prune.surgery import cut_
 
 _Value = TypeVar("_Value")
 

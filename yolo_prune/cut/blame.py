@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from yolo_prune.cut.surgery import copy_as, random_arguments, zero_removed_
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.passes import FAILURES
-from yolo_prune.surgery import copy_as, random_arguments, zero_removed_
 
 
 def blame(parent: nn.Module, cut: nn.Module, graph: ChannelGraph, keep: BoolArray, example_input: Any) -> str:

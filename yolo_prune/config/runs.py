@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import yaml
 
+from yolo_prune.config.host_keys import HOST_OWN_KEYS, HOST_TRAIN_KEYS, NOT_OF_A_TRAINING
+from yolo_prune.config.inrun import BUDGETS, InRunSettings
+from yolo_prune.config.options import REST, coerce_, config_from, option, option_fields, parse_overrides
 from yolo_prune.errors import ConfigError
-from yolo_prune.host_keys import HOST_OWN_KEYS, HOST_TRAIN_KEYS, NOT_OF_A_TRAINING
-from yolo_prune.options import REST, coerce_, config_from, option, option_fields, parse_overrides
-from yolo_prune.prune_settings import BUDGETS, InRunSettings
 
 BUDGET_KEYS = BUDGETS
 RUNTIMES = ("torch", "onnxruntime")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from yolo_prune.config.options import check_keys, coerce_, option
 from yolo_prune.errors import ConfigError
-from yolo_prune.options import check_keys, coerce_, option
 
 BUDGETS = ("keep_macs", "gmacs", "keep_params")
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from yolo_prune.blocks import remove_blocks_, silence_
+from yolo_prune.cut.blocks import remove_blocks_, silence_
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import EquivalenceError, PlanError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.copies import copy_with
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.passes import FAILURES
 from yolo_prune.graph.trace import ModuleRules, OutputSelector, rule_for
-from yolo_prune.record import PrunePlan
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)

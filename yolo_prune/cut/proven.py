@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from yolo_prune.blame import blame, find_inexact
-from yolo_prune.blocks import ResidualBlock, find_residual_blocks
 from yolo_prune.cost import CostModel, cost_model, with_macs_at
+from yolo_prune.cut.blame import blame, find_inexact
+from yolo_prune.cut.blocks import ResidualBlock, find_residual_blocks
+from yolo_prune.cut.plan import Budget, make_plan, plan_drop
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import Equivalence, copy_as, cut_, prove_equivalence, random_arguments
 from yolo_prune.errors import ConfigError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.groups import ChannelGraph, Group, trace_groups
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
-from yolo_prune.plan import Budget, make_plan, plan_drop
-from yolo_prune.record import PrunePlan
-from yolo_prune.surgery import Equivalence, copy_as, cut_, prove_equivalence, random_arguments
 
 
 @dataclass(frozen=True)

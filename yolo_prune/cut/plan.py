@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from yolo_prune.blocks import ResidualBlock
 from yolo_prune.cost import CostModel, FloatArray
+from yolo_prune.cut.blocks import ResidualBlock
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.record import PrunePlan
 
 BUDGETS = ("keep_macs", "gmacs", "keep_params")
 

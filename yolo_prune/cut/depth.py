@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from torch import nn
 
-from yolo_prune.blocks import ResidualBlock
 from yolo_prune.cost import CostModel, FloatArray
+from yolo_prune.cut.blocks import ResidualBlock
+from yolo_prune.cut.plan import Budget
 from yolo_prune.errors import BudgetError
-from yolo_prune.plan import Budget
 
 _TOLERANCE = 0.02
 

@@ -1,0 +1,35 @@
+"""The options of every command: how they are read, what they are, and which of the host's ride along."""
+
+from yolo_prune.config.runs import (
+    BUDGET_KEYS,
+    RUNTIMES,
+    BenchConfig,
+    DemoConfig,
+    EvalConfig,
+    ExportConfig,
+    InspectConfig,
+    PruneConfig,
+    ReportConfig,
+    SweepConfig,
+    TrainConfig,
+    make_config,
+    rest_keys,
+    to_yaml,
+)
+
+__all__ = [
+    "BUDGET_KEYS",
+    "RUNTIMES",
+    "BenchConfig",
+    "DemoConfig",
+    "EvalConfig",
+    "ExportConfig",
+    "InspectConfig",
+    "PruneConfig",
+    "ReportConfig",
+    "SweepConfig",
+    "TrainConfig",
+    "make_config",
+    "rest_keys",
+    "to_yaml",
+]
