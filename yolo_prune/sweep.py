@@ -333,6 +333,7 @@ def _draw(result: SweepResult) -> None:
         axes.annotate(name, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
     axes.set_xlabel("FPS (images per second)" if timed else "GMACs")
     axes.set_ylabel(result.metric)
+    axes.margins(x=0.15, y=0.1)  # the names stand right of the points
     FigureCanvasAgg(figure)
     with replacing(result.folder / "sweep.png") as temporary:
         figure.savefig(temporary, dpi=120)
