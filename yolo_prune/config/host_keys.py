@@ -42,7 +42,7 @@ HOST_OWN_KEYS = (
     *("dnn", "source", "vid_stride", "stream_buffer", "visualize", "augment", "agnostic_nms", "retina_masks"),
     *("embed", "show", "save_frames", "save_txt", "save_conf", "save_crop", "show_labels", "show_conf"),
     *("show_boxes", "line_width", "format", "optimize", "dynamic", "simplify", "opset", "workspace"),
-    *("dlog", "dgrad", "dlam", "tracker"),
+    *("dlog", "dgrad", "dlam", "tracker", "half", "int8", "keras"),  # the last three in older releases
 )
 """All that ``yolo train`` takes, useful there or not: ``train`` passes them on, with the host's own defaults."""
 
