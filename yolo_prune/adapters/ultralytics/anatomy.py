@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics.rules import block_rules, raw_outputs
 from yolo_prune.cut.proven import Anatomy
@@ -21,17 +21,23 @@ def anatomy_of(module: nn.Module, imgsz: int, freeze: tuple[str, ...] = ()) -> A
         imgsz: Side of the square input that costs are counted for, pixels.
         freeze: Module names or patterns whose channels stay.
     """
-    stride = int(max(float(torch.as_tensor(getattr(module, "stride", 32.0)).max()), 32.0))
-    side = stride * max(2, _strides_of_queries(module))
-    description: Any = getattr(module, "yaml", None) or {}
-    channels = int(description.get("channels", description.get("ch", 3)) or 3)
+    image = smallest_image(module)
     return Anatomy(
-        trace_input=torch.zeros(1, channels, side, side),
-        cost_input=torch.zeros(1, channels, imgsz, imgsz),
+        trace_input=image,
+        cost_input=torch.zeros(1, image.shape[1], imgsz, imgsz),
         rules=block_rules(),
         select_outputs=raw_outputs,
         freeze=freeze,
     )
+
+
+def smallest_image(module: nn.Module) -> Tensor:
+    """Return a black image that is large enough for every part of a model of the host, shape (1, C, side, side)."""
+    stride = int(max(float(torch.as_tensor(getattr(module, "stride", 32.0)).max()), 32.0))
+    side = stride * max(2, _strides_of_queries(module))
+    description: Any = getattr(module, "yaml", None) or {}
+    channels = int(description.get("channels", description.get("ch", 3)) or 3)
+    return torch.zeros(1, channels, side, side)
 
 
 def _strides_of_queries(module: nn.Module) -> int:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from yolo_prune.adapters.ultralytics.anatomy import smallest_image
 from yolo_prune.distill import anchor_weights, box_loss, class_loss, feature_loss, fit_projection, score_loss
 from yolo_prune.errors import ConfigError
-
-_PROBE = 160  # pixels, enough for the 300 locations that a decoder of queries chooses from
 
 
 @dataclass(frozen=True)
@@ -134,14 +133,7 @@ def distil_(model: nn.Module, teacher: nn.Module, weights: DistillationWeights) 
         ConfigError: The teacher has outputs of another kind (RT-DETR: its queries have no fixed places to compare).
     """
     teacher.eval().float().requires_grad_(False)
-    first = next(teacher.parameters())
-    stride = int(torch.as_tensor(getattr(teacher, "stride", 32)).max())
-    side = -(-_PROBE // stride) * stride
     with torch.no_grad():
-        raw_outputs(
-            teacher(
-                torch.zeros(1, int(getattr(teacher, "yaml", {}).get("channels", 3)), side, side).to(first)
-            )
-        )
+        raw_outputs(teacher(smallest_image(teacher).to(next(teacher.parameters()))))
     criterion = getattr(model, "criterion", None) or model.init_criterion()  # type: ignore[operator]
     model.criterion = DistilledCriterion(criterion, teacher, weights)  # type: ignore[assignment]
