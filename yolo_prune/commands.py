@@ -168,7 +168,8 @@ def _export_int8(config: ExportConfig, loaded: LoadedModel, out: Path, imgsz: in
         workers=config.workers,
     )
     quantised = export_measured_int8(
-        loaded,
+        loaded.path,
+        loaded.module,
         out,
         task,
         imgsz=imgsz,

@@ -129,16 +129,15 @@ def _run(
             _retrain(config, loaded, models, space, device, imgsz, cut.plan)
         with space.stage("evaluate retrained", "evaluating the retrained model"):
             models.append(_evaluated("retrained", space.weights / "best.pt", config, task, imgsz))
-    trouble: list[str] = []
+    final, trouble = models[-1], list[str]()
     if config.quantize:
         with space.stage("quantise", "quantising the final model to INT8"):
-            quantised, trouble = _quantised(models[-1], config, task, space)
+            quantised, trouble = _quantised(final, config, task, space)
             models += quantised
     report = measure_run(config, models, cut, stages, anatomy, task, space, device)
     report = replace(report, warnings=(*report.warnings, *trouble))
     write_report(report, space.root)
-    best = next(model.file for model in reversed(models) if model.name != "int8")
-    return PruneResult(space.root, report, cut.plan, best)
+    return PruneResult(space.root, report, cut.plan, final.file)
 
 
 def _seed(seed: int) -> None:
@@ -179,10 +178,9 @@ def _quantised(
     from yolo_prune.adapters.ultralytics.int8 import export_measured_int8
 
     out = space.weights / f"{final.file.stem}_int8.onnx"
-    loaded = load_detector(final.file, trust=config.trust)
     options = {"imgsz": final.imgsz, "images": config.calibration_images, "seed": config.seed}
     try:
-        result = export_measured_int8(loaded, out, task, **options, trust=config.trust)
+        result = export_measured_int8(final.file, final.module, out, task, **options, trust=config.trust)
     except (BenchmarkError, MissingRuntimeError) as error:
         LOGGER.warning("there is no INT8 model: %s", error)
         return [], [f"There is no INT8 model: {error}"]

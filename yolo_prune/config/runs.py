@@ -17,8 +17,6 @@ from yolo_prune.errors import ConfigError
 BUDGET_KEYS = BUDGETS
 RUNTIMES = ("torch", "onnxruntime")
 
-_REST_OF = {"TrainConfig": HOST_OWN_KEYS}
-
 _MODEL = "checkpoint (*.pt), official model name or architecture (*.yaml)"
 _DATA = "data set in the host's format: a data.yaml, a folder of classes, or a name it knows"
 _IMGSZ = "side of the square input in pixels; the checkpoint's own when not given"
@@ -301,7 +299,7 @@ def rest_keys(kind: type) -> tuple[str, ...]:
     """Return the arguments of the host that a command passes on."""
     if not any(item.name == REST for item in dataclasses.fields(kind)):
         return ()
-    return _REST_OF.get(kind.__name__, HOST_TRAIN_KEYS)
+    return HOST_OWN_KEYS if kind is TrainConfig else HOST_TRAIN_KEYS
 
 
 def to_yaml(config: object) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.adapters.ultralytics.validator import is_stretched
@@ -19,7 +19,6 @@ from yolo_prune.files import replacing
 
 if TYPE_CHECKING:
     from yolo_prune.adapters.ultralytics.tasks import Result, Task
-    from yolo_prune.checkpoint import LoadedModel
 
 _WEIGHTED = ("Conv", "Gemm")
 
@@ -75,7 +74,8 @@ def export_int8(
 
 
 def export_measured_int8(
-    loaded: LoadedModel,
+    checkpoint: Path,
+    module: nn.Module,
     out: Path,
     task: Task,
     *,
@@ -90,7 +90,8 @@ def export_measured_int8(
     cost accuracy. So a twin whose size is open, with the same weights and ranges, is evaluated and thrown away.
 
     Args:
-        loaded: The checkpoint.
+        checkpoint: The file.
+        module: The model that is in it.
         out: The .onnx file to create or replace, of fixed size.
         task: What to calibrate and evaluate on.
         imgsz: Side of the square input, in pixels.
@@ -105,13 +106,13 @@ def export_measured_int8(
         YoloPruneError: As :func:`export_int8` and the evaluation.
     """
     batches = task.calibration_batches(imgsz, images, seed)
-    export_int8(loaded.path, out, batches, imgsz=imgsz, trust=trust)
-    if task.metric != "ap" or is_stretched(loaded.module):
-        return task.evaluate(loaded.module, imgsz, out)
+    export_int8(checkpoint, out, batches, imgsz=imgsz, trust=trust)
+    if task.metric != "ap" or is_stretched(module):
+        return task.evaluate(module, imgsz, out)
     with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
         twin = Path(folder, "twin.onnx")
-        export_int8(loaded.path, twin, batches, imgsz=imgsz, trust=trust, dynamic=True)
-        return task.evaluate(loaded.module, imgsz, twin)
+        export_int8(checkpoint, twin, batches, imgsz=imgsz, trust=trust, dynamic=True)
+        return task.evaluate(module, imgsz, twin)
 
 
 def _quantise(source: Path, out: Path, batches: Sequence[Tensor], folder: Path) -> None:
