@@ -1,10 +1,8 @@
 """Pruning inside a training of the host: the cut, the five doors through which a host grows a model back, resume."""
 
-import csv
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +12,8 @@ from pathlib import Path
 import cloudpickle
 import pytest
 import torch
+from inrun_host import HOST, again, make, run, saved, stop_in, table
 from tiny_host import cut, draw, tiny
-from torch import nn
 from ultralytics import YOLO
 from ultralytics.models import yolo
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -24,22 +22,11 @@ from ultralytics.utils.torch_utils import ModelEMA
 from yolo_prune.adapters.ultralytics import midrun
 from yolo_prune.adapters.ultralytics.attach import read_result
 from yolo_prune.adapters.ultralytics.distill import DistilledCriterion
-from yolo_prune.adapters.ultralytics.inrun import inrun_trainer
 from yolo_prune.checkpoint import METADATA_KEY
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError, ConfigError, RebuiltError
 from yolo_prune.retrain import count_parameters
 
-HOST = {"imgsz": 64, "batch": 4, "nbs": 4, "epochs": 4, "device": "cpu", "mosaic": 0.0, "amp": False}
-HOST |= {"plots": False, "verbose": False, "optimizer": "SGD", "lr0": 0.01, "warmup_epochs": 0, "seed": 1}
-PRUNING = {
-    "keep_macs": 0.6,
-    "prune_at": 2,
-    "round_to": 4,
-    "min_width": 4,
-    "steps": 1,
-    "calibration_images": 4,
-}
 TASKS = {"segment": "SegmentationTrainer", "pose": "PoseTrainer", "obb": "OBBTrainer"}
 TASKS |= {"classify": "ClassificationTrainer"}
 
@@ -55,46 +42,6 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return draw(tmp_path_factory.mktemp("data"))
-
-
-def make(
-    data, folder, base=DetectionTrainer, *, task="detect", pruning=(), resume=None, callbacks=(), **host
-):
-    """A trainer that prunes, on a tiny model; or one that goes on from a checkpoint."""
-    overrides = {**HOST, "data": str(data), "model": "x.pt", "project": str(folder), "name": "run", **host}
-    cls = inrun_trainer(base, **{**PRUNING, **dict(pruning)})
-    if resume is not None:
-        overrides["resume"] = str(resume)
-    made = cls(overrides=overrides)
-    if resume is None:
-        made.model = made.get_model(weights=tiny(task), cfg=tiny(task).yaml)
-    for event, callback in dict(callbacks).items():
-        made.add_callback(event, callback)
-    return made
-
-
-def run(*args, **options):
-    made = make(*args, **options)
-    made.train()
-    return made
-
-
-def table(trainer) -> list[dict[str, str]]:
-    with Path(trainer.csv).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def saved(path: Path) -> nn.Module:
-    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    return checkpoint.get("ema") or checkpoint["model"]
-
-
-def stop_in(epoch: int):
-    def interrupt(trainer):
-        if trainer.epoch == epoch:
-            raise KeyboardInterrupt
-
-    return interrupt
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +116,15 @@ def test_rates_rise_from_a_tenth_after_the_cut(data, tmp_path):
     assert rates == pytest.approx([0.01] * 4 + [0.001, 0.01] + [0.01] * 2)
 
 
-def test_before_the_cut_the_host_trains_as_it_would_without_us(data, tmp_path, finished):
+def test_before_the_cut_the_host_trains_as_it_would_without_us(data, tmp_path):
+    pruned = run(data, tmp_path, pruning={"sparsify": 0.5, "exact_resume": False})
     host = DetectionTrainer(
         overrides={**HOST, "data": str(data), "model": "x.pt", "project": str(tmp_path), "name": "host"}
     )
     host.model = host.get_model(weights=tiny(), cfg=tiny().yaml)
     host.train()
     losses = ("train/box_loss", "train/cls_loss", "train/dfl_loss")
-    ours, theirs = table(finished), table(host)
+    ours, theirs = table(pruned), table(host)
     assert [ours[0][name] for name in losses] == [theirs[0][name] for name in losses]
     assert [ours[2][name] for name in losses] != [theirs[2][name] for name in losses]
 
@@ -225,16 +173,6 @@ def killed(data, tmp_path_factory):
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     return trainer.save_dir
-
-
-def again(folder: Path, tmp_path: Path) -> Path:
-    """Copy a run folder and return the copy's last.pt."""
-    shutil.copytree(folder, tmp_path / "run")
-    last = tmp_path / "run" / "weights" / "last.pt"
-    checkpoint = torch.load(last, map_location="cpu", weights_only=False)
-    checkpoint["train_args"].update(project=str(tmp_path), save_dir=str(tmp_path / "run"))
-    torch.save(checkpoint, last)
-    return last
 
 
 def test_door_resume_after_the_cut_goes_on_with_the_cut_model(data, tmp_path, killed, finished):

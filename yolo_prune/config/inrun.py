@@ -43,6 +43,9 @@ class InRunSettings:
     keep_layers: tuple[str, ...] = option("modules that keep their channels, such as model.0,model.22", ())
     fold: bool = option("fold what removed channels contributed into the kept ones", True)
     calibration_images: int = option("training images that folding and scoring look at", 96, low=1)
+    exact_resume: bool = option(
+        "a killed run cuts as an unbroken one: until the last cut, 5 times the weights lie on the disk", True
+    )
     threads: int | None = option("CPU threads while training; the host's choice when not given", None, low=1)
 
     def __post_init__(self) -> None:

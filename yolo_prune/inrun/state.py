@@ -43,6 +43,9 @@ class RunState:
         strength: lambda, None before it is known.
         first_strength: The first lambda of the search.
         best_fitness: Highest fitness that the search saw.
+        most_strength: The largest lambda that the search may take.
+        rest: Epochs until the search may raise lambda again.
+        ramp_steps: Length of lambda's ramp in optimizer steps, None while the sparsifier is off.
     """
 
     gmacs: float
@@ -55,6 +58,9 @@ class RunState:
     strength: float | None = None
     first_strength: float | None = None
     best_fitness: float | None = None
+    most_strength: float | None = None
+    rest: int = 0
+    ramp_steps: int | None = None
 
     @property
     def current_params(self) -> int:

@@ -78,7 +78,7 @@ def wrapped_again(model: nn.Module, args: Any, device: torch.device) -> nn.Modul
 
 def set_average(trainer: Any) -> None:
     """Give the new average a horizon that fits what is left of the run: the host's never fills in a short one."""
-    steps = len(trainer.train_loader) / max(trainer.accumulate, 1) * max(trainer.epochs - trainer.epoch, 1)
+    steps = len(trainer.train_loader) / trainer.batches_per_step * max(trainer.epochs - trainer.epoch, 1)
     horizon = max(_AVERAGED_SHARE * steps, 10.0)
     decay, tau = min(0.9999, 1 - 1 / horizon), min(2000.0, horizon)
     trainer.ema.decay = lambda updates: decay * (1 - math.exp(-updates / tau))

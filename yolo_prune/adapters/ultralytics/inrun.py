@@ -31,6 +31,7 @@ from torch import nn
 
 from yolo_prune.adapters.ultralytics import aftercut, midrun
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
+from yolo_prune.adapters.ultralytics.exact import _ResumesExactly
 from yolo_prune.adapters.ultralytics.sparse import SparsePhase, free_scales
 from yolo_prune.adapters.ultralytics.trainer import TrainSettings, _StaysCut, unwrap
 from yolo_prune.config.inrun import InRunSettings, make_settings, same_settings
@@ -47,7 +48,7 @@ from yolo_prune.structure import one_budget
 RUN_KEY = "in_run"
 
 
-class _PrunesInRun(_StaysCut):
+class _PrunesInRun(_ResumesExactly):
     """The overrides, mixed in before a trainer class of the host."""
 
     settings = TrainSettings(judge_start=False)
@@ -69,6 +70,7 @@ class _PrunesInRun(_StaysCut):
         if event == "on_train_epoch_start":
             self.begin_epoch()
         elif event == "on_train_batch_start":
+            self.count_batch()
             aftercut.soften_rates(self)
         elif event == "on_train_epoch_end":
             self.end_epoch()
@@ -88,6 +90,7 @@ class _PrunesInRun(_StaysCut):
         if self.pruning.threads is not None:
             torch.set_num_threads(self.pruning.threads)
         self._refuse_what_cannot_work()
+        self.note_batches_per_step()
         module = unwrap(self.model)
         with midrun.untouched_randomness():
             cost = self._anatomy(module).cost_of(midrun.average_as_saved(self.ema.ema))
@@ -140,12 +143,14 @@ class _PrunesInRun(_StaysCut):
     def begin_epoch(self: Any) -> None:
         """Cut when it is time; keep the hook where it belongs; a model that has grown back is noticed here."""
         self.check_sizes()
+        self.pick_up_exactly()
         if self._is_due():
             self.cut()
+        self.order_epoch()
         if len(self.state.cuts) >= self.pruning.rounds or self.epoch < self._first_sparse():
             self.sparse.detach()
         else:
-            steps = -(-len(self.train_loader) // max(self.accumulate, 1))
+            steps = -(-len(self.train_loader) // self.batches_per_step)
             left = max(self._last_sparse() - self.epoch, 1)
             lr_sum = steps * sum(float(self.lf(epoch)) for epoch in range(self.epoch, self.epoch + left))
             self.sparse.attach(

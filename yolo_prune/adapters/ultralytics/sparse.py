@@ -83,14 +83,16 @@ class SparsePhase:
             return
         if state.first_mean is None:
             state.first_mean = summarise_scales(trained).mean
-        median, reach = summarise_scales(trained).median, _reach(optimizer, trained, lr_sum)
-        most = most_strength(median, reach, epochs, normalised=not _has_momentum(optimizer))
         if state.strength is None:
+            median, reach = summarise_scales(trained).median, _reach(optimizer, trained, lr_sum)
+            most = most_strength(median, reach, epochs, normalised=not _has_momentum(optimizer))
             state.strength = self.settings.strength or min(first_strength(median, reach, epochs), most)
-            state.first_strength = state.strength
-        total = state.sparse_steps + max(steps_left, 1)
+            state.first_strength, state.most_strength = state.strength, most
+        if state.ramp_steps is None:
+            state.ramp_steps = state.sparse_steps + max(steps_left, 1)
+        ramp = Ramp(state.ramp_steps, end=_END_OF_RAMP)
         try:
-            self.sparsifier = sparsify(optimizer, trained, state.strength, Ramp(total, end=_END_OF_RAMP))
+            self.sparsifier = sparsify(optimizer, trained, state.strength, ramp)
         except ConfigError as error:
             LOGGER.warning("sparse training is off: %s", error)
             self._impossible = True
@@ -104,13 +106,14 @@ class SparsePhase:
                 self.wanted,
                 start=state.first_strength,
                 best=state.best_fitness,
-                most=most,
+                most=state.most_strength,
+                rest=state.rest,
             )
 
     def detach(self) -> None:
         """Take the hook off; the scales stay as they are."""
         if self.sparsifier is not None:
-            self.state.sparse_steps = self.sparsifier.steps
+            self.state.sparse_steps, self.state.ramp_steps = self.sparsifier.steps, None
             self.sparsifier.remove()
         self.sparsifier = self._optimizer = None
 
@@ -145,7 +148,11 @@ class SparsePhase:
             return
         if news := self._search.update(fitness, below, done):
             LOGGER.info("%s", news)
-        state.strength, state.best_fitness = self._search.strength, self._search.best
+        state.strength, state.best_fitness, state.rest = (
+            self._search.strength,
+            self._search.best,
+            self._search.rest,
+        )
         self.sparsifier.strength = state.strength
 
     def below(self, module: nn.Module) -> float:
