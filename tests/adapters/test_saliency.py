@@ -180,3 +180,14 @@ def test_the_file_of_a_model_is_found(tmp_path):
     (tmp_path / "gone.pt").touch()
     assert file_of(Host()) == Host.ckpt_path
     assert file_of(nn.Identity()) is None
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_a_classifier_is_felt_in_every_image(classes):
+    """Signs that are all alike add up to the sum of the probabilities, which never changes."""
+    logits = torch.zeros(64, classes, dtype=torch.double, requires_grad=True)
+    project = detection_projection(64, seed=0)
+    project(logits.softmax(1)).backward()
+    felt = logits.grad.abs().sum(1)
+    assert felt.min() == felt.max() > 0  # equal probabilities: every image counts alike
+    assert (logits.grad.sum(1).abs() < 1e-12).all()

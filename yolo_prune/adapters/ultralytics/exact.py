@@ -51,6 +51,11 @@ class _ResumesExactly(_StaysCut):
     _accumulate = 1
     _endless: Any = None
 
+    def _build_train_pipeline(self: Any) -> None:
+        """Build like the host, which reads what it has just set; a smaller batch after an error of memory counts."""
+        self.realigning = False
+        super()._build_train_pipeline()  # type: ignore[misc]
+
     @property
     def accumulate(self) -> int:
         """Batches for one step of the optimizer; 1 after a resume until the first step, so that the host asks."""

@@ -62,7 +62,7 @@ def detection_projection(
     def project(outputs: Any) -> Tensor:
         decoded = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
         if isinstance(decoded, Tensor) and decoded.dim() == 2:
-            return signed_sum(decoded)
+            return (_balanced_signs(decoded, generator) * decoded).sum()
         total = torch.zeros(())
         for found in _branches(outputs, imgsz, classes):
             best = found.scores.detach().amax(1, keepdim=True)
@@ -77,6 +77,19 @@ def detection_projection(
         return total
 
     return project
+
+
+def _balanced_signs(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw for each row as many +1 as -1 (and one 0 in an odd row): a sum over all classes would always be one.
+
+    Args:
+        values: Class probabilities, shape (B, classes).
+        generator: On the CPU.
+    """
+    ranks = torch.rand(values.shape, generator=generator).argsort(1).argsort(1)
+    half = values.shape[1] // 2
+    signs = (ranks < half).to(values.dtype) - (ranks >= values.shape[1] - half).to(values.dtype)
+    return signs.to(values.device)
 
 
 def _branches(outputs: Any, imgsz: int, classes: int | None) -> Iterator[_Predictions]:
