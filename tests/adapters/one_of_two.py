@@ -20,7 +20,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.utils.torch_utils import strip_optimizer  # noqa: E402
 
 Distributed = nn.parallel.DistributedDataParallel
-HOST = {"epochs": 4, "batch": 4, "nbs": 12, "mosaic": 1.0, "exist_ok": True}
+HOST = {"epochs": 4, "batch": 4, "nbs": 12, "mosaic": 1.0, "close_mosaic": 1, "exist_ok": True}
 
 
 def without_devices(model, device_ids=None, **options):

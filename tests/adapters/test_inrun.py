@@ -449,3 +449,22 @@ def test_the_state_in_a_checkpoint_is_plain(finished):
     torch.save(checkpoint[METADATA_KEY], buffer)
     buffer.seek(0)
     assert torch.load(buffer, weights_only=True)
+
+
+def test_where_reconstruction_falls_short_the_scales_do(data, tmp_path, monkeypatch, caplog):
+    """Layers that died in training move no output: no reconstruction can rank them."""
+    real, asked = midrun.recover, []
+
+    def short_of_the_budget(*args, **options):
+        asked.append(args[4])
+        if asked[-1] == "reconstruction":
+            raise BudgetError("cannot meet gmacs=0.006 by reconstruction.")
+        return real(*args, **options)
+
+    monkeypatch.setattr(midrun, "recover", short_of_the_budget)
+    trainer = run(data, tmp_path, epochs=3)
+    assert asked == ["reconstruction", "bn_scale"]
+    assert [record.criterion for record in trainer.state.cuts] == ["bn_scale"]
+    assert "Cutting by the scales instead" in caplog.text
+    with pytest.raises(BudgetError):
+        run(data, tmp_path / "asked for", epochs=3, pruning={"criterion": "reconstruction"})

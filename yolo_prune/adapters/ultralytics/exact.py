@@ -152,7 +152,7 @@ class _ResumesExactly(_StaysCut):
             "model": model.state_dict(),
             "ema": self.ema.ema.state_dict(),
             "updates": self.ema.updates,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": _plain_groups(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
             "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
             "pending": self.pending,
@@ -195,6 +195,15 @@ class _ResumesExactly(_StaysCut):
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(parameter.device)
         self.pending, self.realigning = state["pending"], True
+
+
+def _plain_groups(state: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state without the NumPy numbers of an older host, which no safe loader reads."""
+    groups = [
+        {key: value.item() if isinstance(value, np.generic) else value for key, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    return {**state, "param_groups": groups}
 
 
 def _set_sampler(loader: Any, sampler: Any) -> None:

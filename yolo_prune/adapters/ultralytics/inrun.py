@@ -37,7 +37,7 @@ from yolo_prune.adapters.ultralytics.trainer import TrainSettings, _StaysCut, un
 from yolo_prune.config.inrun import InRunSettings, make_settings, same_settings
 from yolo_prune.cut.plan import Widths, choose_channels
 from yolo_prune.cut.record import PrunePlan
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.inrun import CutRecord, RunState, check_schedule, cut_is_due, is_separated, round_budget
 from yolo_prune.inrun.schedule import cut_shares
 from yolo_prune.progress import LOGGER, log_to_console
@@ -202,7 +202,8 @@ class _PrunesInRun(_ResumesExactly):
             midrun.swap_(unwrap(self.model), self.optimizer, recovered)
             plan = self._whole_plan(recovered.plan)
             params = count_parameters(unwrap(self.model))
-            self.state.cuts.append(CutRecord(self.epoch, criterion, plan.gmacs, params))
+            used = str(recovered.plan.settings["criterion"])
+            self.state.cuts.append(CutRecord(self.epoch, used, plan.gmacs, params))
             self.state.plan = plan.to_json()
             self.params_before = params
             aftercut.start_afresh(self, parent if number == 1 else None)
@@ -217,18 +218,19 @@ class _PrunesInRun(_ResumesExactly):
         )
 
     def _recover(self: Any, parent: nn.Module, number: int, criterion: str) -> midrun.Recovered:
+        """Cut a copy; where layers are dead, so that no reconstruction ranks them, the scales have to do."""
         pruning = self.pruning
-        return midrun.recover(
-            parent,
-            self._anatomy(parent),
-            self._budget(number),
-            pruning,
-            criterion,
-            midrun.calibration_images(self, pruning.calibration_images, self.args.seed),
-            imgsz=int(self.args.imgsz),
-            classes=len(self.data["names"]),
-            seed=self.args.seed,
-        )
+        images = midrun.calibration_images(self, pruning.calibration_images, self.args.seed)
+        budget, classes = self._budget(number), len(self.data["names"])
+        options = {"imgsz": int(self.args.imgsz), "classes": classes, "seed": self.args.seed}
+        anatomy = self._anatomy(parent)
+        try:
+            return midrun.recover(parent, anatomy, budget, pruning, criterion, images, **options)
+        except BudgetError as error:
+            if pruning.criterion != "auto" or criterion != RECONSTRUCTION:
+                raise
+            LOGGER.warning("%s Cutting by the scales instead.", error)
+            return midrun.recover(parent, anatomy, budget, pruning, "bn_scale", images, **options)
 
     def _whole_plan(self: Any, made: PrunePlan) -> PrunePlan:
         """Return one plan from the model that the run began with to the one it trains now."""
