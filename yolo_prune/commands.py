@@ -30,7 +30,7 @@ from yolo_prune.files import write_text
 from yolo_prune.report.metric import METRICS
 
 if TYPE_CHECKING:
-    from yolo_prune.checkpoint import LoadedModel
+    from yolo_prune.stored import LoadedModel
 
 _LONGEST_CELL = 60
 _ANSWERS: ContextVar[IO[str] | None] = ContextVar("_ANSWERS", default=None)

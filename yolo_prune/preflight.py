@@ -7,13 +7,13 @@ import math
 
 import numpy as np
 
-from yolo_prune.checkpoint import LoadedModel
 from yolo_prune.config import BUDGET_KEYS, PruneConfig
 from yolo_prune.cut.plan import Budget, Widths, choose_channels
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.recover.rounds import RECONSTRUCTION
 from yolo_prune.score import CRITERIA
+from yolo_prune.stored import LoadedModel
 from yolo_prune.structure import one_budget
 
 _STRIDE = 32

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from yolo_prune.checkpoint import LoadedModel, fingerprint, load_detector, save_detector
+from yolo_prune.checkpoint import fingerprint, load_detector, save_detector
 from yolo_prune.config import PruneConfig, make_config, to_yaml
 from yolo_prune.cut.plan import Widths
 from yolo_prune.cut.proven import Anatomy
@@ -24,6 +24,7 @@ from yolo_prune.preflight import budget_of, check_budget, check_criterion, choos
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
 from yolo_prune.report import METRICS, RunReport, write_report
+from yolo_prune.stored import LoadedModel
 from yolo_prune.workspace import OUTPUTS, Workspace, open_workspace
 
 if TYPE_CHECKING:

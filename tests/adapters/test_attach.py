@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_host import cut, draw, tiny
+from tiny_host import cut, tiny
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
@@ -28,19 +28,6 @@ PRUNING = {
     "steps": 1,
     "calibration_images": 4,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return draw(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -37,19 +37,6 @@ HOSTS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return draw(tmp_path_factory.mktemp("data"))
-
-
 def same_weights(one: Path, other: Path) -> bool:
     first, second = saved(one).state_dict(), saved(other).state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

@@ -22,26 +22,13 @@ from ultralytics.utils.torch_utils import ModelEMA
 from yolo_prune.adapters.ultralytics import midrun
 from yolo_prune.adapters.ultralytics.attach import read_result
 from yolo_prune.adapters.ultralytics.distill import DistilledCriterion
-from yolo_prune.checkpoint import METADATA_KEY
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError, ConfigError, RebuiltError
 from yolo_prune.retrain import count_parameters
+from yolo_prune.stored import METADATA_KEY
 
 TASKS = {"segment": "SegmentationTrainer", "pose": "PoseTrainer", "obb": "OBBTrainer"}
 TASKS |= {"classify": "ClassificationTrainer"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return draw(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

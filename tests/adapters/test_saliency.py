@@ -28,14 +28,6 @@ MODELS = {
 TWO_BRANCHES = ("yolov10", "yolo26")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def build(config: str) -> nn.Module:
     torch.manual_seed(0)
     return MODELS[config](config, nc=CLASSES, verbose=False).eval()

@@ -17,15 +17,6 @@ from yolo_prune.errors import DataError
 NAMES = {0: "ant", 1: "bee"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other spin, and on a busy machine that costs more than the work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def data(tmp_path):
     """Six random images of two shapes, with one box each."""

@@ -27,19 +27,6 @@ NAMED_LOSSES = "label_loss_items" not in vars(DetectionTrainer)  # 8.4.0 has a f
 QUIET = {"plots": False, "verbose": False, "mosaic": 0.0, "amp": False}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return draw(tmp_path_factory.mktemp("data"))
-
-
 @pytest.fixture(scope="module")
 def pruned():
     return cut(tiny())

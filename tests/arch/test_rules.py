@@ -17,7 +17,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 ORDER = (
     *("errors", "files", "progress", "config", "device"),
     *("graph", "cost", "score", "cut", "structure", "recover", "sparsify", "distill", "retrain", "inrun"),
-    *("checkpoint", "evaluate", "bench", "report", "adapters"),
+    *("stored", "checkpoint", "evaluate", "bench", "report", "adapters"),
     *("inspection", "workspace", "preflight", "measure", "run", "sweep"),
     *("demo_data", "demo", "commands", "cli", "__main__"),
 )

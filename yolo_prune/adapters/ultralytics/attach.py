@@ -15,13 +15,14 @@ from yolo_prune.adapters.ultralytics.inrun import RUN_KEY, inrun_trainer
 from yolo_prune.adapters.ultralytics.midrun import is_cut
 from yolo_prune.adapters.ultralytics.train import train_pruned
 from yolo_prune.adapters.ultralytics.trainer import _StaysCut, prune_trainer
-from yolo_prune.checkpoint import METADATA_KEY, load_detector
+from yolo_prune.checkpoint import load_detector
 from yolo_prune.config import TrainConfig
 from yolo_prune.config.inrun import InRunSettings, make_settings
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.inrun import CutRecord, RunState
 from yolo_prune.retrain import count_parameters
+from yolo_prune.stored import METADATA_KEY
 
 _LOADER = "_smart_load"
 

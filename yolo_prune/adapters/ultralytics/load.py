@@ -13,8 +13,8 @@ import yaml
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
-from yolo_prune.checkpoint import METADATA_KEY, LoadedModel, check_file
 from yolo_prune.errors import CheckpointError
+from yolo_prune.stored import METADATA_KEY, LoadedModel, check_file
 
 _DEFAULT_IMGSZ = {"classify": 224}  # the host's; 640 for every other task
 _BROKEN = (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, pickle.UnpicklingError)

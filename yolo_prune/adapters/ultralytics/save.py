@@ -18,10 +18,10 @@ from torch import nn
 import yolo_prune
 from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
 from yolo_prune.adapters.ultralytics.load import read_checkpoint
-from yolo_prune.checkpoint import METADATA_KEY
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
+from yolo_prune.stored import METADATA_KEY
 
 
 def save_detector(

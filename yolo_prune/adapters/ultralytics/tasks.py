@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics import classify, data, evaluate
-from yolo_prune.checkpoint import LoadedModel
+from yolo_prune.stored import LoadedModel
 
 
 class Result(Protocol):

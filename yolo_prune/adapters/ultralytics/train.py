@@ -21,11 +21,11 @@ from torch import nn
 
 from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
 from yolo_prune.adapters.ultralytics.trainer import TrainSettings, prune_trainer
-from yolo_prune.checkpoint import METADATA_KEY
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
 from yolo_prune.retrain import RetrainResult, check_still_cut, count_parameters
+from yolo_prune.stored import METADATA_KEY
 
 Callback = Callable[[Any], None]
 

@@ -27,11 +27,11 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.distill import DistillationWeights, distil_
-from yolo_prune.checkpoint import METADATA_KEY
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
 from yolo_prune.retrain import check_still_cut, count_parameters
+from yolo_prune.stored import METADATA_KEY
 
 
 @dataclass(frozen=True)
