@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-from yolo_prune.adapters.ultralytics.sparse import free_scales
+from yolo_prune.adapters.ultralytics.training.sparse import free_scales
 from yolo_prune.checkpoint import load_detector
 from yolo_prune.config.options import parse_overrides
 from yolo_prune.sparsify import Ramp, batchnorm_scales, sparsify

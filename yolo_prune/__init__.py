@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from yolo_prune.adapters.ultralytics.attach import attach
+    from yolo_prune.adapters.ultralytics.training.attach import attach
+    from yolo_prune.adapters.ultralytics.training.inrun import inrun_trainer
     from yolo_prune.cut.record import PrunePlan
     from yolo_prune.graph import trace_groups
     from yolo_prune.run import PruneResult, prune
     from yolo_prune.structure import prune_module
 
 _HOMES = {
-    "attach": "yolo_prune.adapters.ultralytics.attach",
+    "attach": "yolo_prune.adapters.ultralytics.training.attach",
+    "inrun_trainer": "yolo_prune.adapters.ultralytics.training.inrun",
     "PrunePlan": "yolo_prune.cut.record",
     "PruneResult": "yolo_prune.run",
     "prune": "yolo_prune.run",
@@ -22,7 +24,16 @@ _HOMES = {
     "trace_groups": "yolo_prune.graph",
 }
 
-__all__ = ["PrunePlan", "PruneResult", "__version__", "attach", "prune", "prune_module", "trace_groups"]
+__all__ = [
+    "PrunePlan",
+    "PruneResult",
+    "__version__",
+    "attach",
+    "inrun_trainer",
+    "prune",
+    "prune_module",
+    "trace_groups",
+]
 
 
 def __getattr__(name: str) -> Any:

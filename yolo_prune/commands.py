@@ -66,8 +66,8 @@ def prune(config: PruneConfig) -> None:
 
 def train(config: TrainConfig) -> None:
     """Train like the host; with a budget prune inside the training, and keep a pruned model pruned."""
-    from yolo_prune.adapters.ultralytics.attach import train_from_config
     from yolo_prune.adapters.ultralytics.options import check_train_args
+    from yolo_prune.adapters.ultralytics.training.attach import train_from_config
 
     check_train_args(config.train_args)
     for line in train_from_config(config):

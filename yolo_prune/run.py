@@ -296,7 +296,7 @@ def _retrain(
     plan: PrunePlan,
 ) -> None:
     """Retrain the pruned model with the parent as teacher."""
-    from yolo_prune.adapters.ultralytics.train import retrain
+    from yolo_prune.adapters.ultralytics.training.train import retrain
 
     extra = dict(config.train_args)
     if config.optimizer != "auto":

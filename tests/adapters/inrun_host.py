@@ -9,7 +9,7 @@ from tiny_host import tiny
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from yolo_prune.adapters.ultralytics.inrun import inrun_trainer
+from yolo_prune.adapters.ultralytics.training.inrun import inrun_trainer
 
 HOST = {"imgsz": 64, "batch": 4, "nbs": 4, "epochs": 4, "device": "cpu", "mosaic": 0.0, "amp": False}
 HOST |= {"plots": False, "verbose": False, "optimizer": "SGD", "lr0": 0.01, "warmup_epochs": 0, "seed": 1}

@@ -11,8 +11,8 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 import yolo_prune
-from yolo_prune.adapters.ultralytics.attach import read_result, train_from_config
-from yolo_prune.adapters.ultralytics.inrun import inrun_trainer
+from yolo_prune.adapters.ultralytics.training.attach import read_result, train_from_config
+from yolo_prune.adapters.ultralytics.training.inrun import inrun_trainer
 from yolo_prune.checkpoint import save_detector
 from yolo_prune.config import TrainConfig, make_config
 from yolo_prune.errors import CheckpointError, ConfigError

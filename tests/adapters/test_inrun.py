@@ -19,9 +19,9 @@ from ultralytics.models import yolo
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import ModelEMA
 
-from yolo_prune.adapters.ultralytics import midrun
-from yolo_prune.adapters.ultralytics.attach import read_result
-from yolo_prune.adapters.ultralytics.distill import DistilledCriterion
+from yolo_prune.adapters.ultralytics.training import midrun
+from yolo_prune.adapters.ultralytics.training.attach import read_result
+from yolo_prune.adapters.ultralytics.training.distill import DistilledCriterion
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError, ConfigError, RebuiltError
 from yolo_prune.retrain import count_parameters

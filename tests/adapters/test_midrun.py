@@ -12,9 +12,9 @@ import torch
 from tiny_host import cut, tiny
 from torch import nn
 
-from yolo_prune.adapters.ultralytics import midrun
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-from yolo_prune.adapters.ultralytics.sparse import SparsePhase, free_scales
+from yolo_prune.adapters.ultralytics.training import midrun
+from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_scales
 from yolo_prune.config.inrun import InRunSettings
 from yolo_prune.cut.plan import Budget
 from yolo_prune.errors import BudgetError, YoloPruneError
@@ -49,7 +49,7 @@ def be_one_of_two(rank: int, meeting: str, out: str) -> None:
     """Train a step in each of two processes, cut in the first, swap in both, and train on together."""
     from ultralytics.utils import DEFAULT_CFG
 
-    from yolo_prune.adapters.ultralytics.aftercut import wrapped_again
+    from yolo_prune.adapters.ultralytics.training.aftercut import wrapped_again
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)

@@ -16,9 +16,9 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import ModelEMA
 
-from yolo_prune.adapters.ultralytics.distill import DistillationWeights, DistilledCriterion, distil_
-from yolo_prune.adapters.ultralytics.train import retrain, train_pruned
-from yolo_prune.adapters.ultralytics.trainer import TrainSettings, as_saved, prune_trainer
+from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, DistilledCriterion, distil_
+from yolo_prune.adapters.ultralytics.training.train import retrain, train_pruned
+from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, as_saved, prune_trainer
 from yolo_prune.checkpoint import save_detector
 from yolo_prune.errors import CheckpointError, ConfigError, DataError, RebuiltError
 from yolo_prune.retrain import count_parameters

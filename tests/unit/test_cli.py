@@ -180,7 +180,7 @@ def test_train_passes_the_arguments_of_the_host_on(monkeypatch, capsys):
         seen.append(config)
         return ["one", "two"]
 
-    module_with(monkeypatch, "yolo_prune.adapters.ultralytics.attach", train_from_config=stage)
+    module_with(monkeypatch, "yolo_prune.adapters.ultralytics.training.attach", train_from_config=stage)
     words = [
         "train",
         "segment",
@@ -203,7 +203,7 @@ def test_a_word_after_a_key_is_its_value_even_when_it_could_be_a_task(monkeypatc
     module_with(monkeypatch, "yolo_prune.adapters.ultralytics.options", check_train_args=lambda args: None)
     module_with(
         monkeypatch,
-        "yolo_prune.adapters.ultralytics.attach",
+        "yolo_prune.adapters.ultralytics.training.attach",
         train_from_config=lambda c: seen.append(c) or [],
     )
     run(capsys, ["train", "detect", "--name", "pose", "--model", "p.pt"])

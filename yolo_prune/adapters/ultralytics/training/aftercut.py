@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.adapters.ultralytics.distill import DistillationWeights, DistilledCriterion, distil_
-from yolo_prune.adapters.ultralytics.trainer import unwrap
+from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, DistilledCriterion, distil_
+from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.checkpoint import load_detector, save_detector
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.progress import LOGGER

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.adapters.ultralytics.distill import DistillationWeights, distil_
+from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, distil_
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER

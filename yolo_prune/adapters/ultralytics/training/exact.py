@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from yolo_prune.adapters.ultralytics.trainer import _StaysCut, unwrap
+from yolo_prune.adapters.ultralytics.training.trainer import _StaysCut, unwrap
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
 

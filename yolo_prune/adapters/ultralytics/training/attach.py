@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
-from yolo_prune.adapters.ultralytics.inrun import RUN_KEY, inrun_trainer
-from yolo_prune.adapters.ultralytics.midrun import is_cut
-from yolo_prune.adapters.ultralytics.train import train_pruned
-from yolo_prune.adapters.ultralytics.trainer import _StaysCut, prune_trainer
+from yolo_prune.adapters.ultralytics.training.inrun import RUN_KEY, inrun_trainer
+from yolo_prune.adapters.ultralytics.training.midrun import is_cut
+from yolo_prune.adapters.ultralytics.training.train import train_pruned
+from yolo_prune.adapters.ultralytics.training.trainer import _StaysCut, prune_trainer
 from yolo_prune.checkpoint import load_detector
 from yolo_prune.config import TrainConfig
 from yolo_prune.config.inrun import InRunSettings, make_settings

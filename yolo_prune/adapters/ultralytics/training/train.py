@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
-from yolo_prune.adapters.ultralytics.trainer import TrainSettings, prune_trainer
+from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, prune_trainer
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from yolo_prune.adapters.ultralytics import aftercut, midrun
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-from yolo_prune.adapters.ultralytics.exact import _ResumesExactly
-from yolo_prune.adapters.ultralytics.sparse import SparsePhase, free_scales
-from yolo_prune.adapters.ultralytics.trainer import TrainSettings, _StaysCut, unwrap
+from yolo_prune.adapters.ultralytics.training import aftercut, midrun
+from yolo_prune.adapters.ultralytics.training.exact import _ResumesExactly
+from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_scales
+from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, _StaysCut, unwrap
 from yolo_prune.config.inrun import InRunSettings, make_settings, same_settings
 from yolo_prune.cut.plan import Widths, choose_channels
 from yolo_prune.cut.record import PrunePlan

@@ -1,0 +1,1 @@
+"""Training with the host: pruned models that stay so, and pruning inside a run."""
