@@ -1,5 +1,6 @@
 """A run that was killed before its cut ends as the one that was not: same data, same weights, same plan."""
 
+import errno
 import json
 import signal
 import socket
@@ -186,3 +187,21 @@ def test_two_processes_cut_the_same_together_and_after_a_kill(data, tmp_path):
     assert [said["state"] for said in resumed] == [said["state"] for said in whole]
     parents = [tmp_path / name / "run" / "weights" / "parent.pt" for name in ("whole", "killed")]
     assert same_weights(*parents)
+
+
+class FullDisk(DetectionTrainer):
+    """A disk on which the checkpoint fits, but not beside another file."""
+
+    def save_model(self):
+        if list(self.wdir.glob("exact-*")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().save_model()
+
+
+def test_on_a_full_disk_the_checkpoint_comes_first(data, tmp_path, caplog):
+    trainer = make(data, tmp_path, FullDisk, callbacks={"on_train_batch_end": stop_in(1)})
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert "has to make room for the checkpoint" in caplog.text
+    assert trainer.last.is_file()
+    assert not list(trainer.wdir.glob("exact-*"))

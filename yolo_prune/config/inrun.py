@@ -44,7 +44,8 @@ class InRunSettings:
     fold: bool = option("fold what removed channels contributed into the kept ones", True)
     calibration_images: int = option("training images that folding and scoring look at", 96, low=1)
     exact_resume: bool = option(
-        "a killed run cuts as an unbroken one: until the last cut, 5 times the weights lie on the disk", True
+        "a killed run cuts as an unbroken one: until the last cut, up to 5 times the weights lie on the disk",
+        True,
     )
     threads: int | None = option("CPU threads while training; the host's choice when not given", None, low=1)
 

@@ -103,7 +103,14 @@ class _ResumesExactly(_StaysCut):
     def save_model(self: Any) -> bool:
         """Save like the host; what it leaves out is there before, so that a kill in between does no harm."""
         exact = self.save_exact_state() if self.is_exact() else None
-        saved = super().save_model()
+        try:
+            saved = super().save_model()
+        except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
+            if exact is None:
+                raise
+            LOGGER.warning("'%s' has to make room for the checkpoint: %s", exact, error)
+            self.forget_exact_state()
+            exact, saved = None, super().save_model()
         self.forget_exact_state(keep=exact)
         return saved
 
@@ -160,7 +167,7 @@ class _ResumesExactly(_StaysCut):
         try:
             with replacing(path) as temporary:
                 torch.save(state, temporary)
-        except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
+        except (OSError, RuntimeError) as error:
             LOGGER.warning("a resume of this epoch will not be exact, '%s' was not written: %s", path, error)
             return None
         return path
