@@ -115,7 +115,17 @@ def test_a_cut_optimizer_keeps_groups_rates_schedulers_and_hooks():
 
 @pytest.mark.parametrize(
     ("prune_at", "rounds", "epochs", "expected"),
-    [(0.4, 1, 30, [12]), (5, 1, 30, [5]), ("auto", 1, 10, [6]), (0.4, 3, 100, [40, 55, 70]), (0, 1, 3, [0])],
+    [
+        (0.4, 1, 30, [12]),
+        (5, 1, 30, [5]),
+        ("auto", 1, 10, [6]),
+        (0.4, 3, 100, [40, 55, 70]),
+        (0, 1, 3, [0]),
+        ("late", 1, 60, [42]),
+        ("late", 3, 100, [40, 55, 70]),
+        ("late", 1, 1, [0]),
+        ("late", 1, 2, [1]),
+    ],
 )
 def test_the_epochs_of_the_cuts(prune_at, rounds, epochs, expected):
     assert check_schedule(prune_at, rounds, epochs) == expected
@@ -292,7 +302,7 @@ def test_what_sparsify_means(given, strength):
         ({"keep_macs": 0.5, "sparsify": -1}, "sparsify must be at least 0, got -1."),
         (
             {"keep_macs": 0.5, "prune_at": "soon"},
-            "prune_at must be a share below 1, a number of epochs or auto, got 'soon'.",
+            "prune_at must be a share below 1, a number of epochs, auto or late, got 'soon'.",
         ),
         ({"keep_macs": 0.5, "prune_at": -0.1}, "prune_at must be at least 0, got -0.1."),
     ],

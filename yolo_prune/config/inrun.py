@@ -24,8 +24,9 @@ class InRunSettings:
         "budget, one of three: fraction of the parameters that stays", None, low=0, high=1, inside=True
     )
     prune_at: float | str = option(
-        "when to cut: share of the run below 1, epochs from 1 on, or auto (separated scales)",
-        0.4,
+        "when to cut: share of the run below 1, epochs from 1 on, auto (separated scales), "
+        "or late (0.7 of the run; of several cuts the first at 0.4)",
+        "late",
     )
     rounds: int = option("cuts on the way to the budget, spread over the run", 1, low=1, high=20)
     criterion: str = option(
@@ -51,9 +52,9 @@ class InRunSettings:
 
     def __post_init__(self) -> None:
         coerce_(self)
-        if isinstance(self.prune_at, str) and self.prune_at != "auto":
+        if isinstance(self.prune_at, str) and self.prune_at not in ("auto", "late"):
             raise ConfigError(
-                f"prune_at must be a share below 1, a number of epochs or auto, got '{self.prune_at}'."
+                f"prune_at must be a share below 1, a number of epochs, auto or late, got '{self.prune_at}'."
             )
         if isinstance(self.prune_at, float) and self.prune_at < 0:
             raise ConfigError(f"prune_at must be at least 0, got {self.prune_at:g}.")

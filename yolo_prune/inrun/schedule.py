@@ -7,7 +7,7 @@ import numpy as np
 from yolo_prune.cut.plan import Budget
 from yolo_prune.errors import ConfigError
 
-_LAST_SHARE = 0.7
+_FIRST_SHARE, _LAST_SHARE = 0.4, 0.7
 _EARLIEST, _LATEST = 0.2, 0.6
 
 
@@ -15,14 +15,18 @@ def cut_shares(prune_at: float | str, rounds: int, epochs: int) -> list[float]:
     """Return the shares of the run after which it is cut: the first as asked, the others evenly up to 0.7.
 
     Args:
-        prune_at: Share of the run below 1, a number of epochs from 1 on, or "auto" (0.6 at the latest).
+        prune_at: Share of the run below 1, a number of epochs from 1 on, "auto" (0.6 at the latest), or "late" (0.7;
+            of several cuts the first at 0.4), which leaves an epoch also in a short run.
         rounds: Number of cuts.
         epochs: Length of the run.
 
     Returns:
         Shares in [0, 1), ascending, shape (rounds,).
     """
-    first = _LATEST if prune_at == "auto" else float(prune_at)
+    if prune_at == "late":
+        first = min(_LAST_SHARE if rounds == 1 else _FIRST_SHARE, (epochs - 1) / epochs)
+    else:
+        first = _LATEST if prune_at == "auto" else float(prune_at)
     first = first / epochs if first >= 1 else first
     return (
         [float(share) for share in np.linspace(first, max(first, _LAST_SHARE), rounds)]
