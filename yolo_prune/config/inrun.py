@@ -24,8 +24,7 @@ class InRunSettings:
         "budget, one of three: fraction of the parameters that stays", None, low=0, high=1, inside=True
     )
     prune_at: float | str = option(
-        "when to cut: share of the run below 1, epochs from 1 on, auto (separated scales), "
-        "or late (0.7 of the run; of several cuts the first at 0.4)",
+        "when to cut: late (0.7; of several cuts the first at 0.4), share, epochs, or auto (separated)",
         "late",
     )
     rounds: int = option("cuts on the way to the budget, spread over the run", 1, low=1, high=20)
