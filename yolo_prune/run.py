@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from yolo_prune.checkpoint import fingerprint, load_detector, save_detector
@@ -22,6 +21,7 @@ from yolo_prune.files import write_text
 from yolo_prune.measure import Evaluated, measure_run
 from yolo_prune.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
 from yolo_prune.progress import LOGGER
+from yolo_prune.randomness import seed_generators
 from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
 from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.stored import LoadedModel
@@ -118,7 +118,7 @@ def _run(
     """Do the work in an open run folder."""
     imgsz = size_of(config, loaded)
     write_text(space.root / "args.yaml", to_yaml(config))
-    _seed(config.seed)
+    seed_generators(config.seed)
     with space.stage("evaluate parent", "evaluating the parent"):
         parent_file = _save(space, "parent", loaded.module, loaded, imgsz, {"role": "parent"})
         models = [_evaluated("parent", parent_file, config, task, imgsz)]
@@ -139,16 +139,6 @@ def _run(
     report = replace(report, warnings=(*report.warnings, *trouble))
     write_report(report, space.root)
     return PruneResult(space.root, report, cut.plan, final.file)
-
-
-def _seed(seed: int) -> None:
-    import random
-
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _save(

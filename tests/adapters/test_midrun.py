@@ -19,6 +19,7 @@ from yolo_prune.config.inrun import InRunSettings
 from yolo_prune.cut.plan import Budget
 from yolo_prune.errors import BudgetError, YoloPruneError
 from yolo_prune.inrun import RunState
+from yolo_prune.randomness import untouched_randomness
 from yolo_prune.sparsify import batchnorm_scales
 
 SETTINGS = InRunSettings(keep_macs=0.7, steps=1, round_to=4, min_width=4)
@@ -119,7 +120,7 @@ def test_randomness_is_as_it_was_afterwards():
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     expected = draw()
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    with midrun.untouched_randomness():
+    with untouched_randomness():
         draw()
         midrun.is_cut(tiny())
     assert draw() == expected

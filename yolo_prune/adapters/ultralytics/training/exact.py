@@ -28,6 +28,7 @@ import torch
 from yolo_prune.adapters.ultralytics.training.trainer import _StaysCut, unwrap
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
+from yolo_prune.randomness import seed_generators
 
 _PATTERN = "exact-*.pt"
 
@@ -123,14 +124,10 @@ class _ResumesExactly(_StaysCut):
         """Make what this epoch draws a matter of the run's seed and the epoch's number."""
         from ultralytics.utils import RANK
 
-        attempt = getattr(
-            self, "nan_recovery_attempts", 0
-        )  # the batch that lost the loss shall not come again
+        attempt = self.nan_recovery_attempts  # the batch that lost the loss shall not come again
         parts = [int(self.args.seed), int(self.epoch), RANK + 1, attempt]
         seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        seed_generators(seed)
         loader = self.train_loader
         if not hasattr(loader, "reset") or not hasattr(getattr(loader, "batch_sampler", None), "sampler"):
             return  # of the user's own: it must see to its order itself
@@ -154,7 +151,7 @@ class _ResumesExactly(_StaysCut):
     def save_exact_state(self: Any) -> Path | None:
         """Write what the host's checkpoint of this epoch will leave out; None when the disk is full."""
         model = unwrap(self.model)
-        path: Path = self.exact_path()
+        path: Path = self.exact_path(self.epoch + 1)
         state = {
             "model": model.state_dict(),
             "ema": self.ema.ema.state_dict(),
@@ -172,15 +169,13 @@ class _ResumesExactly(_StaysCut):
             return None
         return path
 
-    def exact_path(self: Any) -> Path:
-        """Return the file that belongs to last.pt as it is written now."""
-        return Path(self.wdir, _PATTERN.replace("*", f"{self.epoch + 1}-{len(self.state.cuts)}"))
+    def exact_path(self: Any, done: int) -> Path:
+        """Return the file that belongs to last.pt as it is after ``done`` epochs and the cuts so far."""
+        return Path(self.wdir, _PATTERN.replace("*", f"{done}-{len(self.state.cuts)}"))
 
     def restore_exact_state(self: Any) -> None:
         """Put everything back as it was when last.pt was written; say so when that cannot be."""
-        self.epoch -= 1
-        path = self.exact_path()
-        self.epoch += 1
+        path = self.exact_path(self.epoch)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, UnpicklingError):

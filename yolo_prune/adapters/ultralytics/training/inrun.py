@@ -41,6 +41,7 @@ from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.inrun import CutRecord, RunState, check_schedule, cut_is_due, is_separated, round_budget
 from yolo_prune.inrun.schedule import cut_shares
 from yolo_prune.progress import LOGGER, log_to_console
+from yolo_prune.randomness import untouched_randomness
 from yolo_prune.recover.rounds import RECONSTRUCTION
 from yolo_prune.retrain import count_parameters
 from yolo_prune.structure import one_budget
@@ -92,7 +93,7 @@ class _PrunesInRun(_ResumesExactly):
         self._refuse_what_cannot_work()
         self.note_batches_per_step()
         module = unwrap(self.model)
-        with midrun.untouched_randomness():
+        with untouched_randomness():
             cost = self._anatomy(module).cost_of(midrun.average_as_saved(self.ema.ema))
         everything = np.ones(cost.graph.channel_count)
         if self.resume and RUN_KEY in self.resumed:
@@ -190,7 +191,7 @@ class _PrunesInRun(_ResumesExactly):
         """Cut the average, put it under the training, and write a checkpoint that a crash can go on from."""
         number, began = len(self.state.cuts) + 1, time.perf_counter()
         self.sparse.detach()
-        with midrun.untouched_randomness():
+        with untouched_randomness():
             parent = midrun.average_as_saved(self.ema.ema)
             criterion = self.pruning.criterion
             if criterion == "auto":

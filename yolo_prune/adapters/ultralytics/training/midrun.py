@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +20,7 @@ from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.inrun import resize_optimizer_
+from yolo_prune.randomness import untouched_randomness
 from yolo_prune.recover.rounds import Recipe, cut_in_rounds
 
 _Value = TypeVar("_Value")
@@ -39,16 +37,6 @@ class Recovered:
 
     plan: PrunePlan
     weights: dict[str, Tensor]
-
-
-@contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Restore every generator of random numbers afterwards: what happens inside leaves no trace in the training."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
 
 
 def average_as_saved(average: nn.Module) -> nn.Module:
