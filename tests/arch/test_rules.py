@@ -30,16 +30,16 @@ HOST_CLASSES = {
 MAKERS_OF_PARAMETERS = {"surgery.py", "copies.py", "adapters"}
 
 
-def tree_of(file):
-    return ast.parse(file.read_text("utf-8"))
-
-
 def name_of(file):
     return file.relative_to(PACKAGE).as_posix()
 
 
 def stage_of(file):
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+TREES = {file: ast.parse(file.read_text("utf-8")) for file in FILES}
+OUTSIDE = [file for file in FILES if stage_of(file) != "adapters"]
 
 
 def imports(nodes):
@@ -88,66 +88,88 @@ def test_every_module_has_its_place_in_the_order():
     assert not missing, f"add {missing} to ORDER where the data flow puts it"
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_a_stage_imports_only_the_stages_before_it(file):
-    stage = stage_of(file)
-    if stage == "__init__":
-        return
-    for name in imports(at_import_time(tree_of(file))):
-        parts = name.split(".")
-        if parts[0] == "yolo_prune" and len(parts) > 1 and parts[1] in ORDER and parts[1] != stage:
-            assert ORDER.index(parts[1]) < ORDER.index(stage), f"{stage} imports {name}"
-
-
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_a_host_is_imported_in_adapters_only(file):
-    if stage_of(file) == "adapters":
-        return
-    found = [name for name in imports(ast.walk(tree_of(file))) if name.split(".")[0] in HOSTS]
+def test_a_stage_imports_only_the_stages_before_it():
+    found = []
+    for file in FILES:
+        stage = stage_of(file)
+        for name in imports(at_import_time(TREES[file])) if stage in ORDER else ():
+            root, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            if root == "yolo_prune" and other in ORDER and ORDER.index(other) > ORDER.index(stage):
+                found.append(f"{name_of(file)} imports {name}")
     assert not found
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_a_host_class_is_named_in_adapters_only(file):
-    if stage_of(file) != "adapters":
-        assert not HOST_CLASSES & set(words_of(tree_of(file)))
+def test_a_host_is_imported_in_adapters_only():
+    found = [
+        f"{name_of(file)} imports {name}"
+        for file in OUTSIDE
+        for name in imports(ast.walk(TREES[file]))
+        if name.split(".")[0] in HOSTS
+    ]
+    assert not found
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_a_file_fits_in_a_readers_head(file):
-    assert len(file.read_text("utf-8").splitlines()) <= LONGEST_FILE
+def test_a_host_class_is_named_in_adapters_only():
+    named = {name_of(file): HOST_CLASSES & set(words_of(TREES[file])) for file in OUTSIDE}
+    assert not {name: words for name, words in named.items() if words}
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_a_function_fits_on_a_screen(file):
-    for node in ast.walk(tree_of(file)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
-            lines = (body[-1].end_lineno - body[0].lineno + 1) if body else 0
-            assert lines <= LONGEST_FUNCTION, f"{node.name} has {lines} lines"
+def test_a_file_fits_in_a_readers_head():
+    lengths = {name_of(file): len(file.read_text("utf-8").splitlines()) for file in FILES}
+    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE}
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_nothing_asserts_prints_or_swallows_every_error(file):
-    for node in ast.walk(tree_of(file)):
-        assert not isinstance(node, ast.Assert)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id != "print"
-        if isinstance(node, ast.ExceptHandler):
-            caught = ast.unparse(node.type) if node.type else "everything"
-            raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
-            assert raises or caught not in ("everything", "Exception", "BaseException")
+def test_a_function_fits_on_a_screen():
+    found = []
+    for file in FILES:
+        for node in ast.walk(TREES[file]):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                lines = (body[-1].end_lineno - body[0].lineno + 1) if body else 0
+                if lines > LONGEST_FUNCTION:
+                    found.append(f"{name_of(file)}: {node.name} has {lines} lines")
+    assert not found
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_surgery_is_the_only_place_that_makes_parameters(file):
-    made = [
-        node
-        for node in ast.walk(tree_of(file))
+def faults(node):
+    """What a statement does that no statement of the package may do."""
+    if isinstance(node, ast.Assert):
+        yield "asserts"
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+        yield "prints"
+    if isinstance(node, ast.ExceptHandler):
+        caught = ast.unparse(node.type) if node.type else "everything"
+        raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+        if not raises and caught in ("everything", "Exception", "BaseException"):
+            yield f"swallows {caught}"
+
+
+def test_nothing_asserts_prints_or_swallows_every_error():
+    found = [
+        f"{name_of(file)}:{node.lineno} {fault}"
+        for file in FILES
+        for node in ast.walk(TREES[file])
+        for fault in faults(node)
+    ]
+    assert not found
+
+
+def test_the_rules_on_statements_see_what_they_forbid():
+    bad = "assert x\nprint(x)\ntry:\n    x()\nexcept Exception:\n    pass\ntry:\n    x()\nexcept:\n    pass"
+    seen = [fault for node in ast.walk(ast.parse(bad)) for fault in faults(node)]
+    assert sorted(seen) == ["asserts", "prints", "swallows Exception", "swallows everything"]
+
+
+def test_surgery_is_the_only_place_that_makes_parameters():
+    found = [
+        f"{name_of(file)}:{node.lineno}"
+        for file in FILES
+        if stage_of(file) not in MAKERS_OF_PARAMETERS and file.name not in MAKERS_OF_PARAMETERS
+        for node in ast.walk(TREES[file])
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Parameter"
     ]
-    allowed = stage_of(file) in MAKERS_OF_PARAMETERS or file.name in MAKERS_OF_PARAMETERS
-    assert allowed or not made
+    assert not found
 
 
 def test_importing_the_package_imports_no_host_and_no_runtime():
