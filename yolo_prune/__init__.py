@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from yolo_prune.adapters.ultralytics.training.attach import attach
     from yolo_prune.adapters.ultralytics.training.inrun import inrun_trainer
+    from yolo_prune.cut.optimizer import follow_cut
     from yolo_prune.cut.record import PrunePlan
     from yolo_prune.graph import trace_groups
     from yolo_prune.run import PruneResult, prune
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "attach": "yolo_prune.adapters.ultralytics.training.attach",
+    "follow_cut": "yolo_prune.cut.optimizer",
     "inrun_trainer": "yolo_prune.adapters.ultralytics.training.inrun",
     "PrunePlan": "yolo_prune.cut.record",
     "PruneResult": "yolo_prune.run",
@@ -29,6 +31,7 @@ __all__ = [
     "PruneResult",
     "__version__",
     "attach",
+    "follow_cut",
     "inrun_trainer",
     "prune",
     "prune_module",

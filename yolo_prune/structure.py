@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from yolo_prune.cost import CostModel, FloatArray
 from yolo_prune.cut.depth import choose_block, worth_inside
+from yolo_prune.cut.optimizer import check_can_follow, count_left_behind, follow_cut
 from yolo_prune.cut.plan import Budget, Widths, against_parent, choose_channels
 from yolo_prune.cut.proven import Anatomy, cut_proven_, drop_proven_, offered_blocks
 from yolo_prune.cut.record import PrunePlan
@@ -39,12 +41,16 @@ def prune_module(
     min_width: int = 8,
     seed: int = 0,
     depth: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
     cost_input: Any = None,
     rules: ModuleRules | None = None,
     operators: Mapping[str, Operator] | None = None,
     select_outputs: OutputSelector | None = None,
 ) -> PrunePlan:
     """Prune any module, in place, without data: trace, rank, plan, cut, and prove that the cut is exact.
+
+    Parameters are replaced. An optimizer that was made before goes on training the old ones, unless it is given here
+    or to :func:`yolo_prune.follow_cut` afterwards.
 
     Args:
         module: Any module; its parameters are replaced by smaller ones.
@@ -58,6 +64,7 @@ def prune_module(
         min_width: Smallest width of a group.
         seed: For ``criterion="random"``.
         depth: Drop whole residual blocks too, where that loses less than narrower layers that save as much.
+        optimizer: Trains the module, and is handed the new parameters with what it remembers of them.
         cost_input: Input whose MACs count, when it is not the example.
         rules: Module classes that bake widths into attributes or split channels, see
             :class:`yolo_prune.graph.ModuleRule`.
@@ -69,17 +76,18 @@ def prune_module(
 
     Raises:
         BudgetError: The budget cannot be met, or not exactly one was given.
+        ConfigError: The optimizer holds none of the module's parameters, or cannot follow a cut.
         EquivalenceError: No exact cut was found; the module is untouched.
 
     Example:
-        >>> import torch
-        >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 4, 1))
         >>> plan = prune_module(net, torch.rand(1, 3, 16, 16), keep_macs=0.5)
         >>> net[0].out_channels, plan.equivalence["exact"]
         (16, True)
     """
     budget = one_budget(keep_macs=keep_macs, gmacs=gmacs, keep_params=keep_params)
+    if optimizer is not None:
+        check_can_follow(optimizer, module)
     ranking = _Ranking(find_criterion(criterion), seed, Widths(round_to, min_width))
     anatomy = Anatomy(example_input, cost_input, rules, select_outputs, tuple(freeze), operators)
     before = anatomy.cost_of(module)
@@ -92,8 +100,21 @@ def prune_module(
     if depth:
         plan = earlier.then(plan) if earlier else plan
         cut_(module, plan, rules=rules)
+    _tell_optimizer(optimizer, module)
     settings = {"criterion": criterion, "round_to": round_to, "seed": seed, "depth": depth}
     return replace(against_parent(plan, before, anatomy.cost_of(module), budget), settings=settings)
+
+
+def _tell_optimizer(optimizer: torch.optim.Optimizer | None, module: nn.Module) -> None:
+    """Hand an optimizer the new parameters; without one, say it where something still holds old ones."""
+    if optimizer is not None:
+        follow_cut(optimizer, module)
+    elif left := count_left_behind(module):
+        LOGGER.warning(
+            "%d parameters were replaced by smaller ones, and something still holds the old: an optimizer made before "
+            "this cut goes on training those. Call yolo_prune.follow_cut(optimizer, module).",
+            left,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,12 @@
-"""Pruning inside a training, the parts that need no host: optimizer state, schedule, lambda, scales, options."""
+"""Pruning inside a training, the parts that need no host: schedule, lambda, scales, options."""
 
-import copy
 import json
 
 import pytest
 import torch
-from torch import nn
 
 from yolo_prune.config.inrun import InRunSettings, make_settings
 from yolo_prune.cut.plan import Budget
-from yolo_prune.cut.record import PrunePlan
-from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.inrun import (
     CutRecord,
@@ -24,93 +20,9 @@ from yolo_prune.inrun import (
     first_strength,
     is_separated,
     most_strength,
-    resize_optimizer_,
     round_budget,
 )
 from yolo_prune.sparsify import ScaleSummary
-
-KEPT = [0, 2, 3]
-PLAN = PrunePlan(
-    keep={"0.weight[0]": KEPT, "0.bias[0]": KEPT, "1.weight[1]": KEPT},
-    widths={"0.weight[0]": 5, "0.bias[0]": 5, "1.weight[1]": 5},
-)
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 5, 3), nn.Conv2d(5, 4, 1))
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    torch.manual_seed(1)
-    optimizer.zero_grad()
-    model(torch.rand(2, 2, 4, 4)).square().mean().backward()
-    optimizer.step()
-
-
-def musgd(parameters):
-    from ultralytics.optim import MuSGD
-
-    groups = [
-        {"params": [p for p in parameters if p.dim() == 4], "use_muon": True},
-        {"params": [p for p in parameters if p.dim() != 4], "use_muon": False},
-    ]
-    return MuSGD(groups, lr=0.01, momentum=0.9, nesterov=True)
-
-
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9),
-    "adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
-    "musgd": musgd,
-}
-
-
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_an_optimizer_remembers_the_channels_that_stay(make):
-    model = net()
-    optimizer = make(list(model.parameters()))
-    step(model, optimizer)
-    before = dict(model.named_parameters())
-    remembered = {name: copy.deepcopy(optimizer.state[p]) for name, p in before.items()}
-    cut_(model, PLAN)
-    resize_optimizer_(optimizer, before, dict(model.named_parameters()), PLAN)
-    first = optimizer.state[model[0].weight]
-    tensors = [key for key, value in first.items() if value.dim() == 4]
-    assert tensors
-    for key in tensors:
-        assert torch.equal(first[key], remembered["0.weight"][key][KEPT])
-        assert torch.equal(optimizer.state[model[1].weight][key], remembered["1.weight"][key][:, KEPT])
-    assert all(torch.equal(first[key], remembered["0.weight"][key]) for key in first if key not in tensors)
-    assert len(optimizer.state) == 4  # nothing of the old parameters is left
-    weight = model[0].weight.detach().clone()
-    step(model, optimizer)
-    assert not torch.equal(weight, model[0].weight)
-
-
-def test_a_cut_optimizer_keeps_groups_rates_schedulers_and_hooks():
-    model, calls = net(), []
-    optimizer = torch.optim.SGD(
-        [
-            {"params": [model[0].weight], "tag": "a"},
-            {"params": [model[0].bias, *model[1].parameters()], "lr": 0.5},
-        ],
-        lr=0.1,
-        momentum=0.9,
-    )
-    optimizer.register_step_post_hook(lambda *_: calls.append(1))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
-    step(model, optimizer)
-    before = dict(model.named_parameters())
-    cut_(model, PLAN)
-    resize_optimizer_(optimizer, before, dict(model.named_parameters()), PLAN)
-    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 3]
-    assert optimizer.param_groups[0]["params"][0] is model[0].weight
-    assert optimizer.param_groups[1]["params"][-1] is model[1].bias  # not cut: the very same parameter
-    step(model, optimizer)
-    scheduler.step()
-    assert ([group["lr"] for group in optimizer.param_groups], len(calls)) == ([0.05, 0.25], 2)
 
 
 @pytest.mark.parametrize(

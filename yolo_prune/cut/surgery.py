@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from yolo_prune.cut.blocks import remove_blocks_, silence_
+from yolo_prune.cut.optimizer import note_gone, note_heir
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import EquivalenceError, PlanError
 from yolo_prune.graph.atoms import BoolArray
@@ -76,6 +77,8 @@ def cut_(module: nn.Module, plan: PrunePlan, *, rules: ModuleRules | None = None
     for name, by_dim in cuts.items():
         whole = tensors.pop(name)  # nothing holds what was cut any longer than needed
         fresh = _sliced(whole, name, by_dim, plan.added)
+        if isinstance(whole, nn.Parameter) and isinstance(fresh, nn.Parameter):
+            note_heir(whole, fresh, by_dim)
         for owner, key in owners.pop(id(whole)):
             if isinstance(fresh, nn.Parameter):
                 owner._parameters[key] = fresh
@@ -89,7 +92,11 @@ def cut_(module: nn.Module, plan: PrunePlan, *, rules: ModuleRules | None = None
             rule.sync(owner)
             if rule.follow is not None:
                 rule.follow(owner, _kept_below(plan, path))
-    return remove_blocks_(module, plan.dropped)
+    dropped = [p for block in plan.dropped for p in module.get_submodule(block).parameters()]
+    remove_blocks_(module, plan.dropped)
+    left = {id(parameter) for parameter in module.parameters()}
+    note_gone(parameter for parameter in dropped if id(parameter) not in left)
+    return module
 
 
 def _kept_below(plan: PrunePlan, path: str) -> dict[str, list[int]]:

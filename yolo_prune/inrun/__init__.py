@@ -1,9 +1,8 @@
-"""Pruning inside a running training: when to cut, how strongly to sparsify, what the optimizer remembers.
+"""Pruning inside a running training: when to cut, how strongly to sparsify, what to remember.
 
 Knows no host; the trainer that uses it is in ``adapters``.
 """
 
-from yolo_prune.inrun.optimizer import resize_optimizer_
 from yolo_prune.inrun.scales import ScaleWatch, draw_scales, is_separated
 from yolo_prune.inrun.schedule import check_schedule, cut_is_due, cut_shares, round_budget
 from yolo_prune.inrun.state import CutRecord, RunState
@@ -21,6 +20,5 @@ __all__ = [
     "first_strength",
     "is_separated",
     "most_strength",
-    "resize_optimizer_",
     "round_budget",
 ]

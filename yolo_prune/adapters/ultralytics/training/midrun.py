@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.config.inrun import InRunSettings
+from yolo_prune.cut.optimizer import follow_cut
 from yolo_prune.cut.plan import Budget, Widths
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import YoloPruneError
-from yolo_prune.inrun import resize_optimizer_
 from yolo_prune.randomness import untouched_randomness
 from yolo_prune.recover.rounds import Recipe, cut_in_rounds
 
@@ -152,10 +152,9 @@ def swap_(module: nn.Module, optimizer: torch.optim.Optimizer, recovered: Recove
         optimizer: Trains it.
         recovered: The plan and the weights to go on from.
     """
-    before = dict(module.named_parameters())
     cut_(module, recovered.plan, rules=block_rules())
     module.load_state_dict(recovered.weights)
-    resize_optimizer_(optimizer, before, dict(module.named_parameters()), recovered.plan)
+    follow_cut(optimizer, module)
 
 
 def calibration_images(trainer: Any, count: int, seed: int) -> list[Tensor]:
