@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -76,7 +76,8 @@ def train(config: TrainConfig) -> None:
 
 def sweep(config: SweepConfig) -> None:
     """Run many trials and print their table, the choice and where everything is."""
-    from yolo_prune.sweep import render_sweep, run_sweep
+    from yolo_prune.sweep import run_sweep
+    from yolo_prune.trials import render_sweep
 
     result = run_sweep(config)
     say(render_sweep(result))
@@ -91,8 +92,10 @@ def sweep(config: SweepConfig) -> None:
 def evaluate(config: EvalConfig) -> None:
     """Print COCO AP, with its parts, beside the host's own number; of a classifier top-1 and top-5."""
     from yolo_prune.adapters.ultralytics.tasks import open_task
+    from yolo_prune.bootstrap import RESAMPLES, interval_of, resampled_accuracy
     from yolo_prune.checkpoint import load_detector
     from yolo_prune.device import resolve_device
+    from yolo_prune.report.intervals import METHOD, PERCENT
 
     device = resolve_device(config.device)
     loaded = load_detector(config.model, trust=config.trust)
@@ -106,7 +109,16 @@ def evaluate(config: EvalConfig) -> None:
     say(aligned_table([{"metric": name, "value": value} for name, value in values.items()]))
     boxes = "" if result.boxes is None else f"{result.boxes} boxes, "
     say(f"{result.images} images, {boxes}{imgsz} px, split {config.split}; {result.evaluator}")
-    _write_json(config.json, {"imgsz": imgsz, "split": config.split, **asdict(result)})
+    bounds = interval_of(resampled_accuracy(result.sample))
+    if bounds:
+        source = f"{METHOD}, {RESAMPLES:,} resamples"
+        say(f"{PERCENT} interval of {task.metric}: {bounds.low:.4f} to {bounds.high:.4f} ({source})")
+    for note in result.notes:
+        say(note)
+    found = {"imgsz": imgsz, "split": config.split, "ap_of": result.ap_of, "notes": result.notes}
+    found |= {"low": bounds.low, "high": bounds.high} if bounds else {}
+    found |= {key: value for key, value in asdict(replace(result, sample=None)).items() if key != "sample"}
+    _write_json(config.json, found)
 
 
 def bench(config: BenchConfig) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from yolo_prune.bootstrap import ImageMatches
 from yolo_prune.errors import DataError
 
 _ROTATED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
@@ -75,12 +76,20 @@ def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, A
         >>> round(coco_ap(truth, [{**boxes[0], "score": 0.9}]).ap50, 6)
         1.0
     """
+    return coco_ap_by_image(ground_truth, detections)[0]
+
+
+def coco_ap_by_image(
+    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]
+) -> tuple[CocoResult, ImageMatches]:
+    """Score detections as :func:`coco_ap` does, and return the matches of each image as well."""
     annotations = _checked_annotations(ground_truth)
     _check_detections(ground_truth, detections)
     boxes = sum(1 for each in annotations if not each["iscrowd"])
     if not boxes:
         raise DataError(f"no ground-truth boxes in {len(ground_truth['images'])} images: AP is not defined.")
-    precision, category_ids = _precision(ground_truth, annotations, detections)
+    evaluation = _evaluated(ground_truth, annotations, detections)
+    precision, category_ids = np.asarray(evaluation.eval["precision"]), list(evaluation.params.catIds)
     names = {each["id"]: str(each.get("name", each["id"])) for each in ground_truth["categories"]}
     repeated = {name for name, count in Counter(names.values()).items() if count > 1}
     per_class: dict[str, float] = {}
@@ -91,7 +100,7 @@ def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, A
             per_class[f"{name} (id {category})" if name in repeated else name] = value
     sizes = {area: _mean(precision[:, :, :, index, -1]) for index, area in enumerate(_AREAS)}
     at = {0.5: precision[0], 0.75: precision[5]}
-    return CocoResult(
+    result = CocoResult(
         ap=sizes["all"] or 0.0,
         ap50=_mean(at[0.5][:, :, 0, -1]) or 0.0,
         ap75=_mean(at[0.75][:, :, 0, -1]) or 0.0,
@@ -103,6 +112,7 @@ def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, A
         boxes=boxes,
         evaluator=f"pycocotools {version('pycocotools')}",
     )
+    return result, ImageMatches.from_coco(evaluation)
 
 
 def _mean(precision: np.ndarray[Any, Any]) -> float | None:
@@ -111,12 +121,12 @@ def _mean(precision: np.ndarray[Any, Any]) -> float | None:
     return float(np.mean(defined)) if defined.size else None
 
 
-def _precision(
+def _evaluated(
     ground_truth: Mapping[str, Any],
     annotations: list[dict[str, Any]],
     detections: Sequence[Mapping[str, Any]],
-) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """Run pycocotools quietly; return its (IoU, recall, class, area, limit) array and the classes' ids."""
+) -> Any:
+    """Run pycocotools quietly; the precision array of what it returns is (IoU, recall, class, area, limit)."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -134,7 +144,7 @@ def _precision(
         evaluation = COCOeval(truth, found, iouType="bbox")
         evaluation.evaluate()
         evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"]), list(evaluation.params.catIds)
+    return evaluation
 
 
 def _checked_annotations(ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,69 +10,27 @@ from __future__ import annotations
 import importlib
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from yolo_prune.config import PruneConfig, SweepConfig
 from yolo_prune.errors import ConfigError, MissingRuntimeError, YoloPruneError
-from yolo_prune.files import replacing, write_text
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import RunReport, report_from_json
-from yolo_prune.report.select import final_row, kept_macs, merged, metric_of, model_row, parent_row, speedup
+from yolo_prune.report.intervals import accuracy_interval
+from yolo_prune.report.select import (
+    change_interval,
+    final_row,
+    kept_macs,
+    merged,
+    metric_of,
+    model_row,
+    parent_row,
+    speedup,
+)
+from yolo_prune.trials import SweepResult, Trial, write_sweep
 from yolo_prune.workspace import open_workspace
-
-OUTPUT = "sweep.json"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One model of the sweep.
-
-    Attributes:
-        name: Folder of the trial in the sweep's.
-        keep_macs: Budget asked for; 1 for the parent.
-        criterion: What a channel was worth.
-        best: Checkpoint to use, empty after an error.
-        kept_macs: What was kept, fraction of the parent's MACs.
-        gmacs: 1e9 MACs.
-        params_m: 1e6 parameters.
-        ap: COCO AP in [0, 1], of a classifier top-1.
-        speedup: FPS over the parent's on the sweep's runtime, None where nothing was timed.
-        fps: Images per second, comparable within the sweep.
-        error: Why there is no model.
-    """
-
-    name: str
-    keep_macs: float
-    criterion: str
-    best: str = ""
-    kept_macs: float | None = None
-    gmacs: float | None = None
-    params_m: float | None = None
-    ap: float | None = None
-    speedup: float | None = None
-    fps: float | None = None
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """Outcome of a sweep.
-
-    Attributes:
-        folder: Where everything is.
-        trials: The parent first, then one entry a trial.
-        front: Names of the trials that no other one beats in both AP and FPS (MACs, where nothing was timed).
-        chosen: Name of the model under the constraints; None when there are none, or none is met.
-        metric: What ``ap`` of the trials is called.
-    """
-
-    folder: Path
-    trials: tuple[Trial, ...]
-    front: tuple[str, ...]
-    chosen: str | None
-    metric: str = "COCO AP"
 
 
 def run_sweep(config: SweepConfig) -> SweepResult:
@@ -182,6 +140,7 @@ def _read(plan: PruneConfig, error: str, runtime: str) -> tuple[Trial, RunReport
         return replace(trial, error="its report has no pruned model"), None
     timed = next((one for one in report.rows if one.model == row.model and one.runtime == runtime), None)
     gain = speedup(report, timed) if timed is not None else None
+    bounds, change = accuracy_interval(report, row), change_interval(report, row)
     best = folder / "weights" / ("best.pt" if row.model == "retrained" else "pruned.pt")
     return (
         replace(
@@ -191,6 +150,10 @@ def _read(plan: PruneConfig, error: str, runtime: str) -> tuple[Trial, RunReport
             gmacs=row.gmacs,
             params_m=row.params_m,
             ap=merged(report, row).accuracy,
+            low=bounds.low if bounds else None,
+            high=bounds.high if bounds else None,
+            change_low=change.low if change else None,
+            change_high=change.high if change else None,
             speedup=gain.ratio if gain else None,
         ),
         report,
@@ -200,6 +163,7 @@ def _read(plan: PruneConfig, error: str, runtime: str) -> tuple[Trial, RunReport
 def _parent(reports: Sequence[RunReport], config: SweepConfig) -> Trial:
     """Return the parent as a trial that kept everything."""
     row = model_row(reports[0], "parent")
+    bounds = accuracy_interval(reports[0], row) if row else None
     rates = []
     for report in reports:
         timed = [
@@ -217,6 +181,8 @@ def _parent(reports: Sequence[RunReport], config: SweepConfig) -> Trial:
         gmacs=row.gmacs if row else None,
         params_m=row.params_m if row else None,
         ap=row.accuracy if row else None,
+        low=bounds.low if bounds else None,
+        high=bounds.high if bounds else None,
         speedup=1.0 if rates else None,
         fps=statistics.median(rates) if rates else None,
     )
@@ -253,9 +219,9 @@ def choose(trials: Sequence[Trial], *, min_fps: float | None, max_ap_drop: float
     Args:
         trials: The parent first.
         min_fps: The model must be at least this fast; of those that are, the most accurate is taken.
-        max_ap_drop: The model may lose this much AP of the parent; of those that lose less, the fastest is taken (the
-            one with the fewest MACs, where nothing was timed). With both, both must hold, and the most accurate is
-            taken.
+        max_ap_drop: The model may lose this much AP of the parent, as measured, whatever its interval; of those that
+            lose less, the fastest is taken (the one with the fewest MACs, where nothing was timed). With both, both
+            must hold, and the most accurate is taken.
 
     Returns:
         The trial; None without a constraint, or when none meets them.
@@ -273,67 +239,3 @@ def choose(trials: Sequence[Trial], *, min_fps: float | None, max_ap_drop: float
     if min_fps is not None:
         return max(fit, key=lambda trial: float(trial.ap or 0.0), default=None)
     return max(fit, key=lambda trial: (float(trial.fps or 0.0), -float(trial.kept_macs or 1.0)), default=None)
-
-
-def render_sweep(result: SweepResult) -> str:
-    """Return the trials as a Markdown table; the front is marked with *, the choice with >."""
-    titles = ("", "model", "MACs kept", "GMACs", "parameters (M)", result.metric, "speed-up", "FPS")
-    header = f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|"
-    lines = [header]
-    for trial in result.trials:
-        mark = (">" if trial.name == result.chosen else "") + ("*" if trial.name in result.front else "")
-        if trial.error:
-            lines.append(f"| | {trial.name} | {trial.error} | | | | | |")
-            continue
-        values = (trial.kept_macs, trial.gmacs, trial.params_m, trial.ap, trial.speedup, trial.fps)
-        cells = [
-            _number(value, form)
-            for value, form in zip(values, (".3f", ".3g", ".3g", ".4f", ".2f", ".1f"), strict=True)
-        ]
-        lines.append(f"| {mark} | {trial.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "not measured" if value is None else format(value, form)
-
-
-def write_sweep(result: SweepResult) -> None:
-    """Write sweep.json, sweep.md and, with two measured models or more, sweep.png."""
-    import json
-
-    content = {
-        "trials": [asdict(trial) for trial in result.trials],
-        "front": list(result.front),
-        "chosen": result.chosen,
-        "metric": result.metric,
-    }
-    write_text(result.folder / OUTPUT, json.dumps(content, indent=1) + "\n")
-    write_text(result.folder / "sweep.md", render_sweep(result) + "\n")
-    _draw(result)
-
-
-def _draw(result: SweepResult) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    measured = [trial for trial in result.trials if trial.ap is not None and trial.kept_macs is not None]
-    if len(measured) < 2:
-        return
-    timed = all(trial.fps is not None for trial in measured)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    points = {
-        trial.name: (float((trial.fps if timed else trial.gmacs) or 0.0), float(trial.ap or 0.0))
-        for trial in measured
-    }
-    axes.plot(*zip(*(points[name] for name in result.front), strict=True), "-", color="0.7", zorder=1)
-    for name, (x, y) in points.items():
-        axes.plot(x, y, "o" if name in result.front else "x", color="C1" if name == result.chosen else "C0")
-        axes.annotate(name, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axes.set_xlabel("FPS (images per second)" if timed else "GMACs")
-    axes.set_ylabel(result.metric)
-    axes.margins(x=0.15, y=0.1)  # the names stand right of the points
-    FigureCanvasAgg(figure)
-    with replacing(result.folder / "sweep.png") as temporary:
-        figure.savefig(temporary, dpi=120)

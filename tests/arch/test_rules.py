@@ -17,8 +17,8 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 ORDER = (
     *("errors", "files", "progress", "config", "device", "randomness"),
     *("graph", "cost", "score", "cut", "structure", "recover", "sparsify", "distill", "retrain", "inrun"),
-    *("stored", "checkpoint", "evaluate", "bench", "report", "adapters"),
-    *("inspection", "workspace", "preflight", "measure", "run", "sweep"),
+    *("stored", "checkpoint", "bootstrap", "evaluate", "bench", "report", "adapters"),
+    *("inspection", "workspace", "preflight", "measure", "run", "trials", "sweep"),
     *("demo_data", "demo", "commands", "cli", "__main__"),
 )
 HOSTS = ("ultralytics", "torchvision", "detectron2", "mayaku")

@@ -129,6 +129,20 @@ def test_the_report_has_everything_else_that_it_promises(report):
     assert sum(report["bn_scales"]["after"]) < sum(report["bn_scales"]["before"])
 
 
+def test_every_model_has_an_interval_and_a_paired_one_against_the_parent(folder, report):
+    drawn = {(one["model"], one["imgsz"]): one for one in report["resamples"]}
+    assert set(drawn) == {(row["model"], row["imgsz"]) for row in report["rows"]}
+    parent = row_of(report, "parent")
+    one = drawn["parent", 64]
+    assert one["low"] <= parent["ap"] <= one["high"]
+    assert len(one["values"].split()) == 1000
+    table = (folder / "report.md").read_text()
+    assert f"| {parent['ap']:.3f} [{one['low']:.3f}, {one['high']:.3f}] |" in table
+    assert "on the same images for both models" in table
+    lines = list(csv.DictReader((folder / "report.csv").read_text().splitlines()))
+    assert all(float(line["change_low"]) <= float(line["change_high"]) for line in lines[1:5])
+
+
 @pytest.fixture(scope="module")
 def bare(folder):
     """The parent cut by the run's plan, with nothing folded."""

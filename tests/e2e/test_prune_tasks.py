@@ -12,7 +12,7 @@ from yolo_prune.checkpoint import load_detector, save_detector
 LEFT_OUT = {
     "segment": "AP is that of the boxes: masks were not scored.",
     "pose": "AP is that of the boxes: key points were not scored.",
-    "obb": "AP is that of the boxes: oriented boxes count as the upright boxes around them.",
+    "obb": "AP is that of upright boxes: each oriented box, found or labelled, counts as the upright box around it.",
 }
 
 
@@ -53,11 +53,24 @@ def run(host, folder: Path, task: str) -> int:
 
 
 @pytest.mark.parametrize("task", LEFT_OUT)
-def test_the_whole_run(host, tmp_path, task):
+def test_the_whole_run_says_what_ap_is_of(host, tmp_path, task, capsys):
     """But for retraining, which the trainer's own tests do for every task."""
     assert run(host, tmp_path, task) == 0
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert [row["model"] for row in report["rows"]] == ["parent", "pruned", "int8", "control"]
     assert report["rows"][1]["gmacs"] <= 0.7 * report["rows"][0]["gmacs"]
     assert LEFT_OUT[task] in report["warnings"]
+    boxes = "upright boxes" if task == "obb" else "boxes"
+    assert report["conditions"]["ap_of"] == boxes
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "a" / name).read_text()
+        assert f"COCO AP of {boxes}" in text
+        assert LEFT_OUT[task] in text
+    file, out = tmp_path / "a" / "weights" / "pruned.pt", tmp_path / "eval.json"
+    capsys.readouterr()
+    words = [f"model={file}", f"data={tmp_path / 'data' / 'data.yaml'}", "workers=0", f"json={out}"]
+    assert cli.main(["eval", *words]) == 0
+    assert LEFT_OUT[task] in capsys.readouterr().out.splitlines()
+    found = json.loads(out.read_text())
+    assert (found["ap_of"], found["notes"]) == (boxes, [LEFT_OUT[task]])
     assert load_detector(tmp_path / "a" / "weights" / "pruned.pt").task == task

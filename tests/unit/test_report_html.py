@@ -114,6 +114,22 @@ def test_every_section_is_there():
         assert title in words
 
 
+def test_intervals_are_in_the_table_the_tiles_the_sentences_and_the_chart():
+    values = [0.5 + i / 1000 for i in range(81)]
+    drawn = [
+        {"model": name, "imgsz": 320, "values": " ".join(f"{one + shift:.6f}" for one in values)}
+        for name, shift in (("parent", 0.05), ("pruned", 0.0))
+    ]
+    with_intervals, without = report(resamples=drawn), report()
+    words = " ".join(Page(render_html(with_intervals)).words).replace("\xa0", " ")
+    assert "0.600 [0.552, 0.628]" in words
+    assert "-0.050 against the parent's 0.600, 95 % interval -0.050 to -0.050" in words
+    assert "Upright bars: 95 % intervals." in words
+    assert "no interval" in " ".join(Page(render_html(without)).words)
+    charts = [accuracy_against_fps(one, settings(one)[0]) for one in (with_intervals, without)]
+    assert charts[0].count("LineCollection") > charts[1].count("LineCollection")
+
+
 def test_an_empty_report_is_a_page_too():
     page = Page(render_html(RunReport()))
     assert "No model was measured." in " ".join(page.words)

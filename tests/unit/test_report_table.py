@@ -1,5 +1,9 @@
 """The table: every cell from the rows, nothing invented, conditions beside it."""
 
+import csv
+
+import pytest
+
 from yolo_prune.report import RunReport, render_table
 from yolo_prune.report.csv import render_csv
 from yolo_prune.report.table import make_table
@@ -26,6 +30,42 @@ def test_changes_are_against_the_parent():
     assert (parent["MACs kept"], parent["AP change"], parent["speed-up"]) == ("100.0 %", "", "1.00x")
     assert (pruned["MACs kept"], pruned["AP change"], pruned["speed-up"]) == ("50.0 %", "-0.050", "1.50x")
     assert (control["model"], control["AP change"]) == ("parent at 224 px", "-0.090")
+
+
+def test_intervals_stand_beside_what_they_are_of():
+    near = [0.5 + i / 1000 for i in range(101)]
+    values = {"parent": near, "pruned": [one - 0.05 for one in near]}
+    drawn = [
+        {"model": name, "imgsz": 320, "values": " ".join(f"{one:.6f}" for one in found)}
+        for name, found in values.items()
+    ]
+    made = report(resamples=drawn)
+    parent, pruned, control = cells(made)
+    assert (parent["COCO AP"], parent["AP change"]) == ("0.600 [0.503, 0.597]", "")
+    assert (pruned["COCO AP"], pruned["AP change"]) == ("0.550 [0.453, 0.548]", "-0.050 [-0.050, -0.050]")
+    assert (control["COCO AP"], control["AP change"]) == ("0.510", "-0.090"), "it was not resampled"
+    assert (
+        "In brackets: 95 % intervals, percentile bootstrap over the images, 101 resamples."
+        in render_table(made)
+    )
+    assert "No intervals." in render_table(report())
+    lines = [dict(zip(*pair, strict=True)) for pair in _csv_pairs(made)]
+    assert [float(lines[1][name]) for name in ("accuracy_low", "change_high")] == pytest.approx(
+        [0.4525, -0.05]
+    )
+    assert lines[0]["change_low"] == lines[2]["accuracy_low"] == ""
+
+
+def _csv_pairs(made: RunReport) -> list[tuple[list[str], list[str]]]:
+    header, *lines = csv.reader(render_csv(made).splitlines())
+    return [(header, line) for line in lines]
+
+
+def test_ap_of_boxes_alone_is_called_so():
+    for boxes in ("boxes", "upright boxes"):
+        made = report(conditions={"ap_of": boxes})
+        assert f"COCO AP of {boxes}" in make_table(made).columns
+    assert "COCO AP" in make_table(report()).columns
 
 
 def test_a_missing_cell_says_so_and_a_missing_column_is_named_once():

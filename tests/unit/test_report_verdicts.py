@@ -1,9 +1,23 @@
-"""The sentences: won, lost, draw, no speed gained, noise; each from the numbers alone."""
+"""The sentences: won, lost, draw, no speed gained; each from the numbers and their intervals alone."""
 
+import numpy as np
 import pytest
 
 from yolo_prune.report import RunReport
 from yolo_prune.report.verdicts import verdicts
+
+
+def resamples(own: float, **accuracies: float) -> list[dict]:
+    """Resamples of models: what an easy or hard draw does to all of them (0.02), and what is each one's own."""
+    random = np.random.default_rng(0)
+    shared = random.normal(0, 0.02, 500)
+    found = []
+    for model, accuracy in accuracies.items():
+        values = accuracy + shared + random.normal(0, own, 500)
+        size = 224 if model == "control" else 320
+        text = " ".join(f"{value:.6f}" for value in values)
+        found.append({"model": model, "imgsz": size, "values": text})
+    return found
 
 
 def sentences(pruned: dict, control: dict | None = None, **more) -> list[str]:
@@ -20,23 +34,22 @@ def sentences(pruned: dict, control: dict | None = None, **more) -> list[str]:
         (
             {"ap": 0.54},
             {"ap": 0.51},
-            "The parent at 224 px reaches the same MACs with AP 0.510: pruning won by 0.030.",
+            "The parent at 224 px reaches the same MACs with AP 0.510: pruning won by 0.030 (no interval).",
         ),
         (
             {"ap": 0.48},
             {"ap": 0.51},
-            "The parent at 224 px reaches the same MACs with AP 0.510: pruning lost by 0.030.",
+            "The parent at 224 px reaches the same MACs with AP 0.510: pruning lost by 0.030 (no interval).",
         ),
         (
             {"ap": 0.515},
             {"ap": 0.51},
-            "The parent at 224 px reaches the same MACs with AP 0.510: "
-            "a draw, the difference of +0.005 is within noise.",
+            "The parent at 224 px reaches the same MACs with AP 0.510: pruning won by 0.005 (no interval).",
         ),
         (
             {"ap": 0.5},
             {"ap": 0.4, "gmacs": 0.6},
-            "The parent at 224 px needs 1.20x the MACs with AP 0.400: pruning won by 0.100.",
+            "The parent at 224 px needs 1.20x the MACs with AP 0.400: pruning won by 0.100 (no interval).",
         ),
         ({"ap": 0.5}, None, "No control was measured: the parent at a lower resolution might do as well."),
         (
@@ -49,7 +62,7 @@ def sentences(pruned: dict, control: dict | None = None, **more) -> list[str]:
             {"ap": 0.57, "fps": 60.0},
             {"ap": 0.5, "fps": 70.0},
             "At the speed of the pruned model (60 FPS on ort) the parent at a lower resolution has "
-            "AP 0.550 (interpolated): pruning won by 0.020.",
+            "AP 0.550 (interpolated): pruning won by 0.020 (no interval).",
         ),
     ],
 )
@@ -80,23 +93,69 @@ def test_fewer_macs_are_not_called_speed(fps: float | None, bounds: tuple | None
 
 
 @pytest.mark.parametrize(
-    ("conditions", "expected"),
+    ("own", "expected"),
     [
-        (
-            {"images": 87},
-            "An AP difference below 0.011 on 87 images is noise (rule of thumb, 0.1 / sqrt(images)).",
-        ),
-        ({"images": 87, "ap_noise": 0.02}, "An AP difference below 0.020 on 87 images is noise."),
+        (0.001, "pruning won by 0.010 (95 % interval +0.007 to +0.013)."),
+        (0.01, "a draw, the difference is +0.010 (95 % interval -0.018 to +0.036)."),
     ],
 )
-def test_noise_is_stated_with_its_source(conditions: dict, expected: str):
-    assert expected in sentences({"ap": 0.5}, conditions=conditions)
+def test_the_interval_of_the_difference_decides_what_a_draw_is(own: float, expected: str):
+    """Not the intervals of the two models: both are 0.08 wide here."""
+    drawn = resamples(own, pruned=0.52, control=0.51)
+    found = sentences({"ap": 0.52}, {"ap": 0.51}, resamples=drawn)
+    assert f"The parent at 224 px reaches the same MACs with AP 0.510: {expected}" in found
+
+
+def test_a_change_that_the_images_cannot_tell_is_said_to_be_one():
+    found = sentences({"ap": 0.595}, resamples=resamples(0.01, parent=0.6, pruned=0.595))
+    assert found[0] == (
+        "The pruned model reaches AP 0.595 with 50 % of the MACs; the parent has 0.600 "
+        "(-0.005, 95 % interval -0.031 to +0.023). These images do not tell the two apart."
+    )
+    sure = sentences({"ap": 0.55}, resamples=resamples(0.001, parent=0.6, pruned=0.55))
+    assert not any("tell the two apart" in text for text in sure)
+
+
+def test_the_parent_at_equal_speed_has_an_interval_between_those_of_its_neighbours():
+    drawn = resamples(0.001, parent=0.6, control=0.5, pruned=0.57)
+    fast = {"ap": 0.57, "fps": 60.0}
+    found = sentences(fast, {"ap": 0.5, "fps": 70.0}, resamples=drawn)
+    start = "At the speed of the pruned model (60 FPS on ort) the parent at a lower resolution has AP 0.550"
+    (sentence,) = (text for text in found if text.startswith(start))
+    assert sentence.endswith("(interpolated): pruning won by 0.020 (95 % interval +0.018 to +0.022).")
+
+
+def test_a_rival_is_preferred_only_where_the_images_can_tell():
+    slow, rival = {"ap": 0.5, "fps": 60.0}, {"ap": 0.51, "fps": 80.0}
+    told = [
+        sentences(slow, rival, resamples=resamples(own, pruned=0.5, control=0.51)) for own in (0.001, 0.02)
+    ]
+    assert [any("prefer it" in text for text in found) for found in told] == [True, False]
+
+
+def test_where_intervals_come_from_is_stated_and_so_is_that_there_are_none():
+    expected = (
+        "95 % intervals of AP: percentile bootstrap over the images (87 images, 500 resamples), of a difference on the "
+        "same images for both models. What another seed of the training would change is not in them."
+    )
+    drawn = resamples(0.01, parent=0.6, pruned=0.5)
+    assert expected in sentences({"ap": 0.5}, conditions={"images": 87}, resamples=drawn)
+    old = sentences({"ap": 0.5}, conditions={"images": 87, "ap_noise": 0.02})
+    assert "This report has no intervals: whether a small AP difference is chance it cannot say." in old
+
+
+def test_models_on_other_numbers_of_resamples_are_no_pair():
+    drawn = resamples(0.01, parent=0.6, pruned=0.5)
+    drawn[0]["values"] = drawn[0]["values"][:-9]
+    assert "(-0.100, no interval)." in sentences({"ap": 0.5}, resamples=drawn)[0]
 
 
 def test_retraining_that_hurt_is_called_a_loss():
     rows = [{"model": name, "ap": ap} for name, ap in (("parent", 0.6), ("pruned", 0.55), ("retrained", 0.5))]
     texts = [one.text for one in verdicts(RunReport.from_dict({"rows": rows}))]
-    assert "Retraining lost 0.050 AP: use weights/pruned.pt, which had 0.550 before it." in texts
+    assert (
+        "Retraining lost 0.050 AP (no interval): use weights/pruned.pt, which had 0.550 before it." in texts
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,9 +196,11 @@ def test_a_classifier_is_judged_by_top1():
     ]
     assert (
         texts[0]
-        == "The pruned model reaches top-1 0.480 with 50 % of the MACs; the parent has 0.500 (-0.020)."
+        == "The pruned model reaches top-1 0.480 with 50 % of the MACs; the parent has 0.500 (-0.020, no interval)."
     )
-    assert "The parent at 32 px reaches the same MACs with top-1 0.300: pruning won by 0.180." in texts
-    noise = "A top-1 difference below 0.010 on 2,500 images is noise (one standard error, sqrt(p (1 - p) / images))."
-    assert noise in texts
+    assert (
+        "The parent at 32 px reaches the same MACs with top-1 0.300: pruning won by 0.180 (no interval)."
+        in texts
+    )
+    assert "This report has no intervals: whether a small top-1 difference is chance it cannot say." in texts
     assert not any("AP" in text.split() for text in texts)

@@ -1,6 +1,7 @@
 """Sweeps: every budget with every criterion, one failure stops nothing, and the choice follows the constraint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from yolo_prune.config import SweepConfig, make_config
 from yolo_prune.errors import BudgetError, ConfigError, MissingRuntimeError
 from yolo_prune.report import Row, RunReport, write_report
 from yolo_prune.report.rows import Speedup
-from yolo_prune.sweep import Trial, choose, pareto_front, render_sweep, run_sweep
+from yolo_prune.sweep import Trial, choose, pareto_front, run_sweep
+from yolo_prune.trials import SweepResult, render_sweep
 
 
 def report_of(keep: float, ap: float, fps: float) -> RunReport:
@@ -125,8 +127,13 @@ def test_the_front_holds_what_nothing_else_beats():
 
 
 def test_the_table_marks_front_and_choice(tmp_path):
-    text = render_sweep(sweep.SweepResult(tmp_path, (PARENT, HALF, WORSE), ("parent", "half"), "half"))
-    assert "| >* | half | 0.500 | not measured | not measured | 0.5800 | not measured | 160.0 |" in text
+    half = replace(HALF, change_low=-0.031, change_high=-0.008)
+    text = render_sweep(SweepResult(tmp_path, (PARENT, half, WORSE), ("parent", "half"), "half"))
+    blank = "not measured"
+    assert (
+        f"| >* | half | 0.500 | {blank} | {blank} | 0.5800 | -0.0310 to -0.0080 | {blank} | 160.0 |" in text
+    )
+    assert f"| 0.5500 | no interval | {blank} | 150.0 |" in text
     assert "|  | worse |" in text
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from yolo_prune.bench import Comparison
 from yolo_prune.bench.resolution import lower_resolutions
@@ -29,6 +28,7 @@ from yolo_prune.report import (
     Conditions,
     Equivalence,
     HostMap,
+    Resampled,
     RunReport,
     StageAp,
 )
@@ -68,6 +68,12 @@ def measure_run(
     """
     with space.stage("controls", "evaluating the controls: the parent at lower resolutions"):
         models = [*models, *_controls(models[0], cut, task)]
+    with space.stage("intervals", "drawing the images again and again: how sure the accuracies are"):
+        resamples = tuple(
+            Resampled.from_sample(one.name, one.imgsz, one.result.sample)
+            for one in models
+            if one.result.sample
+        )
     comparisons: list[Comparison] = []
     warnings: list[str] = []
     if config.bench:
@@ -85,17 +91,7 @@ def measure_run(
         stages=_stages(models, stages, task.metric),
         timing_s=dict(space.timing_s),
         versions=_versions(),
-        conditions=Conditions(
-            timed=next((c.conditions["timed"] for c in comparisons if "timed" in c.conditions), None),
-            data=str(config.data),
-            split=config.split,
-            images=parent.result.images,
-            boxes=parent.result.boxes,
-            evaluator=parent.result.evaluator,
-            machine=cpu_name(),
-            load1=next((t.load1 for c in comparisons for t in c.timings.values() if t is not None), None),
-            samples=next((t.samples for c in comparisons for t in c.timings.values() if t is not None), None),
-        ),
+        conditions=_conditions(config, parent, comparisons),
         plan=plan_summary(config, cut.plan, parent.module, pruned.module, graph, parent.imgsz),
         layers=layer_widths(parent.module, pruned.module, graph),
         bn_scales=scale_histogram(parent.module, pruned.module),
@@ -106,11 +102,28 @@ def measure_run(
             if m.result.host_scores
         ),
         speedups=tuple(model_speedups(models, comparisons)),
+        resamples=resamples,
         warnings=(
-            *_task_warnings(models[0].module),
+            *parent.result.notes,
             *_cliff_warnings(cut, METRICS[task.metric].short),
             *warnings,
         ),
+    )
+
+
+def _conditions(config: PruneConfig, parent: Evaluated, comparisons: Sequence[Comparison]) -> Conditions:
+    """Say what everything was measured on."""
+    return Conditions(
+        timed=next((c.conditions["timed"] for c in comparisons if "timed" in c.conditions), None),
+        data=str(config.data),
+        split=config.split,
+        images=parent.result.images,
+        boxes=parent.result.boxes,
+        evaluator=parent.result.evaluator,
+        ap_of=parent.result.ap_of if parent.result.notes else None,
+        machine=cpu_name(),
+        load1=next((t.load1 for c in comparisons for t in c.timings.values() if t is not None), None),
+        samples=next((t.samples for c in comparisons for t in c.timings.values() if t is not None), None),
     )
 
 
@@ -175,16 +188,6 @@ def _per_class(models: Sequence[Evaluated], task: Task) -> tuple[ClassAp, ...]:
         )
         for name in by_name["parent"]
     )
-
-
-def _task_warnings(module: nn.Module) -> list[str]:
-    """Say what AP leaves out where boxes are not all that the model finds."""
-    left_out = {
-        "segment": "masks were not scored",
-        "pose": "key points were not scored",
-        "obb": "oriented boxes count as the upright boxes around them",
-    }.get(str(getattr(module, "task", "")))
-    return [f"AP is that of the boxes: {left_out}."] if left_out else []
 
 
 def _cliff_warnings(cut: CutResult, metric: str) -> list[str]:

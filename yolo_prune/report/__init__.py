@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from yolo_prune.report.intervals import Resampled
 from yolo_prune.report.metric import METRICS, Metric
 from yolo_prune.report.rows import (
     ClassAp,
@@ -35,6 +36,7 @@ __all__ = [
     "LayerWidth",
     "Metric",
     "PlanSummary",
+    "Resampled",
     "Row",
     "RunReport",
     "Speedup",

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from yolo_prune.report.intervals import count_resamples, signed
 from yolo_prune.report.plots import accuracy_against_fps, bn_histogram
 from yolo_prune.report.rows import ClassAp, Row, RunReport
 from yolo_prune.report.select import (
     accuracy_change,
+    change_interval,
     count_threads,
     final_row,
     kept_macs,
     metric_of,
     model_row,
-    noise,
     setting,
     settings,
     speedup,
@@ -91,7 +92,7 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
         conditions=conditions_lines(report),
         charts=[(title, Markup(svg)) for title, svg in charts if svg],
         histogram=Markup(histogram) if histogram else None,
-        noise=noise(report),
+        resamples=count_resamples(report),
         metric=metric_of(report),
         conditions_table=_conditions(report),
         gmacs=format_gmacs,
@@ -137,7 +138,7 @@ def tiles(report: RunReport, final: Row) -> tuple[Tile, ...]:
     parent = model_row(report, "parent") or Row("parent")
     kept, change = kept_macs(report, final), accuracy_change(report, final)
     ap_note = (
-        f"{change:+.3f} against the parent's {parent.accuracy:.3f}"
+        f"{change:+.3f} against the parent's {parent.accuracy:.3f}, {signed(change_interval(report, final))}"
         if change is not None
         else "no parent to compare"
     )

@@ -14,7 +14,6 @@ class Metric:
         field: Of ``Row``.
         short: In the middle of a sentence.
         title: At the head of a column.
-        difference: A difference of it, with its article.
         definition: What exactly it is.
         second: Field of the number beside it.
         second_title: At the head of that one's column.
@@ -23,7 +22,6 @@ class Metric:
     field: str
     short: str
     title: str
-    difference: str
     definition: str
     second: str
     second_title: str
@@ -38,7 +36,6 @@ AP = Metric(
     field="ap",
     short="AP",
     title="COCO AP",
-    difference="An AP difference",
     definition="COCO AP (IoU 0.50 to 0.95, 100 boxes an image)",
     second="ap50",
     second_title="AP50",
@@ -47,7 +44,6 @@ TOP1 = Metric(
     field="top1",
     short="top-1",
     title="top-1",
-    difference="A top-1 difference",
     definition="Top-1 and top-5 (share of the images whose best class, or one of the best five, is right)",
     second="top5",
     second_title="top-5",

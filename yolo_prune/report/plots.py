@@ -7,8 +7,9 @@ import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from yolo_prune.report.intervals import accuracy_interval
 from yolo_prune.report.rows import Histogram, Row, RunReport
-from yolo_prune.report.select import label, merged, metric_of, noise, setting
+from yolo_prune.report.select import label, merged, metric_of, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,11 +42,13 @@ def accuracy_against_fps(report: RunReport, of: tuple[Any, ...]) -> str | None:
     if len(rivals) > 1:
         axes.plot(*zip(*rivals, strict=True), "--", color=COLOURS["control"], lw=1.2, zorder=1)
     _path(axes, rows)
-    metric, bound = metric_of(report), noise(report)
+    metric = metric_of(report)
     for row, fps, ap in rows:
         colour = COLOURS.get(row.model, COLOURS["ink"])
-        if bound:
-            axes.errorbar(fps, ap, yerr=bound[0], color=colour, lw=1, capsize=2.5, zorder=2)
+        bounds = accuracy_interval(report, row)
+        if bounds:  # a percentile interval need not hold the value itself
+            reach = [[max(ap - bounds.low, 0.0)], [max(bounds.high - ap, 0.0)]]
+            axes.errorbar(fps, ap, yerr=reach, color=colour, lw=1, capsize=2.5, zorder=2)
         marker = _MARKERS.get(row.model, "o")
         axes.plot(fps, ap, marker, color=colour, ms=8, mec=COLOURS["card"], mew=1, zorder=3)
         _name(axes, label(report, row), fps, ap, colour)

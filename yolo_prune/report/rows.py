@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.report.codec import decode, encode
+from yolo_prune.report.intervals import Resampled
 
 if TYPE_CHECKING:
     from yolo_prune.bench import Timing
 
 SCHEMA_VERSION = 1
+_RETIRED = ("ap_noise",)  # of the conditions
 MODELS = ("parent", "pruned", "retrained", "int8", "control")
 """The usual values of ``Row.model``: ``int8`` is the final model quantised, ``control`` the parent at fewer pixels."""
 
@@ -208,8 +210,8 @@ class Conditions:
     images: int | None = None
     boxes: int | None = None
     evaluator: str | None = None
-    ap_noise: float | None = None
-    """A measured bound on differences that chance explains; None: a rule of thumb, see ``select.noise``."""
+    ap_of: str | None = None
+    """Which boxes AP is of, where a model finds more than boxes: ``boxes`` or ``upright boxes``."""
     machine: str | None = None
     load1: float | None = None
     """Load average of the machine while timing: above the idle cores, other work ran at the same time."""
@@ -238,6 +240,8 @@ class RunReport:
     host_map: tuple[HostMap, ...] = ()
     speedups: tuple[Speedup, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
+    resamples: tuple[Resampled, ...] = ()
+    """What the intervals of accuracies and of their differences are made from; older reports have none."""
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -253,7 +257,7 @@ class RunReport:
                 f"{where} has schema version {version}, this release reads up to {SCHEMA_VERSION}: "
                 "upgrade yolo-prune."
             )
-        return decode(cls, values, where)
+        return decode(cls, _without_retired(values), where)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -262,6 +266,14 @@ class RunReport:
     def to_json(self) -> str:
         """Return report.json's text."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _without_retired(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Drop keys that older releases wrote and nothing reads any more."""
+    conditions = values.get("conditions") if isinstance(values, Mapping) else None
+    if not isinstance(conditions, Mapping):
+        return values
+    return {**values, "conditions": {key: one for key, one in conditions.items() if key not in _RETIRED}}
 
 
 def report_from_json(path: Path | str) -> RunReport:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from yolo_prune.bootstrap import Interval
+from yolo_prune.report.intervals import difference_interval
 from yolo_prune.report.metric import AP, TOP1, Metric
 from yolo_prune.report.rows import ACCURACY, COST, Row, RunReport, Speedup
 
@@ -13,8 +15,11 @@ FINAL_ORDER = ("retrained", "pruned")
 
 
 def metric_of(report: RunReport) -> Metric:
-    """Return what the report's models are compared by."""
-    return TOP1 if any(row.top1 is not None for row in report.rows) else AP
+    """Return what the report's models are compared by, and of which boxes where they find more than boxes."""
+    if any(row.top1 is not None for row in report.rows):
+        return TOP1
+    boxes = report.conditions.ap_of
+    return replace(AP, title=f"{AP.title} of {boxes}") if boxes else AP
 
 
 def parent_imgsz(report: RunReport) -> int | None:
@@ -97,6 +102,12 @@ def accuracy_change(report: RunReport, row: Row) -> float | None:
     return accuracy - parent.accuracy if known else None  # type: ignore[operator, union-attr]
 
 
+def change_interval(report: RunReport, row: Row) -> Interval | None:
+    """Return the interval of the accuracy minus the parent's, on the same images; None for the parent itself."""
+    parent = model_row(report, "parent")
+    return difference_interval(report, row, [(parent, 1.0)]) if parent and row.model != "parent" else None
+
+
 def speedup(report: RunReport, row: Row) -> Speedup | None:
     """Return FPS over the parent's under the same setting: the alternating measurement where there is one."""
     for one in report.speedups:
@@ -125,24 +136,6 @@ def equal_cost_control(report: RunReport, row: Row) -> Row | None:
         return None
     gmacs = row.gmacs
     return min(controls, key=lambda one: abs(math.log((one.gmacs or gmacs) / gmacs)))
-
-
-def noise(report: RunReport) -> tuple[float, str] | None:
-    """Return the accuracy difference that chance explains, and the rule of thumb, empty where it was measured.
-
-    For AP the rule is 0.1 / sqrt(images): 0.011 for 87 images. For top-1 it is one standard error of the parent's
-    share p of right images, sqrt(p (1 - p) / images).
-    """
-    conditions = report.conditions
-    if conditions.ap_noise is not None:
-        return conditions.ap_noise, ""
-    if not conditions.images:
-        return None
-    parent = model_row(report, "parent")
-    if parent is not None and parent.top1 is not None:
-        error = math.sqrt(parent.top1 * (1 - parent.top1) / conditions.images)
-        return error, "one standard error, sqrt(p (1 - p) / images)"
-    return 0.1 / math.sqrt(conditions.images), "rule of thumb, 0.1 / sqrt(images)"
 
 
 def count_threads(threads: int | None) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from yolo_prune.bootstrap import Interval
+from yolo_prune.report.intervals import METHOD, PERCENT, accuracy_interval, count_resamples
 from yolo_prune.report.rows import Row, RunReport
 from yolo_prune.report.select import (
     accuracy_change,
+    change_interval,
     count_threads,
     kept_macs,
     label,
@@ -50,6 +53,11 @@ def format_gmacs(value: float | None) -> str:
     return _text(value, ".3f" if not value or value >= 0.1 else "#.3g")
 
 
+def _with_bounds(value: float | None, bounds: Interval | None, form: str) -> str:
+    text = _text(value, form)
+    return f"{text} [{bounds.low:{form}}, {bounds.high:{form}}]" if value is not None and bounds else text
+
+
 def _columns(report: RunReport) -> dict[str, Callable[[Row], str]]:
     """Return what fills each column of the report's table."""
     metric = metric_of(report)
@@ -58,8 +66,12 @@ def _columns(report: RunReport) -> dict[str, Callable[[Row], str]]:
         "GMACs": lambda row: format_gmacs(merged(report, row).gmacs),
         "params M": lambda row: _text(merged(report, row).params_m, ".3f"),
         "size MB": lambda row: _text(merged(report, row).size_mb, ".2f"),
-        metric.title: lambda row: _text(merged(report, row).accuracy, ".3f"),
-        f"{metric.short} change": lambda row: _text(accuracy_change(report, row), "+.3f"),
+        metric.title: lambda row: _with_bounds(
+            merged(report, row).accuracy, accuracy_interval(report, row), ".3f"
+        ),
+        f"{metric.short} change": lambda row: _with_bounds(
+            accuracy_change(report, row), change_interval(report, row), "+.3f"
+        ),
         metric.second_title: lambda row: _text(getattr(merged(report, row), metric.second), ".3f"),
         "p50 ms": lambda row: _text(row.p50_ms, ".1f" if (row.p50_ms or 0.0) >= 10 else ".2f"),
         "FPS": lambda row: _text(row.fps, ".1f"),
@@ -169,7 +181,9 @@ def _accuracy_line(report: RunReport) -> str:
     numbers = {"images": conditions.images, "boxes": conditions.boxes}
     counts = [f"{number:,} {what}" for what, number in numbers.items() if number]
     parts = [part for part in (where, ", ".join(counts), conditions.evaluator) if part]
-    return f"{metric.definition}: {'; '.join(parts) or 'data not stated'}."
+    count = count_resamples(report)
+    bounds = f"In brackets: {PERCENT} intervals, {METHOD}, {count:,} resamples" if count else "No intervals"
+    return f"{metric.definition}: {'; '.join(parts) or 'data not stated'}. {bounds}."
 
 
 def _host_line(report: RunReport) -> str:

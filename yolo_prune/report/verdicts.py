@@ -1,11 +1,12 @@
-"""Sentences that say what the numbers mean, computed from them: won, lost, no speed gained, or noise."""
+"""Sentences that say what the numbers mean, computed from them: won, lost, a draw, no speed gained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from yolo_prune.report.intervals import METHOD, PERCENT, count_resamples, difference_interval, signed
 from yolo_prune.report.rows import Row, RunReport, Speedup
 from yolo_prune.report.select import (
     count_threads,
@@ -16,7 +17,6 @@ from yolo_prune.report.select import (
     merged,
     metric_of,
     model_row,
-    noise,
     setting,
     settings,
     speedup,
@@ -48,7 +48,7 @@ def verdicts(report: RunReport) -> tuple[Verdict, ...]:
         judge_control,
         judge_retraining,
         judge_int8,
-        judge_noise,
+        judge_intervals,
         judge_proof,
     )
     for judge in judges:
@@ -62,13 +62,15 @@ def judge_accuracy(report: RunReport, final: Row) -> list[Verdict]:
     if parent is None or parent.accuracy is None or final.accuracy is None:
         missing = f"the {final.model} model" if final.accuracy is None else "the parent"
         return [Verdict(f"Accuracy: {name} of {missing} was not measured.")]
-    change, bound = final.accuracy - parent.accuracy, noise(report)
+    change, bounds = final.accuracy - parent.accuracy, difference_interval(report, final, [(parent, 1.0)])
     kept = kept_macs(report, final)
     cost = f" with {_percent(kept)} of the MACs" if kept is not None else ""
     text = f"The {final.model} model reaches {name} {final.accuracy:.3f}{cost}"
-    text += f"; the parent has {parent.accuracy:.3f} ({change:+.3f})."
-    if bound is not None and abs(change) <= bound[0]:
-        return [Verdict(text, "good")]
+    text += f"; the parent has {parent.accuracy:.3f} ({change:+.3f}, {signed(bounds)})."
+    if bounds is not None and 0.0 in bounds:
+        return [
+            Verdict(f"{text} These images do not tell the two apart.", "good" if change >= 0 else "plain")
+        ]
     return [Verdict(text, "good" if change > 0 else "bad" if change < -0.05 else "plain")]
 
 
@@ -122,7 +124,7 @@ def judge_control(report: RunReport, final: Row) -> list[Verdict]:
     share = (control.gmacs or 0.0) / (final.gmacs or 1.0)  # a control at equal cost has both
     cost = "reaches the same MACs" if abs(share - 1) <= SAME_COST else f"needs {share:.2f}x the MACs"
     start = f"The {label(report, control)} {cost} with {metric_of(report).short} {control.accuracy:.3f}"
-    found = [_margin_sentence(report, start, final.accuracy - control.accuracy)]
+    found = [_margin_sentence(report, start, final, [(control, 1.0)])]
     return found + (_dominating_control(report, final) or _at_equal_speed(report, final))
 
 
@@ -132,38 +134,40 @@ def _at_equal_speed(report: RunReport, final: Row) -> list[Verdict]:
     for row in (one for one in report.rows if _is(one, final) and one.fps):
         rivals = [merged(report, one) for one in report.rows if one.model in ("parent", "control")]
         points = sorted(
-            (r.fps, r.accuracy)
-            for r in rivals
-            if setting(r) == setting(row) and r.fps and r.accuracy is not None
+            ((r.fps, r) for r in rivals if setting(r) == setting(row) and r.fps and r.accuracy is not None),
+            key=lambda point: point[0],
         )
-        fps, ap = row.fps or 0.0, final.accuracy or 0.0
+        fps = row.fps or 0.0
         around = [(low, high) for low, high in pairwise(points) if low[0] <= fps <= high[0]]
         if not around:
             continue
-        (fps_low, ap_low), (fps_high, ap_high) = around[0]
+        (fps_low, slower), (fps_high, faster) = around[0]
         share = (fps - fps_low) / (fps_high - fps_low) if fps_high > fps_low else 0.0
-        rival = ap_low + share * (ap_high - ap_low)
+        mix = [(slower, 1 - share), (faster, share)]
+        rival = sum(weight * (one.accuracy or 0.0) for one, weight in mix)
         start = (
             f"At the speed of the {final.model} model ({fps:.0f} FPS on {_where(row)}) the parent at a lower"
         )
         start = f"{start} resolution has {metric_of(report).short} {rival:.3f} (interpolated)"
-        found.append(_margin_sentence(report, start, ap - rival))
+        found.append(_margin_sentence(report, start, final, mix))
     return found
 
 
-def _margin_sentence(report: RunReport, start: str, margin: float) -> Verdict:
-    bound = noise(report)
-    if abs(margin) <= (bound[0] if bound else 0.0):
-        return Verdict(f"{start}: a draw, the difference of {margin:+.3f} is within noise.")
+def _margin_sentence(
+    report: RunReport, start: str, final: Row, rivals: Sequence[tuple[Row, float]]
+) -> Verdict:
+    """Say who won and by how much, or that these images cannot tell; without an interval nothing is decided."""
+    margin = (final.accuracy or 0.0) - sum(weight * (one.accuracy or 0.0) for one, weight in rivals)
+    bounds = difference_interval(report, final, rivals)
+    if bounds is not None and 0.0 in bounds:
+        return Verdict(f"{start}: a draw, the difference is {margin:+.3f} ({signed(bounds)}).")
     won = margin > 0
-    return Verdict(
-        f"{start}: pruning {'won' if won else 'lost'} by {abs(margin):.3f}.", "good" if won else "bad"
-    )
+    tone = "plain" if bounds is None else "good" if won else "bad"
+    text = f"{start}: pruning {'won' if won else 'lost'} by {abs(margin):.3f} ({signed(bounds)})."
+    return Verdict(text, tone)
 
 
 def _dominating_control(report: RunReport, final: Row) -> list[Verdict]:
-    bound = noise(report)
-    margin = bound[0] if bound else 0.0
     mine = [row for row in report.rows if _is(row, final) and row.fps]
     for row in (one for one in report.rows if one.model == "control"):
         rival = merged(report, row)
@@ -171,7 +175,8 @@ def _dominating_control(report: RunReport, final: Row) -> list[Verdict]:
         ours, theirs = final.accuracy, rival.accuracy
         if twin is None or not twin.fps or not rival.fps or ours is None or theirs is None:
             continue
-        if theirs > ours + margin and rival.fps > twin.fps * NO_GAIN:
+        bounds = difference_interval(report, final, [(rival, 1.0)])
+        if theirs > ours and not (bounds is not None and 0.0 in bounds) and rival.fps > twin.fps * NO_GAIN:
             text = (
                 f"The {label(report, row)} is both more accurate ({theirs:.3f} against {ours:.3f}) and "
                 f"faster ({rival.fps:.0f} against {twin.fps:.0f} FPS on {_where(row)}): prefer it."
@@ -186,14 +191,12 @@ def judge_retraining(report: RunReport, final: Row) -> list[Verdict]:
     if final.model != "retrained" or pruned is None or pruned.accuracy is None or final.accuracy is None:
         return []
     gain, name, before = final.accuracy - pruned.accuracy, metric_of(report).short, pruned.accuracy
-    bound = noise(report)
-    if gain < 0 and (bound is None or -gain > bound[0]):
-        text = f"Retraining lost {-gain:.3f} {name}: use weights/pruned.pt, which had {before:.3f} before it."
-        return [Verdict(text, "bad")]
-    text = (
-        f"Before retraining the pruned model had {name} {before:.3f}; retraining changed it by {gain:+.3f}."
-    )
-    return [Verdict(text)]
+    bounds = difference_interval(report, final, [(pruned, 1.0)])
+    if gain < 0 and not (bounds is not None and 0.0 in bounds):
+        text = f"Retraining lost {-gain:.3f} {name} ({signed(bounds)}): use weights/pruned.pt, "
+        return [Verdict(f"{text}which had {before:.3f} before it.", "bad")]
+    text = f"Before retraining the pruned model had {name} {before:.3f}; retraining changed it by {gain:+.3f}"
+    return [Verdict(f"{text} ({signed(bounds)}).")]
 
 
 def judge_int8(report: RunReport, final: Row) -> list[Verdict]:
@@ -201,25 +204,32 @@ def judge_int8(report: RunReport, final: Row) -> list[Verdict]:
     rows = [row for row in report.rows if row.model == "int8"]
     if not rows or rows[0].accuracy is None or final.accuracy is None:
         return []
-    change, bound = rows[0].accuracy - final.accuracy, noise(report)
-    text = f"In INT8 the {final.model} model has {metric_of(report).short} {rows[0].accuracy:.3f} ({change:+.3f})"
+    change, bounds = rows[0].accuracy - final.accuracy, difference_interval(report, rows[0], [(final, 1.0)])
+    text = f"In INT8 the {final.model} model has {metric_of(report).short} {rows[0].accuracy:.3f} "
+    text += f"({change:+.3f}, {signed(bounds)})"
     gains = [(row, gain) for row in rows if row.fps and (gain := speedup(report, row)) is not None]
     for row, gain in gains:
         text += f", {gain.ratio:.2f}x the parent's FPS on {_where(row)}"
     slower = any(gain.ratio < 1 for _, gain in gains)
-    lost = bound is not None and change < -bound[0]
+    lost = bounds is not None and bounds.high < 0
     return [Verdict(f"{text}.", "bad" if slower or lost else "good" if gains else "plain")]
 
 
-def judge_noise(report: RunReport, final: Row) -> list[Verdict]:
-    """Say from which difference on a reader should believe it."""
-    found = noise(report)
-    if found is None or final.accuracy is None:
+def judge_intervals(report: RunReport, final: Row) -> list[Verdict]:
+    """Say where the intervals come from and what they leave out, or that there are none."""
+    if final.accuracy is None:
         return []
-    bound, rule = found
-    images = f" on {report.conditions.images:,} images" if report.conditions.images else ""
-    source = f" ({rule})" if rule else ""
-    return [Verdict(f"{metric_of(report).difference} below {bound:.3f}{images} is noise{source}.")]
+    count, short = count_resamples(report), metric_of(report).short
+    if not count:
+        text = f"This report has no intervals: whether a small {short} difference is chance it cannot say."
+        return [Verdict(text)]
+    images = f"{report.conditions.images:,} images, " if report.conditions.images else ""
+    text = f"{PERCENT} intervals of {short}: {METHOD} ({images}{count:,} resamples), of a difference on the same "
+    return [
+        Verdict(
+            f"{text}images for both models. What another seed of the training would change is not in them."
+        )
+    ]
 
 
 def judge_proof(report: RunReport, final: Row) -> list[Verdict]:

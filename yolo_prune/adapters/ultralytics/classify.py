@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics.data import draw_files, find_class_folders, split_folder
 from yolo_prune.adapters.ultralytics.evaluate import class_names
+from yolo_prune.bootstrap import ImageHits
 from yolo_prune.errors import DataError
 from yolo_prune.progress import track
 
@@ -29,6 +30,7 @@ class ClassifierResult:
         images: Number of images.
         per_class: Top-1 accuracy on the images of each class that has any, in [0, 1].
         evaluator: What computed it.
+        sample: Whether it was right on each image.
     """
 
     top1: float
@@ -36,6 +38,7 @@ class ClassifierResult:
     images: int
     per_class: dict[str, float]
     evaluator: str
+    sample: ImageHits | None = field(default=None, repr=False, compare=False)
 
     @property
     def scores(self) -> dict[str, float | None]:
@@ -46,6 +49,16 @@ class ClassifierResult:
     def host_scores(self) -> dict[str, float]:
         """Nothing: the host's own numbers are these."""
         return {}
+
+    @property
+    def ap_of(self) -> None:
+        """A classifier has no AP."""
+        return
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing is left out."""
+        return ()
 
     @property
     def boxes(self) -> None:
@@ -156,6 +169,7 @@ def evaluate_classifier(
         images=len(truth),
         per_class={name: float(hits.float().mean()) for name, hits in right.items() if len(hits)},
         evaluator=f"the validation of Ultralytics {host_version}",
+        sample=ImageHits((best == truth).cpu().numpy()),
     )
 
 

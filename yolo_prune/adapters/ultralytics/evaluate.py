@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,18 @@ from yolo_prune.adapters.ultralytics.data import (
     check_classes,
     resolve_data,
 )
+from yolo_prune.bootstrap import ImageMatches
 from yolo_prune.errors import DataError
-from yolo_prune.evaluate import CocoResult, coco_ap
+from yolo_prune.evaluate import CocoResult, coco_ap_by_image
 from yolo_prune.progress import track
 
 AP_FIELDS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 _STRIDE = 32  # the host rounds the image size up to it
+_NOT_SCORED = {
+    "segment": "AP is that of the boxes: masks were not scored.",
+    "pose": "AP is that of the boxes: key points were not scored.",
+    "obb": "AP is that of upright boxes: each oriented box, found or labelled, counts as the upright box around it.",
+}
 _RULES = {"rect": True, "iou": 0.7, "max_det": 300}  # the defaults of the host's own ``val``
 
 
@@ -36,6 +42,8 @@ class EvalResult:
         host_map50: mAP at IoU 0.50 as the host defines it, in [0, 1].
         images: Number of images.
         source: Where the ground truth of ``coco`` came from.
+        task: The host's name for what the model does.
+        sample: What was found in each image.
     """
 
     coco: CocoResult
@@ -43,6 +51,8 @@ class EvalResult:
     host_map50: float
     images: int
     source: str
+    task: str = "detect"
+    sample: ImageMatches | None = field(default=None, repr=False, compare=False)
 
     @property
     def scores(self) -> dict[str, float | None]:
@@ -63,6 +73,16 @@ class EvalResult:
     def boxes(self) -> int:
         """Number of ground-truth boxes."""
         return self.coco.boxes
+
+    @property
+    def ap_of(self) -> str:
+        """Which boxes AP is of."""
+        return "upright boxes" if self.task == "obb" else "boxes"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What AP leaves out of what the model finds, in sentences."""
+        return (_NOT_SCORED[self.task],) if self.task in _NOT_SCORED else ()
 
     @property
     def evaluator(self) -> str:
@@ -109,17 +129,21 @@ def evaluate_detector(
     resolved = resolve_data(data, split)
     names = class_names(module, names)
     check_classes(names, resolved)
-    options = {"task": task_of(module), "data": os.fspath(resolved.file), "imgsz": imgsz, "batch": batch}
+    options: dict[str, Any] = {"task": task_of(module), "imgsz": imgsz, "batch": batch}
+    options["data"] = os.fspath(resolved.file)
     options |= {"device": str(device), "split": split, "workers": workers, **_RULES}
     validator = validate(
         collecting_validator(module), module, names=names, options=options, exported=exported
     )
+    coco, sample = _score(validator, resolved)
     return EvalResult(
-        coco=_score(validator, resolved),
+        coco=coco,
         host_map=float(validator.metrics.box.map),
         host_map50=float(validator.metrics.box.map50),
         images=len(validator.files),
         source=resolved.source,
+        task=options["task"],
+        sample=sample,
     )
 
 
@@ -131,7 +155,7 @@ def class_names(module: nn.Module, names: Mapping[int, str] | None) -> dict[int,
     return dict(known) if isinstance(known, Mapping) else dict(enumerate(known))
 
 
-def _score(validator: Any, data: DetectionData) -> CocoResult:
+def _score(validator: Any, data: DetectionData) -> tuple[CocoResult, ImageMatches]:
     """Score what a validator collected; an image that the host left out is an error, not a lower AP."""
     seen = set(validator.files)
     missing = [path for path in data.image_ids if path not in seen]
@@ -149,7 +173,7 @@ def _score(validator: Any, data: DetectionData) -> CocoResult:
         }
         for path, index, box, score in validator.found
     ]
-    return coco_ap(data.ground_truth, detections)
+    return coco_ap_by_image(data.ground_truth, detections)
 
 
 class _Loaded:
@@ -242,9 +266,8 @@ class Evaluator:
             "workers": 0,
         }
         loader = self._load(stride, is_stretched(module))
-        return _score(
-            validate(validator_class, module, names=names, options=options, loader=loader), self.data
-        )
+        validator = validate(validator_class, module, names=names, options=options, loader=loader)
+        return _score(validator, self.data)[0]
 
     def _load(self, stride: int, stretched: bool) -> _Loaded:
         """Return the images for a stride, loading them when it is the first module that needs them."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics import classify, data, evaluate
+from yolo_prune.bootstrap import ImageSample
 from yolo_prune.stored import LoadedModel
 
 
@@ -35,6 +36,18 @@ class Result(Protocol):
     @property
     def boxes(self) -> int | None:
         """Number of ground-truth boxes, None where there are none to find."""
+
+    @property
+    def ap_of(self) -> str | None:
+        """Which boxes AP is of, None for other accuracies."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that a reader of the accuracy has to know."""
+
+    @property
+    def sample(self) -> ImageSample | None:
+        """What was found in each image."""
 
     @property
     def evaluator(self) -> str:
