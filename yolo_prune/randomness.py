@@ -24,11 +24,13 @@ def seed_generators(seed: int) -> None:
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
-    """Restore every generator of random numbers afterwards: what happens inside leaves no trace in the training."""
+    """Restore every generator of random numbers afterwards, after an error too: what happens inside leaves no trace."""
     import torch
 
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

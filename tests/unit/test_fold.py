@@ -196,3 +196,47 @@ def test_without_batches_everything_stays():
     before = copy.deepcopy(net.state_dict())
     recalibrate_bn_(net, [])
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def narrowing() -> nn.Sequential:
+    """Ends in a BatchNorm on maps of one pixel, as a classifier or a detector at a small size has it."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        shaken(nn.BatchNorm2d(4)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(4, 4, 1),
+        shaken(nn.BatchNorm2d(4)),
+    )
+
+
+@pytest.mark.parametrize("sizes", [(4, 1), (1, 4), (1, 1, 1, 2), (2, 3)])
+def test_a_batch_of_one_image_joins_the_one_beside_it(sizes):
+    images = torch.rand(5, 3, 4, 4)
+    joined = {(4, 1): (5,), (1, 4): (5,), (1, 1, 1, 2): (2, 3), (2, 3): (2, 3)}[sizes]
+    net, expected = narrowing(), narrowing()
+    recalibrate_bn_(net, images.split(sizes))
+    recalibrate_bn_(expected, images.split(joined))
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+    assert not torch.equal(net[4].running_mean, narrowing()[4].running_mean)
+
+
+def test_one_image_alone_leaves_the_statistics_of_one_pixel_and_says_so(caplog):
+    net = narrowing()
+    recalibrate_bn_(net, [torch.rand(1, 3, 4, 4)])
+    assert [record.getMessage() for record in caplog.records] == [
+        "'4' keeps its BatchNorm statistics: one image of one pixel has no variance, it takes two images."
+    ]
+    for name, value in narrowing()[4].state_dict().items():
+        assert torch.equal(net[4].state_dict()[name], value), name
+    assert not torch.equal(net[1].running_mean, narrowing()[1].running_mean)
+
+
+def test_after_an_error_in_a_later_batch_all_statistics_are_the_old_ones():
+    net = normed()
+    with pytest.raises(RuntimeError):
+        recalibrate_bn_(net, [torch.rand(2, 3, 5, 5), torch.rand(2, 7, 5, 5), torch.rand(2, 3, 5, 5)])
+    for name, value in normed().state_dict().items():
+        assert torch.equal(net.state_dict()[name], value), name
+    assert not any(layer._forward_pre_hooks for layer in net.modules())

@@ -20,6 +20,7 @@ from yolo_prune.cut.proven import Anatomy, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import selected_outputs
 from yolo_prune.errors import DataError, EquivalenceError
+from yolo_prune.modes import evaluating
 from yolo_prune.progress import LOGGER
 
 Drop = Callable[[nn.Module, CostModel, ResidualBlock], tuple[nn.Module, PrunePlan]]
@@ -89,16 +90,14 @@ def fidelity_to(
     """
     if not batches:
         raise DataError("depth=true needs calibration images or a score to tell whether a block may go.")
-    parent.eval()
-    with torch.no_grad():
+    with evaluating(parent), torch.no_grad():
         expected = [selected_outputs(parent(batch), anatomy.select_outputs) for batch in batches]
     energies = [torch.stack([out.double().pow(2).sum() for out in outputs]) for outputs in expected]
     energy = torch.stack(energies).sum(0).clamp(min=1e-30)
 
     def judge(module: nn.Module) -> float:
-        module.eval()
         error = torch.zeros_like(energy)
-        with torch.no_grad():
+        with evaluating(module), torch.no_grad():
             for batch, outputs in zip(batches, expected, strict=True):
                 got = selected_outputs(module(batch), anatomy.select_outputs)
                 error += torch.stack(

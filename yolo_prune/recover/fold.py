@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from yolo_prune.cost import FloatArray
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.progress import track
+from yolo_prune.modes import evaluating
+from yolo_prune.progress import LOGGER, track
 from yolo_prune.recover.moments import Moments
 
 
@@ -119,7 +121,9 @@ def fold_into_(
 def recalibrate_bn_(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     """Re-estimate the running statistics of every BatchNorm as plain averages over ``batches``, in place.
 
-    A BatchNorm that does not run (a head for training alone) keeps its statistics, and so do all without a batch.
+    A BatchNorm that does not run (a head for training alone) keeps its statistics, and so do all without a batch. A
+    batch of one image joins the one beside it; where a single image is all there is, a BatchNorm on a map of one pixel
+    keeps its statistics, with a warning. After an error all keep theirs.
 
     Args:
         module: The model; its mode and momenta are restored.
@@ -128,24 +132,68 @@ def recalibrate_bn_(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     Returns:
         The same module.
     """
-    norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
-    modes = {child: child.training for child in module.modules()}
-    momenta = [norm.momentum for norm in norms]
-    before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
-    try:
-        module.eval()
-        for norm in norms:
+    norms = {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, nn.modules.batchnorm._BatchNorm)
+    }
+    before = {
+        name: {key: value.clone() for key, value in norm.named_buffers()} for name, norm in norms.items()
+    }
+    momenta = {name: norm.momentum for name, norm in norms.items()}
+    estimated: set[str] = set()
+    with evaluating(module), ExitStack() as undo, torch.no_grad():
+        undo.callback(_settle_statistics_, norms, momenta, before, estimated)
+        for name, norm in norms.items():
             norm.reset_running_stats()
             norm.momentum = None
             norm.training = True
-        with torch.no_grad():
-            for batch in track(batches, "re-estimating BatchNorm"):
-                module(batch)
-    finally:
-        for norm, momentum, buffers in zip(norms, momenta, before, strict=True):
-            norm.momentum = momentum
-            if norm.num_batches_tracked is not None and not norm.num_batches_tracked:
-                norm.load_state_dict(buffers, strict=False)
-        for child, mode in modes.items():
-            child.training = mode
+            undo.callback(norm.register_forward_pre_hook(_Starving(name, before[name])).remove)
+        for batch in _without_singles(track(batches, "re-estimating BatchNorm")):
+            module(batch)
+        estimated.update(name for name, norm in norms.items() if norm.training and norm.num_batches_tracked)
     return module
+
+
+def _settle_statistics_(
+    norms: Mapping[str, nn.modules.batchnorm._BatchNorm],
+    momenta: Mapping[str, float | None],
+    before: Mapping[str, Mapping[str, Tensor]],
+    estimated: Set[str],
+) -> None:
+    """Give momenta back, and the old statistics to every norm that has no new ones."""
+    for name, norm in norms.items():
+        norm.momentum = momenta[name]
+        if name not in estimated:
+            norm.load_state_dict(before[name], strict=False)
+
+
+class _Starving:
+    """Before a BatchNorm sees one value per channel, which has no variance: it goes on with its old statistics."""
+
+    def __init__(self, name: str, before: Mapping[str, Tensor]) -> None:
+        self.name, self.before = name, before
+
+    def __call__(self, norm: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        if norm.training and norm.track_running_stats and inputs and inputs[0].numel() == inputs[0].shape[1]:
+            LOGGER.warning(
+                "'%s' keeps its BatchNorm statistics: one image of one pixel has no variance, it takes two images.",
+                self.name,
+            )
+            norm.training = False
+            norm.load_state_dict(dict(self.before), strict=False)
+
+
+def _without_singles(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the batches; one of a single image is joined to the one before it or after it that has its shape."""
+    held: list[Tensor] = []
+    for batch in batches:
+        if held and len(held[-1]) == 1 and held[-1].shape[1:] == batch.shape[1:]:
+            held[-1] = torch.cat([held[-1], batch])
+        else:
+            held.append(batch)
+        if len(held) > 2:
+            yield held.pop(0)
+    if len(held) == 2 and len(held[1]) == 1 and held[0].shape[1:] == held[1].shape[1:]:
+        held = [torch.cat(held)]
+    yield from held

@@ -8,7 +8,8 @@ runs over all positions of the output, so that layers with maps of different siz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from yolo_prune.cost import FloatArray
 from yolo_prune.errors import DataError
 from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.modes import evaluating
 from yolo_prune.progress import track
 
 TaskLoss = Callable[[Any], Tensor]
@@ -131,22 +133,23 @@ def collect_moments(
     generator = torch.Generator().manual_seed(seed)
     layers = reading_layers(module, graph)
     sums = {name: _Accumulator() for name in (*layers, *blocks)}
-    handles = [
-        layer.register_forward_hook(_hook(sums[name].add, generator, task is not None))
-        for name, layer in layers.items()
-    ]
-    handles += [
-        module.get_submodule(name).register_forward_hook(
-            _hook(sums[name].add, generator, task is not None, branch=True)
-        )
+    watched = [(layer, _hook(sums[name].add, generator, task is not None)) for name, layer in layers.items()]
+    watched += [
+        (module.get_submodule(name), _hook(sums[name].add, generator, task is not None, branch=True))
         for name in blocks
     ]
-    try:
+    with _hooked(watched):
         run_with_gradients(module, batches, task, description)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: moments for name, total in sums.items() if (moments := total.finish()) is not None}
+
+
+@contextmanager
+def _hooked(watched: Iterable[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
+    """Have functions called with what modules read and return, until the block ends."""
+    with ExitStack() as undo:
+        for layer, on_forward in watched:
+            undo.callback(layer.register_forward_hook(on_forward).remove)
+        yield
 
 
 def run_with_gradients(
@@ -157,25 +160,27 @@ def run_with_gradients(
     Raises:
         DataError: There was no image.
     """
-    modes = {child: child.training for child in module.modules()}
     wanted = [p.requires_grad for p in module.parameters()]
     count = 0
-    try:
-        module.eval().requires_grad_(False)
+    with evaluating(module), ExitStack() as undo:
+        undo.callback(_give_back_, module, wanted)
+        module.requires_grad_(False)
         for batch in track(batches, description):
             count += len(batch)
             with torch.set_grad_enabled(task is not None), _KeptSigmoid():
                 outputs = module(batch.clone().requires_grad_(task is not None))
                 if task is not None:
                     torch.autograd.backward(task(outputs))
-    finally:
-        for parameter, flag in zip(module.parameters(), wanted, strict=True):
-            parameter.requires_grad_(flag)
-        for child, mode in modes.items():
-            child.training = mode
-            _forget_graph_(child)
     if not count:
         raise DataError("recovery needs calibration images, but got none.")
+
+
+def _give_back_(module: nn.Module, wanted: Sequence[bool]) -> None:
+    """Let parameters want gradients again as they did, and forget the graph of the last pass."""
+    for parameter, flag in zip(module.parameters(), wanted, strict=True):
+        parameter.requires_grad_(flag)
+    for child in module.modules():
+        _forget_graph_(child)
 
 
 class _KeptSigmoid(TorchFunctionMode):
@@ -262,17 +267,15 @@ def sample_inputs(
         description: Label of the progress bar.
     """
     found = {name: Samples() for name in names}
-    handles = [
-        module.get_submodule(name.rpartition(".")[0]).register_forward_hook(
-            _hook(samples.add, torch.Generator().manual_seed(seed), task is not None)
+    watched = [
+        (
+            module.get_submodule(name.rpartition(".")[0]),
+            _hook(samples.add, torch.Generator().manual_seed(seed), task is not None),
         )
         for name, samples in found.items()
     ]
-    try:
+    with _hooked(watched):
         run_with_gradients(module, batches, task, description)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

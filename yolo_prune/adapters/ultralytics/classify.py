@@ -17,6 +17,7 @@ from yolo_prune.adapters.ultralytics.data import draw_files, find_class_folders,
 from yolo_prune.adapters.ultralytics.evaluate import class_names
 from yolo_prune.bootstrap import ImageHits
 from yolo_prune.errors import DataError
+from yolo_prune.modes import evaluating
 from yolo_prune.progress import track
 
 
@@ -199,14 +200,11 @@ def quick_top1(
     def score(module: nn.Module) -> float:
         if not loaded:
             loaded.extend(_labelled(data, names, imgsz, max_images, batch))
-        training = module.training
-        module.eval()
-        with torch.inference_mode():
+        with evaluating(module), torch.inference_mode():
             right = sum(
                 int((_probabilities(module(images.to(device))).argmax(1).cpu() == labels).sum())
                 for images, labels in loaded
             )
-        module.train(training)
         return right / sum(len(labels) for _, labels in loaded)
 
     return score

@@ -117,10 +117,10 @@ def as_saved(module: nn.Module) -> Iterator[None]:
     """
     tensors = [t for t in module.state_dict().values() if t.is_floating_point()]
     originals = [t.clone() for t in tensors]
-    with torch.no_grad():
-        for tensor in tensors:
-            tensor.copy_(torch.nan_to_num(tensor.half()).to(tensor.dtype))
     try:
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor.copy_(torch.nan_to_num(tensor.half()).to(tensor.dtype))
         yield
     finally:
         with torch.no_grad():
