@@ -40,7 +40,7 @@ def load_detector(
 
 
 def save_detector(
-    path: Path, module: nn.Module, *, task: str, train_args: Mapping[str, Any], meta: Mapping[str, Any]
+    path: Path | str, module: nn.Module, *, task: str, train_args: Mapping[str, Any], meta: Mapping[str, Any]
 ) -> Path:
     """Write a checkpoint of stock classes that the plain host loads in its restricted mode.
 
@@ -62,7 +62,7 @@ def save_detector(
     """
     from yolo_prune.adapters.ultralytics import save as host
 
-    return host.save_detector(path, module, task=task, train_args=train_args, meta=meta)
+    return host.save_detector(Path(path), module, task=task, train_args=train_args, meta=meta)
 
 
 def read_metadata(path: Path | str) -> dict[str, Any] | None:
@@ -76,7 +76,7 @@ def read_metadata(path: Path | str) -> dict[str, Any] | None:
     return host.read_metadata(path)
 
 
-def write_metadata(path: Path, meta: Mapping[str, Any]) -> Path:
+def write_metadata(path: Path | str, meta: Mapping[str, Any]) -> Path:
     """Add or replace the metadata of a checkpoint that the host's trainer wrote, and return ``path``.
 
     Raises:
@@ -84,7 +84,7 @@ def write_metadata(path: Path, meta: Mapping[str, Any]) -> Path:
     """
     from yolo_prune.adapters.ultralytics import save as host
 
-    return host.write_metadata(path, meta)
+    return host.write_metadata(Path(path), meta)
 
 
 def fingerprint(module: nn.Module) -> str:

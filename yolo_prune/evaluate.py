@@ -212,7 +212,7 @@ def _check_box(box: Mapping[str, Any], what: str, images: set[Any], categories: 
         raise DataError(f"{what} has bbox {numbers}; four finite numbers (x, y, width, height) are needed.")
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path | str) -> tuple[int, int]:
     """Read an image's width and height in pixels from its header, EXIF orientation applied.
 
     Raises:
@@ -230,8 +230,8 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def coco_from_yolo(
-    image_files: Sequence[Path],
-    label_files: Sequence[Path],
+    image_files: Sequence[Path | str],
+    label_files: Sequence[Path | str],
     names: Mapping[int, str],
     *,
     keypoint_columns: int = 0,
@@ -264,7 +264,7 @@ def coco_from_yolo(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, (image, label) in enumerate(zip(image_files, label_files, strict=True), start=1):
-        width, height = size_of(image)
+        width, height = size_of(Path(image))
         name = Path(os.path.relpath(image, root)).as_posix()
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         for index, x, y, w, h in read_yolo_labels(label, len(names), keypoint_columns):
@@ -284,7 +284,7 @@ def coco_from_yolo(
 
 
 def read_yolo_labels(
-    path: Path, classes: int, keypoint_columns: int = 0
+    path: Path | str, classes: int, keypoint_columns: int = 0
 ) -> list[tuple[int, float, float, float, float]]:
     """Read one YOLO label file.
 
@@ -300,7 +300,7 @@ def read_yolo_labels(
         DataError: A row is malformed; the text names file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, delete it on any failure.
 
     Args:
@@ -22,6 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The folder cannot be created or written (full disk, no permission).
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(descriptor)
@@ -39,8 +40,8 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str) -> Path:
+def write_text(path: Path | str, text: str) -> Path:
     """Write ``text`` to ``path`` as UTF-8, whole or not at all, and return ``path``."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return path
+    return Path(path)

@@ -16,7 +16,7 @@ from yolo_prune.recover import collect_moments
 X = torch.rand(2, 3, 5, 5)
 
 
-class Failure(Exception):
+class DeliberateError(Exception):
     """Raised on purpose."""
 
 
@@ -28,7 +28,7 @@ def failing(net):
     """Let the last layer of a network raise."""
 
     def refuse(*_):
-        raise Failure
+        raise DeliberateError
 
     net[-1].register_forward_pre_hook(refuse)
     return net
@@ -51,18 +51,18 @@ def test_random_numbers_go_on_after_an_error():
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     expected = draw()
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    with pytest.raises(Failure), untouched_randomness():
+    with pytest.raises(DeliberateError), untouched_randomness():
         draw()
-        raise Failure
+        raise DeliberateError
     assert draw() == expected
 
 
 def test_every_layer_gets_its_own_mode_back_after_an_error():
     net = half_frozen()
     before = state_of(net)
-    with pytest.raises(Failure), evaluating(net):
+    with pytest.raises(DeliberateError), evaluating(net):
         assert not any(layer.training for layer in net.modules())
-        raise Failure
+        raise DeliberateError
     assert state_of(net) == before
 
 
@@ -71,7 +71,7 @@ def test_measuring_takes_its_hooks_modes_and_gradients_back_after_an_error():
     graph = cost_model(trace_groups(net, X[:1]), net).graph
     failing(net)
     before = state_of(net)
-    with pytest.raises(Failure):
+    with pytest.raises(DeliberateError):
         collect_moments(net, graph, [X], task=lambda out: out.sum())
     assert state_of(net) == before
     with pytest.raises(AttributeError):

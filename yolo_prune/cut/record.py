@@ -49,7 +49,7 @@ class PrunePlan:
         """Return the plan as JSON text."""
         return json.dumps({"version": 1, **asdict(self)}, indent=1)
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: Path | str) -> Path:
         """Write the plan, whole or not at all."""
         return files.write_text(path, self.to_json())
 

@@ -69,7 +69,7 @@ class ScaleWatch:
         )
 
 
-def draw_scales(path: Path, before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Path:
+def draw_scales(path: Path | str, before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Path:
     """Draw two histograms of the scales' magnitudes, whole or not at all.
 
     Args:
@@ -95,7 +95,7 @@ def draw_scales(path: Path, before: Mapping[str, Tensor], now: Mapping[str, Tens
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
-    return path
+    return Path(path)
 
 
 def _magnitudes(scales: Mapping[str, Tensor]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -295,9 +295,9 @@ def report_from_json(path: Path | str) -> RunReport:
     return RunReport.from_dict(values, str(file))
 
 
-def write_json(report: RunReport, folder: Path) -> Path:
+def write_json(report: RunReport, folder: Path | str) -> Path:
     """Write ``folder``/report.json, whole or not at all."""
-    return write_text(folder / "report.json", report.to_json())
+    return write_text(Path(folder) / "report.json", report.to_json())
 
 
 def make_row(

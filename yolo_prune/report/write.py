@@ -17,7 +17,7 @@ LINKED = (
 """Files of a run folder that report.html links to, where they exist."""
 
 
-def write_report(report: RunReport, folder: Path) -> Path:
+def write_report(report: RunReport, folder: Path | str) -> Path:
     """Write report.json, then report.md, report.csv and report.html from that JSON.
 
     Args:

@@ -50,7 +50,7 @@ class Parity:
 
 def export_onnx(
     checkpoint: Path | str,
-    out: Path,
+    out: Path | str,
     *,
     imgsz: int,
     batch: int = 1,
@@ -79,6 +79,7 @@ def export_onnx(
         ConfigError: ``out`` is not an .onnx path or ``imgsz`` does not fit the stride.
         BenchmarkError: The host exported nothing.
     """
+    out = Path(out)
     if out.suffix != ".onnx":
         raise ConfigError(f"an export needs a path that ends in .onnx, got '{out}'.")
     for package in _NEEDED:
@@ -143,7 +144,13 @@ def _quiet_host() -> Iterator[None]:
 
 
 def onnx_parity(
-    checkpoint: Path | str, onnx_path: Path, imgsz: int, *, batch: int = 1, trust: bool = False, seed: int = 0
+    checkpoint: Path | str,
+    onnx_path: Path | str,
+    imgsz: int,
+    *,
+    batch: int = 1,
+    trust: bool = False,
+    seed: int = 0,
 ) -> Parity:
     """Compare the outputs of a checkpoint (fused, PyTorch, CPU) and of its exported file on random pixels.
 
@@ -169,7 +176,7 @@ def onnx_parity(
 
     generator = np.random.default_rng(seed)
     pixels = generator.random((batch, 3, imgsz, imgsz), dtype=np.float32)
-    opened = open_runtime(onnx_path, imgsz, Settings("cpu", torch.get_num_threads(), batch))
+    opened = open_runtime(Path(onnx_path), imgsz, Settings("cpu", torch.get_num_threads(), batch))
     theirs = opened.infer(pixels)[0]
     loaded = load_detector(checkpoint, trust=trust)
     module = fuse(loaded.module)

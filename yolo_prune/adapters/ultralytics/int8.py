@@ -25,7 +25,7 @@ _WEIGHTED = ("Conv", "Gemm")
 
 def export_int8(
     checkpoint: Path | str,
-    out: Path,
+    out: Path | str,
     batches: Sequence[Tensor],
     *,
     imgsz: int,
@@ -56,6 +56,7 @@ def export_int8(
         CheckpointError: The checkpoint cannot be loaded.
         BenchmarkError: The network cannot be quantised.
     """
+    out = Path(out)
     if out.suffix != ".onnx":
         raise ConfigError(f"an export needs a path that ends in .onnx, got '{out}'.")
     if not batches:

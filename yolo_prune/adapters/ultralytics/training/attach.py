@@ -139,12 +139,13 @@ def _refuse_other_trainers(trainer: Any) -> None:
         )
 
 
-def read_result(folder: Path) -> InRunResult:
+def read_result(folder: Path | str) -> InRunResult:
     """Read the outcome of a training with pruning inside back from its run folder.
 
     Raises:
         CheckpointError: The folder holds no checkpoint of such a run.
     """
+    folder = Path(folder)
     weights = folder / "weights"
     best = weights / "best.pt" if (weights / "best.pt").is_file() else weights / "last.pt"
     if not best.is_file():
