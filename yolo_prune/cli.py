@@ -237,6 +237,7 @@ def general_help() -> str:
             *examples,
             "",
             "yolo-prune COMMAND -h lists the options of a command; cfg=FILE.yaml reads them from a recipe.",
+            "Commas separate the items of a list; quotes keep one in an item: model='\"a,b.pt\",c.pt'.",
             "yolo-prune --version names the versions in use.",
         ]
     )

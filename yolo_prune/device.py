@@ -1,4 +1,4 @@
-"""Which device a run uses, in torch's notation."""
+"""Which device a run uses, in torch's notation, and whether the devices of a training are there."""
 
 from __future__ import annotations
 
@@ -29,3 +29,34 @@ def resolve_device(device: str | None) -> str:
     if name == "mps":
         raise ConfigError("device 'mps' is not available in this build of torch. Use device=cpu.")
     raise ConfigError(f"unknown device '{device}'. Use cpu, mps, or the number of one GPU.")
+
+
+def check_training_device(device: object) -> None:
+    """Refuse what the host's ``device=`` of a training names and the machine has not.
+
+    Args:
+        device: None, a name, the number of a GPU, or several numbers (a list, or a text with commas); -1 is
+            the idlest GPU.
+
+    Raises:
+        ConfigError: A device is unknown or is not there.
+    """
+    import torch
+
+    shown = str(device).strip("[]() ")
+    names = [name.strip(" '\"").removeprefix("cuda:") for name in shown.lower().split(",")]
+    names = ["0" if name == "cuda" else name for name in names]
+    if device is None or names in ([""], ["cpu"]):
+        return
+    if all(name.removeprefix("-").isdecimal() for name in names):
+        gpus = torch.cuda.device_count()
+        if max(map(int, names)) >= gpus or len(names) > gpus:
+            raise ConfigError(f"device '{shown}' is not there: torch sees {gpus} GPU(s). Use device=cpu.")
+        return
+    kind = names[0].partition(":")[0]
+    if names == ["mps"]:
+        resolve_device("mps")
+    elif kind not in ("npu", "xpu"):
+        raise ConfigError(f"unknown device '{shown}'. Use cpu, mps, or numbers of GPUs such as 0 or 0,1.")
+    elif not (hasattr(torch, kind) and getattr(torch, kind).is_available()):
+        raise ConfigError(f"device '{shown}' is not there: this torch has no {kind}. Use device=cpu.")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from yolo_prune.files import replacing, write_text
+from yolo_prune.markdown import table_row
 from yolo_prune.report.intervals import PERCENT
 
 OUTPUT = "sweep.json"
@@ -74,12 +75,11 @@ def render_sweep(result: SweepResult) -> str:
     """Return the trials as a Markdown table; the front is marked with *, the choice with >."""
     change = f"change, {PERCENT}"
     titles = ("", "model", "MACs kept", "GMACs", "parameters (M)", result.metric, change, "speed-up", "FPS")
-    header = f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|"
-    lines = [header]
+    lines = [table_row(titles), f"{'|---' * len(titles)}|"]
     for trial in result.trials:
         mark = (">" if trial.name == result.chosen else "") + ("*" if trial.name in result.front else "")
         if trial.error:
-            lines.append(f"| | {trial.name} | {trial.error} | | | | | | |")
+            lines.append(table_row(["", trial.name, trial.error, *[""] * 6]))
             continue
         values = (trial.kept_macs, trial.gmacs, trial.params_m, trial.ap, trial.speedup, trial.fps)
         cells = [
@@ -87,7 +87,7 @@ def render_sweep(result: SweepResult) -> str:
             for value, form in zip(values, (".3f", ".3g", ".3g", ".4f", ".2f", ".1f"), strict=True)
         ]
         cells.insert(4, _change(trial))
-        lines.append(f"| {mark} | {trial.name} | {' | '.join(cells)} |")
+        lines.append(table_row([mark, trial.name, *cells]))
     return "\n".join(lines)
 
 

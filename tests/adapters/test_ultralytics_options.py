@@ -2,8 +2,8 @@
 
 import pytest
 
-from yolo_prune.adapters.ultralytics.options import check_train_args
-from yolo_prune.config.host_keys import HOST_TRAIN_KEYS
+from yolo_prune.adapters.ultralytics.options import check_pruned_training_args, check_train_args
+from yolo_prune.config.host_keys import HOST_NOT_TRAINING_KEYS, HOST_OWN_KEYS, HOST_TRAIN_KEYS
 from yolo_prune.errors import ConfigError
 
 NEWER_THAN_8_4_0 = {"cls_pw", "channels_last"}
@@ -37,3 +37,40 @@ def test_good_arguments_pass():
 def test_a_value_the_host_would_not_take_is_refused_before_training(train_args, message):
     with pytest.raises(ConfigError, match=message):
         check_train_args(train_args)
+
+
+@pytest.mark.parametrize(
+    ("train_args", "message"),
+    [
+        ({"seed": 2**32}, "seed must be at most 4294967295, got 4294967296."),
+        ({"workers": -1}, "workers must be at least 0, got -1."),
+        ({"close_mosaic": -1}, "close_mosaic must be at least 0, got -1."),
+        ({"batch": 0}, "batch must be at least 1, a share of the GPU's memory, or -1, got 0."),
+        ({"source": "a.mp4"}, "'source' changes nothing in a training: leave it out."),
+        ({"format": "onnx"}, "'format' changes nothing in a training: leave it out."),
+        ({"device": "0,1"}, "device '0,1' is not there: torch sees 0 GPU(s). Use device=cpu."),
+        ({"device": [0, 1]}, "device '0, 1' is not there: torch sees 0 GPU(s). Use device=cpu."),
+    ],
+)
+def test_what_would_fail_late_or_change_nothing_is_refused_at_once(monkeypatch, train_args, message):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ConfigError) as caught:
+        check_train_args(train_args)
+    assert str(caught.value) == message
+
+
+def test_the_file_of_all_defaults_passes():
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    check_train_args({key: value for key, value in DEFAULT_CFG_DICT.items() if key not in ("mode", "cfg")})
+
+
+def test_keys_that_change_nothing_in_a_training_are_keys_of_the_host():
+    assert set(HOST_NOT_TRAINING_KEYS) <= set(HOST_OWN_KEYS)
+    assert not set(HOST_NOT_TRAINING_KEYS) & set(HOST_TRAIN_KEYS)
+
+
+def test_a_run_that_prunes_needs_its_checkpoints():
+    check_pruned_training_args({"save": True})
+    with pytest.raises(ConfigError, match=r"^save=false leaves nothing to resume from"):
+        check_pruned_training_args({"save": False})

@@ -95,7 +95,7 @@ def parent(tmp_path_factory, data) -> Path:
 @pytest.fixture(scope="session")
 def words(parent, data) -> list[str]:
     """The words of a short run, without its name, its length and its speed."""
-    short = ["keep_macs=0.6", "rounds=2", "calibration_images=16", "batch=8", "workers=0", "plots=false"]
+    short = ["keep_macs=0.6", "rounds=2", "calibration_images=16", "batch=8", "workers=0"]
     return ["prune", f"model={parent}", f"data={data}", *short]
 
 
@@ -108,5 +108,7 @@ def finished(tmp_path_factory, words):
     project, out = tmp_path_factory.mktemp("runs"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr(speed, "compare", functools.partial(bench.compare, rounds=4))
-        code = cli.main([*words, "epochs=1", "threads=1", "quantize=8", f"project={project}", "name=whole"])
+        code = cli.main(
+            [*words, "epochs=1", "plots=false", "threads=1", "quantize=8", f"project={project}", "name=whole"]
+        )
     return project / "whole", code, out.getvalue()

@@ -115,13 +115,13 @@ def test_a_run_stopped_while_retraining_goes_on_with_the_next_epoch(run, tmp_pat
         original(self)
 
     monkeypatch.setattr(BaseTrainer, "optimizer_step", step)
-    code, err = run("epochs=2")
+    code, err = run("epochs=2", "plots=false")
     folder = tmp_path / "a"
     assert code == 130
     assert err.splitlines()[-1].startswith(f"yolo-prune: stopped: {folder} keeps what was finished")
     assert "train/weights/last.pt" in check_readable(folder)
 
-    code, err = run("epochs=2", "resume=true")
+    code, err = run("epochs=2", "plots=false", "resume=true")
     assert code == 0
     assert steps == [0, 0, 0, 1, 1, 1, 1, 1]  # the second epoch again, the first and the cut not
     assert "cutting to" not in err
@@ -129,13 +129,13 @@ def test_a_run_stopped_while_retraining_goes_on_with_the_next_epoch(run, tmp_pat
     assert len((folder / "results.csv").read_text().splitlines()) == 3
     assert plan_of(folder) == plan_of(finished[0])
 
-    code, err = run("epochs=2", "resume=true", "keep_macs=0.8")
+    code, err = run("epochs=2", "plots=false", "resume=true", "keep_macs=0.8")
     assert code == 2
     assert err.splitlines()[-1] == (
         f"yolo-prune: error: '{folder}' was cut to keep_macs=0.6, not keep_macs=0.8. Choose another name=."
     )
     other = folder / "weights" / "best.pt"
-    code, err = run("epochs=2", "resume=true", f"model={other}", "keep_macs=0.6")
+    code, err = run("epochs=2", "plots=false", "resume=true", f"model={other}", "keep_macs=0.6")
     assert code == 2
     assert err.splitlines()[-1] == (
         f"yolo-prune: error: '{folder}' was cut from another model than '{other}'. Choose another name=."

@@ -35,7 +35,6 @@ def run(host, folder: Path, task: str) -> int:
         "calibration_images=8",
         "batch=4",
         "workers=0",
-        "plots=false",
         "bench=false",
         "quantize=8",
     ]

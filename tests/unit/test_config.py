@@ -9,6 +9,7 @@ from yolo_prune.config import (
     DemoConfig,
     EvalConfig,
     PruneConfig,
+    SweepConfig,
     TrainConfig,
     make_config,
     to_yaml,
@@ -21,6 +22,11 @@ NEEDED = ["model=best.pt", "data=data.yaml"]
 
 def prune_config(*words):
     return make_config(PruneConfig, [*NEEDED, *words])
+
+
+def retrain_config(*words):
+    given = {word.partition("=")[0] for word in words}
+    return prune_config("keep_macs=0.5", *(["epochs=9"] if "epochs" not in given else []), *words)
 
 
 def sentence(kind, words):
@@ -88,7 +94,7 @@ def test_a_word_that_is_no_option_is_named(words, expected):
     ],
 )
 def test_texts_become_the_type_of_their_field(word, key, value):
-    found = getattr(prune_config("keep_macs=0.5", word), key)
+    found = getattr(retrain_config(word), key)
     assert found == value
     assert type(found) is type(value)
 
@@ -192,7 +198,7 @@ def test_an_empty_recipe_changes_nothing(tmp_path: Path):
 
 def test_args_yaml_gives_the_same_configuration_back(tmp_path: Path):
     config = prune_config(
-        "keep_params=0.25", "freeze=model.0", "mosaic=0", "lr0=1e-4", "recalibrate_bn=false"
+        "keep_params=0.25", "freeze=model.0", "epochs=9", "mosaic=0", "lr0=1e-4", "recalibrate_bn=false"
     )
     file = tmp_path / "args.yaml"
     file.write_text(to_yaml(config), "utf-8")
@@ -247,3 +253,88 @@ def test_keys_of_the_host_do_not_hide_our_own():
 def test_a_configuration_without_a_place_for_them_takes_no_other_keys():
     with pytest.raises(ConfigError, match="unknown key 'epochz'"):
         config_from(EvalConfig, {"epochz": 1})
+
+
+@pytest.mark.parametrize("text", ["2024_01", "012", "on", "1e3", "0x10", "12:30:00", "2024-01-01", "~x"])
+@pytest.mark.parametrize("kind", [PruneConfig, TrainConfig])
+def test_a_name_stays_the_text_it_is_on_the_command_line_and_in_a_recipe(tmp_path, kind, text):
+    """YAML 1.1 and Python read numbers, truths and dates into these."""
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"name: {text}\n", "utf-8")
+    budget = ["keep_macs=0.5"]
+    for words in ([f"name={text}"], [f"cfg={recipe}"]):
+        config = make_config(kind, [*NEEDED, *budget, *words])
+        assert (config.train_args["name"] if kind is TrainConfig else config.name) == text
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("patience=012", 12),
+        ("cos_lr=on", True),
+        ("pretrained=off", False),
+        ("pretrained=2024_01", "2024_01"),
+        ("device=0,1", [0, 1]),
+        ("imgsz=320,640", [320, 640]),
+        ("scale=(0.5, 1.5)", [0.5, 1.5]),
+        ("freeze=10", 10),
+        ("freeze=23.cv2", ["23.cv2"]),  # the host passes over a bare text in silence
+        ("freeze=0,23.cv2", [0, "23.cv2"]),
+        ("classes=0,2", [0, 2]),
+        ("time=none", None),
+        ("batch=-1", -1),
+        ('project="null"', "null"),
+    ],
+)
+def test_a_value_of_the_host_is_what_its_key_takes(tmp_path, word, value):
+    key, _, text = word.partition("=")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"{key}: {text}\n", "utf-8")
+    for words in ([word], [f"cfg={recipe}"]):
+        found = make_config(TrainConfig, [*NEEDED, *words]).train_args[key]
+        assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "models"),
+    [
+        ('"a,b.pt",c.pt', ("a,b.pt", "c.pt")),
+        ("'a,b.pt', c.pt", ("a,b.pt", "c.pt")),
+        ('["a,b.pt", c.pt]', ("a,b.pt", "c.pt")),
+        ("model.[0-4],b.pt", ("model.[0-4]", "b.pt")),
+    ],
+)
+def test_quotes_keep_a_comma_in_an_item_of_a_list(tmp_path, text, models):
+    assert make_config(BenchConfig, [f"model={text}"]).model == models
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model:\n" + "".join(f"  - '{model}'\n" for model in models), "utf-8")
+    assert make_config(BenchConfig, [f"cfg={recipe}"]).model == models
+
+
+def test_a_file_name_with_a_comma_is_one_model():
+    assert make_config(EvalConfig, ["model=a,b.pt", "data=c,d.yaml"]).model == "a,b.pt"
+
+
+def test_quotes_in_a_recipe_mean_the_word_itself(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: 'null'\ndevice: null\n", "utf-8")
+    config = prune_config("keep_macs=0.5", f"cfg={recipe}")
+    assert (config.name, config.device) == ("null", None)
+
+
+@pytest.mark.parametrize("kind", [PruneConfig, SweepConfig])
+def test_options_of_a_retraining_that_there_is_none_of_are_refused(kind):
+    budget = ["keep_macs=0.5"]
+    assert sentence(kind, [*NEEDED, *budget, "mosaic=0", "plots=false"]) == (
+        "mosaic, plots: for retraining, and epochs=0 asks for none. Give epochs=, or leave it out."
+    )
+    assert make_config(kind, [*NEEDED, *budget, "mosaic=0", "epochs=1"]).train_args == {"mosaic": 0}
+
+
+@pytest.mark.parametrize("kind", [PruneConfig, SweepConfig, DemoConfig])
+def test_a_seed_that_numpy_would_not_take_is_refused_at_once(kind):
+    needed = [] if kind is DemoConfig else [*NEEDED, "keep_macs=0.5"]
+    assert sentence(kind, [*needed, "seed=4294967296"]) == (
+        "seed must be between 0 and 4294967295, got 4294967296."
+    )
+    assert make_config(kind, [*needed, "seed=4294967295"]).seed == 2**32 - 1

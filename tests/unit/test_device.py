@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from yolo_prune.device import resolve_device
+from yolo_prune.device import check_training_device, resolve_device
 from yolo_prune.errors import ConfigError
 
 
@@ -41,4 +41,33 @@ def test_a_device_that_is_not_there_is_named(monkeypatch, device, sentence):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ConfigError) as caught:
         resolve_device(device)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "device", [None, "", "cpu", "CPU", 0, "0", "0,1", [0, 1], "cuda:1", "cuda", -1, "-1"]
+)
+def test_devices_of_a_training_that_are_there_pass(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_training_device(device)
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [
+        ("0,1", "device '0,1' is not there: torch sees 1 GPU(s). Use device=cpu."),
+        ([0, 1], "device '0, 1' is not there: torch sees 1 GPU(s). Use device=cpu."),
+        (1, "device '1' is not there: torch sees 1 GPU(s). Use device=cpu."),
+        ("cuda:3", "device 'cuda:3' is not there: torch sees 1 GPU(s). Use device=cpu."),
+        ("-1,-1", "device '-1,-1' is not there: torch sees 1 GPU(s). Use device=cpu."),
+        ("mps", "device 'mps' is not available in this build of torch. Use device=cpu."),
+        ("npu:0", "device 'npu:0' is not there: this torch has no npu. Use device=cpu."),
+        ("tpu", "unknown device 'tpu'. Use cpu, mps, or numbers of GPUs such as 0 or 0,1."),
+    ],
+)
+def test_devices_of_a_training_that_are_not_there_are_named(monkeypatch, device, sentence):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError) as caught:
+        check_training_device(device)
     assert str(caught.value) == sentence

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from yolo_prune.bench.results import Comparison, Timing
+from yolo_prune.markdown import table_row
 
 HEADER = (
     "model",
@@ -37,11 +38,11 @@ def markdown_table(comparisons: Sequence[Comparison]) -> str:
     """
     base = comparisons[0].base if comparisons else "the first"
     header = [title.format(base=base) for title in HEADER]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines = [table_row(header), "|" + "---|" * len(header)]
     for comparison in comparisons:
         for name, timing in comparison.timings.items():
             cells = [name, *timing_cells(timing), *ratio_cells(comparison, name)]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(table_row(cells))
     notes = dict.fromkeys(describe(comparison) for comparison in comparisons)
     return "\n".join([*lines, "", *notes]) + "\n"
 

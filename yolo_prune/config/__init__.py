@@ -1,5 +1,6 @@
 """The options of every command: how they are read, what they are, and which of the host's ride along."""
 
+from yolo_prune.config.make import make_config, rest_keys, to_yaml
 from yolo_prune.config.runs import (
     BUDGET_KEYS,
     RUNTIMES,
@@ -12,9 +13,6 @@ from yolo_prune.config.runs import (
     ReportConfig,
     SweepConfig,
     TrainConfig,
-    make_config,
-    rest_keys,
-    to_yaml,
 )
 
 __all__ = [

@@ -48,3 +48,22 @@ HOST_OWN_KEYS = (
 
 NOT_OF_A_TRAINING = ("mode", "cfg")
 """What else is in the file that ``yolo copy-cfg`` writes."""
+
+HOST_TEXT_KEYS = (
+    *("model", "data", "project", "name", "optimizer", "split", "copy_paste_mode", "auto_augment", "task"),
+    *("distill_model", "format", "source", "tracker"),
+)
+"""Keys whose value is a text, whatever it looks like: ``name=2024_01`` is no number."""
+
+HOST_SWITCH_OR_TEXT_KEYS = ("pretrained", "cache", "amp", "compile")
+"""Keys whose value is true, false or a text."""
+
+HOST_LIST_KEYS = ("freeze", "classes", "embed")
+"""Keys whose value is a whole number or a list, of which the host passes over anything else."""
+
+HOST_NOT_TRAINING_KEYS = (
+    *("dnn", "source", "vid_stride", "stream_buffer", "retina_masks", "embed", "show", "save_frames"),
+    *("save_crop", "show_conf", "show_boxes", "line_width", "format", "optimize", "dynamic", "simplify"),
+    *("opset", "workspace", "tracker", "int8", "keras"),
+)
+"""Keys of ``yolo predict``, ``track`` and ``export`` that ``yolo train`` takes and that change nothing there."""

@@ -47,7 +47,9 @@ class InRunSettings:
         "a killed run cuts as an unbroken one: until the last cut, up to 5 times the weights lie on the disk",
         True,
     )
-    threads: int | None = option("CPU threads while training; the host's choice when not given", None, low=1)
+    threads: int | None = option(
+        "CPU threads while training; the host's choice when not given", None, low=1, high=1024
+    )
 
     def __post_init__(self) -> None:
         coerce_(self)

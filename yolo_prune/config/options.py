@@ -13,12 +13,14 @@ from typing import Any, TypeVar, Union
 
 import yaml
 
+from yolo_prune.config.texts import NO, NOTHING, YES, Quoted, host_value, list_items, read_yaml, unquoted
 from yolo_prune.errors import ConfigError
 
 RECIPE_KEY = "cfg"
 REST = "train_args"
+SEED_MAX = 2**32 - 1
+"""The largest seed that NumPy takes."""
 _Config = TypeVar("_Config")
-_YES, _NO, _NOTHING = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null", "")
 
 
 def option(
@@ -124,7 +126,7 @@ def config_from(
     values = {**recipe, **typed}
     mine = {key: value for key, value in values.items() if key in option_fields(kind)}
     if REST in {field.name for field in dataclasses.fields(typing.cast(Any, kind))}:
-        mine[REST] = {key: _plain(value) for key, value in values.items() if key not in mine}
+        mine[REST] = {key: host_value(key, value) for key, value in values.items() if key not in mine}
     for name, field in option_fields(kind).items():
         if is_required(field) and name not in mine:
             raise ConfigError(f"'{name}' is missing: {field.metadata['help']}. Give {name}=...")
@@ -132,13 +134,13 @@ def config_from(
 
 
 def read_recipe(path: Path | str) -> dict[str, Any]:
-    """Read a YAML file of options.
+    """Read a YAML file of options; numbers and switches are still texts, as on the command line.
 
     Raises:
         ConfigError: It is missing, not YAML, or not a mapping of keys to values.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"recipe '{path}' cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -188,16 +190,23 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ConfigError(f"{name} must be one of {listed}, got {_shown(value)}.{hint}")
     if limits["inside"] and not low < value < high:
-        raise ConfigError(f"{name} must be larger than {low:g} and smaller than {high:g}, got {value:g}.")
+        raise ConfigError(
+            f"{name} must be larger than {_digits(low)} and smaller than {_digits(high)}, got {_digits(value)}."
+        )
     if low is not None and high is not None and not low <= value <= high:
-        raise ConfigError(f"{name} must be between {low:g} and {high:g}, got {value:g}.")
+        raise ConfigError(f"{name} must be between {_digits(low)} and {_digits(high)}, got {_digits(value)}.")
     if low is not None and value < low:
-        raise ConfigError(f"{name} must be at least {low:g}, got {value:g}.")
+        raise ConfigError(f"{name} must be at least {_digits(low)}, got {_digits(value)}.")
     if high is not None and value > high:
-        raise ConfigError(f"{name} must be at most {high:g}, got {value:g}.")
+        raise ConfigError(f"{name} must be at most {_digits(high)}, got {_digits(value)}.")
     if multiple is not None and value % multiple:
         below = value - value % multiple
         raise ConfigError(f"{name} must be a multiple of {multiple}, got {value}: try {below + multiple}.")
+
+
+def _digits(number: float) -> str:
+    """Return a whole number with all its digits, another with six."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _coerced(name: str, value: Any, hint: Any) -> Any:
@@ -205,7 +214,7 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
     kinds = list(typing.get_args(hint)) if typing.get_origin(hint) in (Union, types.UnionType) else [hint]
     optional = type(None) in kinds
     kinds = [kind for kind in kinds if kind is not type(None)]
-    if value is None or (optional and isinstance(value, str) and value.strip().lower() in _NOTHING):
+    if value is None or (optional and _says_nothing(value)):
         if optional:
             return None
         raise ConfigError(f"{name} must not be empty.")
@@ -217,12 +226,15 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
     raise ConfigError(f"{name} must be {expected}, got {_shown(value)}.")
 
 
+def _says_nothing(value: Any) -> bool:
+    return isinstance(value, str) and not isinstance(value, Quoted) and value.strip().lower() in NOTHING
+
+
 def _as_tuple(value: Any, kind: Any) -> tuple[Any, ...] | None:
     """Read a list, or a text with commas, whose items are of the tuple's type; None when it is not."""
-    items = value.strip("[]() ").split(",") if isinstance(value, str) else value
+    items = list_items(value) if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)):
         items = [items]
-    items = [item.strip() if isinstance(item, str) else item for item in items]
     converted = [_as_scalar(item, typing.get_args(kind)[0]) for item in items if item != ""]
     return None if None in converted else tuple(converted)
 
@@ -231,9 +243,11 @@ def _as_scalar(value: Any, kind: type) -> Any:
     """Return the value as ``kind``, or None when it is not one."""
     if kind is bool:
         text = str(value).lower()
-        return True if text in _YES else False if text in _NO else None
+        return True if text in YES else False if text in NO else None
     if kind is str:
-        return str(value) if isinstance(value, (str, int, Path)) and not isinstance(value, bool) else None
+        if isinstance(value, str):
+            return str(value) if isinstance(value, Quoted) else unquoted(value)
+        return str(value) if isinstance(value, (int, Path)) and not isinstance(value, bool) else None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -243,17 +257,6 @@ def _as_scalar(value: Any, kind: type) -> Any:
     if kind is int:
         return int(number) if math.isfinite(number) and number == int(number) else None
     return number if math.isfinite(number) else None
-
-
-def _plain(value: Any) -> Any:
-    """Read a text as YAML would; other values stay as they are."""
-    if not isinstance(value, str):
-        return value
-    try:
-        read = yaml.safe_load(value)
-        return float(value) if isinstance(read, str) else read  # YAML 1.1 takes 1e-3 for a text
-    except (yaml.YAMLError, ValueError):
-        return value
 
 
 def _described(kind: Any) -> str:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-
-from yolo_prune.config.host_keys import HOST_OWN_KEYS, HOST_TRAIN_KEYS, NOT_OF_A_TRAINING
 from yolo_prune.config.inrun import BUDGETS, InRunSettings
-from yolo_prune.config.options import REST, coerce_, config_from, option, option_fields, parse_overrides
+from yolo_prune.config.options import SEED_MAX, coerce_, option
 from yolo_prune.errors import ConfigError
 
 BUDGET_KEYS = BUDGETS
@@ -20,6 +16,7 @@ RUNTIMES = ("torch", "onnxruntime")
 _MODEL = "checkpoint (*.pt), official model name or architecture (*.yaml)"
 _DATA = "data set in the host's format: a data.yaml, a folder of classes, or a name it knows"
 _IMGSZ = "side of the square input in pixels; the checkpoint's own when not given"
+_SEED = "seed of everything random"
 _DEVICE = "cpu, cuda:0 or the number of a GPU; chosen when not given"
 _TRUST = "load classes that are not stock: they can run any code, so only for files of your own"
 _DEBUG = "show the traceback of an error"
@@ -31,8 +28,6 @@ _WORKERS = "processes that load images"
 _OPTIMIZER = "the host's optimizer for retraining; auto is the package's gentle recipe"
 _LR0 = "first learning rate of retraining; chosen when not given"
 _SPLIT = "split of the data set to evaluate on"
-
-_Config = TypeVar("_Config")
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class PruneConfig:
     )
     imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
     device: str | None = option(_DEVICE, None)
-    seed: int = option("seed of everything random", 0, low=0)
+    seed: int = option(_SEED, 0, low=0, high=SEED_MAX)
     round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
     min_width: int = option("no layer gets narrower than this many channels", 8, low=1)
     criterion: str = option("what a channel is worth: auto, or the name of a criterion", "auto")
@@ -76,7 +71,7 @@ class PruneConfig:
     )
     bench: bool = option("measure latency and FPS of parent and pruned model", True)
     runtimes: tuple[str, ...] = option("runtimes to measure on", RUNTIMES, choices=RUNTIMES)
-    threads: int | None = option("CPU threads while measuring; all when not given", None, low=1)
+    threads: int | None = option("CPU threads while measuring; all when not given", None, low=1, high=1024)
     project: str = option(_PROJECT, "runs/prune")
     name: str | None = option(_NAME, None)
     exist_ok: bool = option(_EXIST_OK, False)
@@ -92,6 +87,22 @@ class PruneConfig:
         if len(given) != 1:
             found = f"got {' and '.join(given)}" if given else "got none"
             raise ConfigError(f"give exactly one budget of {', '.join(BUDGET_KEYS)}; {found}.")
+        _refuse_training_options(self)
+
+
+def _refuse_training_options(config: PruneConfig | SweepConfig) -> None:
+    """Refuse options of a retraining that there will not be.
+
+    Raises:
+        ConfigError: Some are given, and ``epochs`` is 0.
+    """
+    given = list(config.train_args)
+    if isinstance(config, PruneConfig):
+        given += ["lr0"] * (config.lr0 is not None) + ["optimizer"] * (config.optimizer != "auto")
+    if given and not config.epochs:
+        raise ConfigError(
+            f"{', '.join(given)}: for retraining, and epochs=0 asks for none. Give epochs=, or leave it out."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +145,12 @@ class SweepConfig:
         "pick the fastest model that loses no more AP (of a classifier: top-1) than this", None, low=0, high=1
     )
     runtime: str = option("runtime whose FPS count", "onnxruntime", choices=RUNTIMES)
-    threads: int | None = option("CPU threads while measuring; all when not given", None, low=1)
+    threads: int | None = option("CPU threads while measuring; all when not given", None, low=1, high=1024)
     engine: str = option(
         "where trials run: in this process, or on a Ray cluster", "process", choices=("process", "ray")
     )
     device: str | None = option(_DEVICE, None)
-    seed: int = option("seed of everything random", 0, low=0)
+    seed: int = option(_SEED, 0, low=0, high=SEED_MAX)
     workers: int = option(_WORKERS, 2, low=0)
     project: str = option(_PROJECT, "runs/sweep")
     name: str | None = option(_NAME, None)
@@ -154,6 +165,7 @@ class SweepConfig:
         coerce_(self)
         if not self.keep_macs or not self.criterion:
             raise ConfigError("a sweep needs at least one keep_macs and one criterion.")
+        _refuse_training_options(self)
 
 
 @dataclass(frozen=True)
@@ -184,7 +196,7 @@ class BenchConfig:
     imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
     runtimes: tuple[str, ...] = option("runtimes to measure on", RUNTIMES, choices=RUNTIMES)
     device: str = option("cpu, cuda:0 or the number of a GPU", "cpu")
-    threads: int | None = option("CPU threads; all when not given", None, low=1)
+    threads: int | None = option("CPU threads; all when not given", None, low=1, high=1024)
     batch: int = option("images per step", 1, low=1)
     rounds: int | None = option("rounds to measure; chosen from seconds when not given", None, low=2)
     seconds: float = option("time to measure each model, without warm-up", 10.0, low=0.1)
@@ -212,7 +224,7 @@ class ExportConfig:
     calibration_images: int = option("training images that quantize=8 looks at", 96, low=1)
     batch: int = option("images per batch of evaluation", 16, low=1)
     split: str = option(_SPLIT, "val", choices=("val", "test", "train"))
-    seed: int = option("seed of the choice of images", 0, low=0)
+    seed: int = option("seed of the choice of images", 0, low=0, high=SEED_MAX)
     workers: int = option(_WORKERS, 2, low=0)
     trust: bool = option(_TRUST, False)
     verbose: bool = option(_VERBOSE, True)
@@ -264,47 +276,9 @@ class DemoConfig:
     train_epochs: int | None = option("epochs of the first training; chosen when not given", None, low=1)
     epochs: int | None = option("epochs of retraining; chosen when not given", None, low=0)
     device: str | None = option(_DEVICE, None)
-    seed: int = option("seed of everything random", 0, low=0)
+    seed: int = option(_SEED, 0, low=0, high=SEED_MAX)
     verbose: bool = option(_VERBOSE, True)
     debug: bool = option(_DEBUG, False)
 
     def __post_init__(self) -> None:
         coerce_(self)
-
-
-def make_config(kind: type[_Config], overrides: Mapping[str, Any] | Sequence[str]) -> _Config:
-    """Make the configuration of a command: defaults, then the ``cfg`` recipe, then ``overrides``.
-
-    Args:
-        kind: ``PruneConfig`` or another class of this file.
-        overrides: Values by key, or command-line words. A budget here replaces the recipe's.
-
-    Returns:
-        The checked configuration; host training arguments are in its ``train_args``, where it has that field.
-
-    Raises:
-        ConfigError: A key is unknown or missing, or a value is of another type or outside its range.
-
-    Example:
-        >>> words = ["model=best.pt", "data=d.yaml", "--keep_macs", "0.5", "mosaic=0"]
-        >>> make_config(PruneConfig, words).train_args
-        {'mosaic': 0}
-    """
-    values = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    ignored = NOT_OF_A_TRAINING if kind is TrainConfig else ()
-    return config_from(kind, values, rest=rest_keys(kind), exclusive=BUDGET_KEYS, ignored=ignored)
-
-
-def rest_keys(kind: type) -> tuple[str, ...]:
-    """Return the arguments of the host that a command passes on."""
-    if not any(item.name == REST for item in dataclasses.fields(kind)):
-        return ()
-    return HOST_OWN_KEYS if kind is TrainConfig else HOST_TRAIN_KEYS
-
-
-def to_yaml(config: object) -> str:
-    """Return a configuration as YAML that ``cfg=`` reads back to an equal one (``args.yaml``)."""
-    values = {name: getattr(config, name) for name in option_fields(config)}
-    values.update(getattr(config, REST, {}))
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

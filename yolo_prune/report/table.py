@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from yolo_prune.bootstrap import Interval
+from yolo_prune.markdown import cell
 from yolo_prune.report.intervals import METHOD, PERCENT, accuracy_interval, count_resamples
 from yolo_prune.report.rows import Row, RunReport
 from yolo_prune.report.select import (
@@ -133,7 +134,7 @@ def render_table(report: RunReport) -> str:
 
 
 def _grid(table: Table) -> str:
-    lines = [table.columns, *table.rows]
+    lines = [tuple(cell(text) for text in line) for line in (table.columns, *table.rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
     left = {i for i, name in enumerate(table.columns) if name in ("model", "runtime")}
 

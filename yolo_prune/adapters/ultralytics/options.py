@@ -6,10 +6,16 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from yolo_prune.config.host_keys import HOST_NOT_TRAINING_KEYS
+from yolo_prune.config.options import SEED_MAX
+from yolo_prune.device import check_training_device
 from yolo_prune.errors import ConfigError
 
 OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "MuSGD")
 """What the host's trainer builds; it keeps the list inside a function and complains only when training begins."""
+
+_LOWEST = {"epochs": 1, "patience": 0, "nbs": 1, "max_det": 1, "mask_ratio": 1, "seed": 0, "workers": 0}
+_LOWEST |= {"close_mosaic": 0}
 
 
 def check_train_args(train_args: Mapping[str, Any]) -> None:
@@ -19,7 +25,8 @@ def check_train_args(train_args: Mapping[str, Any]) -> None:
         train_args: Training arguments of the host by name.
 
     Raises:
-        ConfigError: A name is unknown to this version, or a value is of another type or outside its range.
+        ConfigError: A name is unknown to this version or means nothing in a training, or a value is of another
+            type, outside its range, or a device that is not there.
     """
     from ultralytics import __version__ as version
     from ultralytics.cfg import check_cfg
@@ -28,6 +35,8 @@ def check_train_args(train_args: Mapping[str, Any]) -> None:
     for key in train_args:
         if key not in DEFAULT_CFG_DICT:
             raise ConfigError(f"'{key}' is no training argument of the installed ultralytics {version}.")
+        if key in HOST_NOT_TRAINING_KEYS and train_args[key] != DEFAULT_CFG_DICT[key]:
+            raise ConfigError(f"'{key}' changes nothing in a training: leave it out.")
     optimizer = str(train_args.get("optimizer", "auto"))
     if optimizer.lower() not in {name.lower() for name in OPTIMIZERS}:
         near = difflib.get_close_matches(optimizer, OPTIMIZERS, n=1)
@@ -37,3 +46,35 @@ def check_train_args(train_args: Mapping[str, Any]) -> None:
         check_cfg(dict(train_args), hard=True)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error).splitlines()[0]) from error
+    _check_ranges(train_args)
+    check_training_device(train_args.get("device"))
+
+
+def _check_ranges(train_args: Mapping[str, Any]) -> None:
+    """Refuse numbers that the host would take and stumble over later.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+    for key, low in _LOWEST.items():
+        value = train_args.get(key)
+        if isinstance(value, (int, float)) and value < low:
+            raise ConfigError(f"{key} must be at least {low}, got {value:g}.")
+    seed, batch = train_args.get("seed"), train_args.get("batch")
+    if isinstance(seed, int) and seed > SEED_MAX:
+        raise ConfigError(f"seed must be at most {SEED_MAX}, got {seed}.")
+    if isinstance(batch, (int, float)) and batch != -1 and not (0 < batch < 1 or batch >= 1):
+        raise ConfigError(f"batch must be at least 1, a share of the GPU's memory, or -1, got {batch:g}.")
+
+
+def check_pruned_training_args(train_args: Mapping[str, Any]) -> None:
+    """Refuse what a training of a cut model, or one that cuts, cannot do as the host does.
+
+    Args:
+        train_args: Training arguments of the host by name.
+
+    Raises:
+        ConfigError: One of them would be passed over.
+    """
+    if train_args.get("save") is False:
+        raise ConfigError("save=false leaves nothing to resume from or to choose the best of: leave it out.")
