@@ -43,7 +43,8 @@ def ours(module: Any) -> dict[str, Any]:
 
     from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
     from yolo_prune.cut.plan import Budget, choose_channels, make_plan
-    from yolo_prune.cut.surgery import cut_, prove_equivalence
+    from yolo_prune.cut.proof import prove_equivalence
+    from yolo_prune.cut.surgery import cut_
 
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     before = peak_mb(reset=True)

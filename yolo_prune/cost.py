@@ -14,6 +14,7 @@ from torch import nn
 
 from yolo_prune.errors import PlanError
 from yolo_prune.graph.atoms import BoolArray, IntArray
+from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.macs import count_macs, count_macs_for_real, count_macs_per_operation
 
@@ -35,13 +36,17 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def with_macs_at(graph: ChannelGraph, module: nn.Module, example_input: Any) -> ChannelGraph:
+def with_macs_at(
+    graph: ChannelGraph, module: nn.Module, example_input: Any, positions: Positions | None = None
+) -> ChannelGraph:
     """Recount a graph's operations at another input, usually the real image size.
 
     Args:
         graph: Traced from ``module`` at any size.
         module: The traced module.
         example_input: Input whose costs count, batch size 1.
+        positions: Where an earlier model's decisions fell at this input, see
+            :func:`yolo_prune.graph.macs.count_macs_per_operation`.
 
     Returns:
         The graph with new costs.
@@ -50,9 +55,9 @@ def with_macs_at(graph: ChannelGraph, module: nn.Module, example_input: Any) -> 
         PlanError: The model runs other operations at this input than in the trace.
     """
     known = graph.uses
-    macs = count_macs_per_operation(module, example_input)
+    macs = count_macs_per_operation(module, example_input, positions)
     if len(macs) != len(known):  # some operators are split up where only shapes are computed
-        macs = count_macs_for_real(module, example_input)
+        macs = count_macs_for_real(module, example_input, positions)
     if len(macs) != len(known):
         raise PlanError(
             f"the model ran {len(known)} convolutions and products in the trace, but {len(macs)} at the size that "

@@ -32,11 +32,13 @@ class EquivalenceError(YoloPruneError, RuntimeError):
 
     Attributes:
         freeze: Names of the modules to freeze for an exact cut; empty when they are not known.
+        unseen: Whether they are no wrong cut, but one of which nothing could be compared.
     """
 
-    def __init__(self, message: str, freeze: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, freeze: tuple[str, ...] = (), *, unseen: bool = False) -> None:
         super().__init__(message)
         self.freeze = freeze
+        self.unseen = unseen
 
 
 class RebuiltError(YoloPruneError, RuntimeError):

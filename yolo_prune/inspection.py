@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def describe_groups(module: nn.Module, cost: CostModel) -> list[dict[str, Any]]:
     Returns:
         One dict a group that a layer makes: ``group`` (name), ``width``, ``members`` (layers that make, pass on or
         read it), ``gmacs`` and ``params`` (what goes when the whole group goes, 1e9 MACs and parameters),
-        ``bn_scale`` (10th, 50th and 90th percentile of |gamma|, None without BatchNorm) and ``frozen`` (why).
+        ``bn_scale`` (10th, 50th and 90th percentile of |gamma|, None without BatchNorm) and ``frozen`` (why). Then
+        one a layer of which no trace met a parameter.
     """
     graph = cost.graph
     everything = np.ones(graph.channel_count, dtype=bool)
@@ -102,7 +104,7 @@ def describe_groups(module: nn.Module, cost: CostModel) -> list[dict[str, Any]]:
             values = tensors[axis.name].detach().abs().cpu().tolist()
             for channel, value in zip(graph.axis_channels(axis).tolist(), values, strict=True):
                 scales.setdefault(channel, []).append(value)
-    return [
+    rows = [
         {
             "group": group.name,
             "width": len(group.channels),
@@ -115,6 +117,24 @@ def describe_groups(module: nn.Module, cost: CostModel) -> list[dict[str, Any]]:
         for group in graph.groups
         if group.producers
     ]
+    return rows + _untraced(module, graph.untraced)
+
+
+def _untraced(module: nn.Module, names: Sequence[str]) -> list[dict[str, Any]]:
+    """List the layers that no trace ran: a head of training alone that needs targets, or one that is not used."""
+    parameters = dict(module.named_parameters())
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        owner, tensor = name.rpartition(".")[0], parameters[name]
+        row = rows.setdefault(
+            owner,
+            {
+                **{"group": owner, "width": tensor.shape[0] if tensor.dim() else 1, "members": [owner]},
+                **{"gmacs": 0.0, "params": 0, "bn_scale": None, "frozen": "no trace met it"},
+            },
+        )
+        row["params"] += tensor.numel()
+    return list(rows.values())
 
 
 def _members(group: Group) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel, FloatArray
 from yolo_prune.cut.depth import choose_block, worth_inside
@@ -20,12 +19,15 @@ from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import BudgetError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
+from yolo_prune.graph.copies import copy_with
+from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
 from yolo_prune.progress import LOGGER
 from yolo_prune.score import Criterion, find_criterion
 
 _ATTEMPTS = 8
+_TOLERANCE = 0.02  # share of the budget by which a result may miss it
 
 
 def prune_module(
@@ -54,7 +56,8 @@ def prune_module(
 
     Args:
         module: Any module; its parameters are replaced by smaller ones.
-        example_input: Tensor or tuple of positional arguments, batch size 1; small sizes trace faster.
+        example_input: What the module is called with, batch size 1: a tensor (or a list of images) alone, a tuple of
+            positional arguments, or a dict of keyword arguments; small sizes trace faster.
         keep_macs: Fraction of the MACs that stays; give exactly one budget.
         gmacs: Absolute budget in 1e9 MACs.
         keep_params: Fraction of the parameters that stays.
@@ -75,9 +78,10 @@ def prune_module(
         The plan: what stayed, ``kept_macs``, the proof in ``equivalence``, and what was frozen and why.
 
     Raises:
-        BudgetError: The budget cannot be met, or not exactly one was given.
-        ConfigError: The optimizer holds none of the module's parameters, or cannot follow a cut.
-        EquivalenceError: No exact cut was found; the module is untouched.
+        BudgetError: The budget cannot be met, or not exactly one was given; the module is untouched.
+        ConfigError: The module does not run on the example, or the optimizer holds none of its parameters or cannot
+            follow a cut.
+        EquivalenceError: No exact cut was found, or none that could be proven; the module is untouched.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 4, 1))
@@ -89,20 +93,33 @@ def prune_module(
     if optimizer is not None:
         check_can_follow(optimizer, module)
     ranking = _Ranking(find_criterion(criterion), seed, Widths(round_to, min_width))
-    anatomy = Anatomy(example_input, cost_input, rules, select_outputs, tuple(freeze), operators)
+    anatomy = Anatomy(
+        *(example_input, cost_input, rules, select_outputs, tuple(freeze), operators), positions=Positions()
+    )
     before = anatomy.cost_of(module)
     limit = budget.absolute(before)
     choose_channels(before, np.ones(before.graph.channel_count), limit, widths=ranking.widths)
-    # With depth there are several steps: the module itself changes when all have worked.
-    target = copy.deepcopy(module) if depth else module
+    target = copy_with(module, Tensor.clone)  # the module itself changes when everything has worked
     earlier, anatomy = _drop_blocks_(target, anatomy, limit, ranking) if depth else (None, anatomy)
     plan, anatomy = _cut_widths_(target, anatomy, limit, ranking)
-    if depth:
-        plan = earlier.then(plan) if earlier else plan
-        cut_(module, plan, rules=rules)
+    plan = against_parent(earlier.then(plan) if earlier else plan, before, anatomy.cost_of(target), budget)
+    _check_met(plan, limit)
+    cut_(module, plan, rules=rules)
     _tell_optimizer(optimizer, module)
     settings = {"criterion": criterion, "round_to": round_to, "seed": seed, "depth": depth}
-    return replace(against_parent(plan, before, anatomy.cost_of(module), budget), settings=settings)
+    return replace(plan, settings=settings)
+
+
+def _check_met(plan: PrunePlan, limit: Budget) -> None:
+    """Refuse a result that costs more than was planned."""
+    left, unit = (plan.params, 1e6) if limit.gradient == "params" else (plan.gmacs, 1.0)
+    if left > limit.value * (1.0 + _TOLERANCE):
+        name = "M parameters" if limit.gradient == "params" else "GMACs"
+        raise BudgetError(
+            f"the budget was {limit.value / unit:.3g} {name}, but the cut model costs {left / unit:.3g} on the "
+            "example: how much it runs depends on values there. Give the dense part of the model, or an example on "
+            "which it runs as on the parent."
+        )
 
 
 def _tell_optimizer(optimizer: torch.optim.Optimizer | None, module: nn.Module) -> None:
@@ -144,11 +161,9 @@ def _cut_widths_(
         try:
             return cut_proven_(module, cost, keep, anatomy, budget=budget)[0], anatomy
         except EquivalenceError as error:
-            if not error.freeze or set(error.freeze) <= set(anatomy.inexact):
-                raise
+            anatomy = anatomy.without(error)
             LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
-            anatomy = replace(anatomy, inexact=(*anatomy.inexact, *error.freeze))
-    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.inexact)}.")
+    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.held)}.")
 
 
 def _drop_blocks_(

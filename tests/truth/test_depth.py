@@ -16,9 +16,11 @@ from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.checkpoint import save_detector
 from yolo_prune.cut.plan import Budget, choose_channels, plan_drop
+from yolo_prune.cut.proof import prove_equivalence
 from yolo_prune.cut.proven import cut_proven_, drop_proven_, offered_blocks
 from yolo_prune.cut.record import PrunePlan
-from yolo_prune.cut.surgery import copy_as, cut_, prove_equivalence
+from yolo_prune.cut.surgery import cut_
+from yolo_prune.graph.copies import copy_as
 from yolo_prune.structure import prune_module
 
 BLOCKS = {

@@ -14,8 +14,9 @@ from nets import randomise_
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.cut.plan import Budget, Widths, choose_channels, make_plan
+from yolo_prune.cut.proof import prove_equivalence
 from yolo_prune.cut.proven import cut_proven_
-from yolo_prune.cut.surgery import cut_, prove_equivalence
+from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import EquivalenceError
 from yolo_prune.graph import ModuleRule
 
@@ -116,7 +117,7 @@ def test_a_cut_to_single_channels_is_exact_too():
 
 def test_other_images_than_the_proof_saw_agree_as_well(yolo11):
     model, anatomy, cost, keep = yolo11
-    from yolo_prune.cut.surgery import zero_removed_
+    from yolo_prune.cut.proof import zero_removed_
 
     cut = copy.deepcopy(model)
     cut_proven_(cut, cost, keep, anatomy)

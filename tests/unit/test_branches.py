@@ -12,12 +12,14 @@ from yolo_prune.cut.proven import Anatomy, drop_proven_, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import DataError, EquivalenceError, PlanError
+from yolo_prune.graph.arguments import Arguments
 from yolo_prune.recover import Recipe, cut_in_rounds
 from yolo_prune.recover.branches import branch_cost, drop_and_refit, readers_of
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
 from yolo_prune.recover.moments import collect_moments
 
 IMAGES = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1, 2)]
+IMAGE = Arguments((IMAGES[0],), {})
 ANATOMY = Anatomy(IMAGES[0][:1])
 
 
@@ -86,18 +88,18 @@ def squares(out):
 
 
 def test_only_blocks_that_zero_weights_make_the_identity_are_found(net):
-    assert [block.name.rpartition(".")[2] for block in find_residual_blocks(net, (IMAGES[0],))] == [
+    assert [block.name.rpartition(".")[2] for block in find_residual_blocks(net, IMAGE)] == [
         "0",
         "1",
         "2",
     ]
     straight = Chain(nn.Conv2d(16, 16, 1), Block(16), nn.Sigmoid())
-    assert [block.name for block in find_residual_blocks(straight, (IMAGES[0],))] == ["blocks.1"]
+    assert [block.name for block in find_residual_blocks(straight, IMAGE)] == ["blocks.1"]
 
 
 def test_a_block_that_is_used_twice_is_not_found():
     block = Block(16)
-    assert not find_residual_blocks(Chain(block, block), (IMAGES[0],))
+    assert not find_residual_blocks(Chain(block, block), IMAGE)
 
 
 @pytest.mark.parametrize("task", [None, squares])

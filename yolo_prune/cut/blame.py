@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.cut.surgery import copy_as, random_arguments, zero_removed_
+from yolo_prune.cut.proof import zero_removed_
+from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.atoms import BoolArray
+from yolo_prune.graph.copies import copy_as
+from yolo_prune.graph.decisions import Decisions
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.passes import FAILURES
 
@@ -28,9 +31,12 @@ def blame(parent: nn.Module, cut: nn.Module, graph: ChannelGraph, keep: BoolArra
     Returns:
         Dotted module name; empty when it is the model itself.
     """
-    args = random_arguments(example_input, torch.float32)
-    expected, _ = _record(zero_removed_(copy_as(parent, torch.float32), graph, keep), args)
-    got, running = _record(copy_as(cut, torch.float32), args)
+    arguments = Arguments.of(parent, example_input).random(torch.float32)
+    decided = Decisions()
+    with decided:
+        expected, _ = _record(zero_removed_(copy_as(parent, torch.float32), graph, keep), arguments)
+    with Decisions(decided.made):
+        got, running = _record(copy_as(cut, torch.float32), arguments)
     for (name, before), (other, after) in zip(expected, got, strict=False):
         if other != name:
             return name
@@ -40,7 +46,7 @@ def blame(parent: nn.Module, cut: nn.Module, graph: ChannelGraph, keep: BoolArra
     return running
 
 
-def _record(model: nn.Module, args: tuple[Any, ...]) -> tuple[list[tuple[str, Tensor]], str]:
+def _record(model: nn.Module, arguments: Arguments) -> tuple[list[tuple[str, Tensor]], str]:
     """Run a model until it fails: every module's tensor result, and the innermost module that was running then."""
     found: list[tuple[str, Tensor]] = []
     running: list[str] = []
@@ -58,7 +64,7 @@ def _record(model: nn.Module, args: tuple[Any, ...]) -> tuple[list[tuple[str, Te
         module.register_forward_hook(leave)
     with torch.no_grad():
         try:
-            model(*args)
+            arguments.changed(Tensor.clone).run(model)
         except FAILURES:
             return found, running[-1] if running else ""
     return found, ""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.copies import copy_with
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -64,12 +65,12 @@ class _Seen:
     repeats: list[Repeat] = field(default_factory=list)
 
 
-def find_residual_blocks(module: nn.Module, args: tuple[Any, ...]) -> tuple[ResidualBlock, ...]:
+def find_residual_blocks(module: nn.Module, arguments: Arguments) -> tuple[ResidualBlock, ...]:
     """Find the blocks that can be taken out of their containers.
 
     Args:
         module: Any module; untouched.
-        args: Positional arguments, floating tensors with random values.
+        arguments: What it is called with, floating tensors with random values.
 
     Returns:
         The blocks in execution order, outer ones after what they contain. That they can go is what the proof of a cut
@@ -78,7 +79,7 @@ def find_residual_blocks(module: nn.Module, args: tuple[Any, ...]) -> tuple[Resi
     model = copy_with(module, lambda tensor: tensor.detach().float().cpu()).eval()
     watch = _Watch(model)
     with torch.no_grad(), watch:
-        model(*args)
+        arguments.run(model)
     return tuple(
         ResidualBlock(name, tuple(seen.repeats))
         for name, seen in watch.seen.items()

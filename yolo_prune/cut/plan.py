@@ -300,6 +300,7 @@ def make_plan(
             group.name: "; ".join(group.frozen) for group in graph.groups if group.frozen and group.producers
         },
         settings=settings or {},
+        untraced=list(graph.untraced),
     )
 
 

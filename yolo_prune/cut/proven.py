@@ -17,10 +17,14 @@ from yolo_prune.cost import CostModel, cost_model, with_macs_at
 from yolo_prune.cut.blame import blame, find_inexact
 from yolo_prune.cut.blocks import ResidualBlock, find_residual_blocks
 from yolo_prune.cut.plan import Budget, make_plan, plan_drop
+from yolo_prune.cut.proof import Equivalence, prove_equivalence
 from yolo_prune.cut.record import PrunePlan
-from yolo_prune.cut.surgery import Equivalence, copy_as, cut_, prove_equivalence, random_arguments
+from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import ConfigError, EquivalenceError
+from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.atoms import BoolArray
+from yolo_prune.graph.copies import copy_as
+from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.groups import ChannelGraph, Group, trace_groups
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
@@ -39,6 +43,8 @@ class Anatomy:
         operators: Rules for operators that have none of their own.
         inexact: Modules whose channels stay because a cut of them was found not to be exact.
         undroppable: Residual blocks that stay because their removal was found not to be exact.
+        unseen: Modules that are not cut because nothing that depends on them could be compared.
+        positions: Where the parent's decisions fell; every model is traced and counted there.
     """
 
     trace_input: Any
@@ -49,6 +55,27 @@ class Anatomy:
     operators: Mapping[str, Operator] | None = None
     inexact: tuple[str, ...] = ()
     undroppable: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    positions: Positions | None = None
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Modules that stay because of a proof."""
+        return (*self.inexact, *self.unseen)
+
+    def without(self, error: EquivalenceError) -> Anatomy:
+        """Return the same with the layers frozen that a failed proof names.
+
+        Raises:
+            EquivalenceError: It names none that are still free.
+        """
+        held = self.unseen if error.unseen else self.inexact
+        fresh = tuple(name for name in error.freeze if name not in held)
+        if not fresh:
+            raise error
+        if error.unseen:
+            return replace(self, unseen=(*held, *fresh))
+        return replace(self, inexact=(*held, *fresh))
 
     def cost_of(self, module: nn.Module) -> CostModel:
         """Trace a module and return its cost model, with the frozen patterns applied.
@@ -63,10 +90,12 @@ class Anatomy:
             rules=self.rules,
             operators=self.operators,
             select_outputs=self.select_outputs,
+            positions=self.positions,
         )
         if self.cost_input is not None:
-            graph = with_macs_at(graph, module, self.cost_input)
+            graph = with_macs_at(graph, module, self.cost_input, self.positions)
         graph = freeze_modules(graph, self.inexact, "cannot be cut exactly")
+        graph = freeze_modules(graph, self.unseen, "shows in nothing that a proof could compare", reads=True)
         return cost_model(freeze_modules(graph, self.freeze), module)
 
 
@@ -85,7 +114,7 @@ def check_patterns(module: nn.Module, patterns: Iterable[str]) -> None:
 
 
 def freeze_modules(
-    graph: ChannelGraph, patterns: Iterable[str], reason: str = "frozen by choice"
+    graph: ChannelGraph, patterns: Iterable[str], reason: str = "frozen by choice", *, reads: bool = False
 ) -> ChannelGraph:
     """Keep all channels that modules matching a pattern make.
 
@@ -93,6 +122,7 @@ def freeze_modules(
         graph: The channels.
         patterns: Module names (their children included) or shell patterns such as ``model.2*``.
         reason: What `inspect` says of them.
+        reads: Keep what they read as well.
 
     Returns:
         The graph with those channels frozen.
@@ -103,7 +133,8 @@ def freeze_modules(
     frozen, reasons = graph.frozen.copy(), dict(graph.reasons)
     for axis in graph.axes:
         owner = axis.name.rpartition(".")[0]
-        if axis.role in ("in", "grouped") or not any(_matches(owner, pattern) for pattern in patterns):
+        passed_by = axis.role in ("in", "grouped") and not reads
+        if passed_by or not any(_matches(owner, pattern) for pattern in patterns):
             continue
         for channel in graph.axis_channels(axis).tolist():
             frozen[channel] = True
@@ -127,10 +158,12 @@ def cut_proven_(
     """Cut ``module`` in place to the channels ``keep``, and prove it; the module is untouched when the proof fails.
 
     Raises:
-        EquivalenceError: The cut would be wrong; the text names the module.
+        EquivalenceError: The cut would be wrong, or a part of it could not be compared; the text names the module.
     """
     plan = make_plan(cost, keep, budget=budget)
     proof, problem = _try_cut(module, cost.graph, plan, keep, anatomy)
+    if proof is not None and not proof.exact:
+        raise _unseen(proof)
     if proof is None:
         trial = cut_(copy.deepcopy(module), plan, rules=anatomy.rules)
         where = blame(module, trial, cost.graph, keep, anatomy.trace_input)
@@ -146,10 +179,29 @@ def cut_proven_(
     return replace(plan, equivalence=proof.to_dict()), proof
 
 
+def _unseen(proof: Equivalence) -> EquivalenceError:
+    """Return the error that says what no comparison has shown."""
+    names = tuple(dict.fromkeys(name.rpartition(".")[0] for name in proof.unseen))
+    if not proof.compared:
+        return EquivalenceError(
+            "the cut cannot be proven: the model returned nothing with elements that could be compared. Give "
+            "select_outputs= that picks tensors, an example with something in it, or the dense part of the model."
+        )
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return EquivalenceError(
+        f"the cut cannot be proven for {listed}: nothing that was compared depends on them. Give an example with "
+        "something in it (a detection, a proposal), select_outputs=, or the dense part of the model.",
+        freeze=names,
+        unseen=True,
+    )
+
+
 def _try_cut(
     module: nn.Module, graph: ChannelGraph, plan: PrunePlan, keep: BoolArray, anatomy: Anatomy
 ) -> tuple[Equivalence | None, str]:
     """Cut a copy and compare it: the proof, or None and what is wrong.
+
+    A proof that says nothing of some layer is returned, though it is not exact.
 
     The copy is cut in the proof's precision, because a rule may rescale weights, and that should not cost exactness.
     """
@@ -169,7 +221,7 @@ def _try_cut(
         )
     except EquivalenceError as error:
         return None, str(error)
-    if not proof.exact:
+    if proof.max_difference > proof.tolerance:
         return None, f"differs by {proof.max_difference:.3g} on outputs of scale {proof.scale:.3g}"
     return proof, ""
 
@@ -181,7 +233,8 @@ def offered_blocks(module: nn.Module, anatomy: Anatomy) -> tuple[ResidualBlock, 
     """
     patterns = [p for p in (*anatomy.freeze, *anatomy.inexact, *anatomy.undroppable) if p]
     held = [name for name, _ in module.named_modules() if any(_matches(name, p) for p in patterns)]
-    blocks = find_residual_blocks(module, random_arguments(anatomy.trace_input, torch.float32))
+    arguments = Arguments.of(module, anatomy.trace_input).random(torch.float32)
+    blocks = find_residual_blocks(module, arguments)
     containers = [block.name.rpartition(".")[0] for block in blocks]
     return tuple(
         block
@@ -201,7 +254,8 @@ def drop_proven_(
     plan = plan_drop(cost, block)
     everything = np.ones(cost.graph.channel_count, dtype=bool)
     proof, problem = _try_cut(module, cost.graph, plan, everything, anatomy)
-    if proof is None:
+    if proof is None or not proof.exact:
+        problem = problem or "nothing could be compared"
         raise EquivalenceError(f"'{block.name}' cannot be dropped exactly: {problem}.")
     cut_(module, plan, rules=anatomy.rules)
     return replace(plan, equivalence=proof.to_dict()), proof

@@ -30,6 +30,7 @@ class PrunePlan:
         dropped: Residual blocks that go as a whole, by their names in the parent; the later ones of a list move up.
         added: In order, what is added up before anything is cut: ``{"axis": label, "from": [...], "to": [...]}``, where
             a layer read a dropped block's output beside its input.
+        untraced: Parameters that no trace met: they are as wide as they were, and so is what they may read.
     """
 
     keep: dict[str, list[int]]
@@ -44,6 +45,7 @@ class PrunePlan:
     settings: dict[str, Any] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     added: list[dict[str, Any]] = field(default_factory=list)
+    untraced: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Return the plan as JSON text."""
@@ -110,6 +112,7 @@ class PrunePlan:
             widths={rename(label): width for label, width in self.widths.items()},
             dropped=[rename(name) for name in self.dropped],
             added=added,
+            untraced=[rename(name) for name in self.untraced],
         )
 
     def _without_dropped(self) -> PrunePlan:

@@ -102,6 +102,8 @@ class Findings:
         norm_of: Weight name -> prefix of the BatchNorm that directly follows it.
         contracted: Atoms summed over by a product of two activations.
         unknown: Operator -> number of times it was met without a rule.
+        returned: Arrays of atoms that the model returned, whether their width is fixed or not.
+        untraced: Parameters that no operator used.
     """
 
     axes: list[Axis] = field(default_factory=list)
@@ -112,6 +114,8 @@ class Findings:
     norm_of: dict[str, str] = field(default_factory=dict)
     contracted: list[IntArray] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
+    returned: list[IntArray] = field(default_factory=list)
+    untraced: tuple[str, ...] = ()
 
     @property
     def atom_count(self) -> int:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from yolo_prune.graph.values import tensors_in
 
-def copy_with(module: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+
+def copy_with(module: nn.Module, change: Callable[[Tensor], Tensor], *, attributes: bool = True) -> nn.Module:
     """Copy a module deeply, with ``change(tensor)`` in the place of every parameter and buffer.
 
     Args:
         module: Any module; untouched.
-        change: Returns a new tensor, or the same one to share a parameter's storage (buffers are never shared).
+        change: Returns a new tensor, or the same one to share a parameter's storage (other tensors are never shared).
+        attributes: Change the tensors as well that are plain attributes of modules, or lie in lists, dicts and objects
+            there (cached anchors); else they are copied as they are.
 
     Returns:
         The copy; shared parameters stay shared.
@@ -23,4 +28,40 @@ def copy_with(module: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Modul
         memo[id(tensor)] = change(tensor.detach().clone())
     for parameter in module.parameters():
         memo[id(parameter)] = nn.Parameter(change(parameter.detach()), requires_grad=parameter.requires_grad)
+    for tensor in _plain_tensors(module):
+        if id(tensor) not in memo:
+            fresh = tensor.detach().clone()
+            memo[id(tensor)] = _like(tensor, change(fresh) if attributes else fresh)
     return copy.deepcopy(module, memo)
+
+
+def copy_as(module: nn.Module, dtype: torch.dtype, *, own: bool = True) -> nn.Module:
+    """Return a copy on the CPU in evaluation mode whose floating tensors have ``dtype``.
+
+    Without ``own`` it may share parameters with the module: for running it, not for writing to it.
+    """
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.to(device="cpu", dtype=dtype if tensor.is_floating_point() else tensor.dtype, copy=own)
+
+    return copy_with(module, convert).eval()
+
+
+def _plain_tensors(module: nn.Module) -> list[Tensor]:
+    """Return the tensors that modules hold without having registered them."""
+    registered = ("_parameters", "_buffers", "_modules")
+    return tensors_in(
+        [
+            value
+            for owner in module.modules()
+            for name, value in vars(owner).items()
+            if name not in registered and not name.endswith("_hooks")
+        ]
+    )
+
+
+def _like(tensor: Tensor, fresh: Tensor) -> Tensor:
+    """Return a tensor of the same kind: a parameter that no module registers is one still."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(fresh, requires_grad=tensor.requires_grad)
+    return fresh.requires_grad_(tensor.requires_grad and tensor.is_leaf and fresh.is_floating_point())

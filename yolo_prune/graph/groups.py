@@ -13,7 +13,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from yolo_prune.graph.atoms import Axis, BoolArray, Findings, IntArray, MacUse, Pieces
+from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.passes import trace_channels
+from yolo_prune.graph.reading import unread_channels
 from yolo_prune.graph.rules import OPERATORS, Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
 
@@ -57,6 +59,7 @@ class ChannelGraph:
         norm_of: Weight name -> prefix of the BatchNorm right behind it.
         contracted: Per channel: summed over by a product of two activations.
         unknown: Operators without a rule -> times met.
+        untraced: Parameters that no trace met.
     """
 
     axes: tuple[Axis, ...]
@@ -69,6 +72,7 @@ class ChannelGraph:
     norm_of: dict[str, str]
     contracted: BoolArray
     unknown: dict[str, int]
+    untraced: tuple[str, ...] = ()
 
     @property
     def channel_count(self) -> int:
@@ -87,15 +91,18 @@ def trace_groups(
     rules: ModuleRules | None = None,
     operators: Mapping[str, Operator] | None = None,
     select_outputs: OutputSelector | None = None,
+    positions: Positions | None = None,
 ) -> ChannelGraph:
     """Trace a module and group its channels.
 
     Args:
         module: Any module whose forward accepts ``example_input``; it is not modified.
-        example_input: Tensor, shape e.g. (1, 3, H, W), or a tuple of positional arguments, on the CPU. Small is fast.
+        example_input: Tensor, shape e.g. (1, 3, H, W), a tuple of positional arguments or a dict of keyword arguments.
+            Small is fast.
         rules: Module classes that bake widths into attributes, see :class:`yolo_prune.graph.trace.ModuleRule`.
         operators: Rules for operators that have none, or other rules, see :mod:`yolo_prune.graph.rules`.
         select_outputs: Picks the tensors whose width is fixed from the model's outputs; default: all.
+        positions: Where the decisions of an earlier run fell, see :mod:`yolo_prune.graph.decisions`.
 
     Returns:
         The channel graph.
@@ -107,9 +114,8 @@ def trace_groups(
         [8]
     """
     handlers = {**OPERATORS, **(operators or {})}
-    return solve(
-        trace_channels(module, example_input, handlers, rules=rules or {}, select_outputs=select_outputs)
-    )
+    run: dict[str, Any] = {"rules": rules or {}, "select_outputs": select_outputs, "positions": positions}
+    return solve(trace_channels(module, example_input, handlers, **run))
 
 
 def solve(found: Findings) -> ChannelGraph:
@@ -127,6 +133,9 @@ def solve(found: Findings) -> ChannelGraph:
     for atoms in found.contracted:
         contracted[channel_of[atoms]] = True
     contracted[0] = False
+    for channel in unread_channels(found.axes, channel_of, contracted, found.returned).tolist():
+        frozen[channel] = True
+        reasons.setdefault(channel, "is read by nothing that was traced")
     cells = _cells(found, channel_of, count)
     cells, ties = _tie_cells(cells, _constraints(found, channel_of, cells, frozen, reasons), frozen, reasons)
     groups = _name_groups(found, channel_of, cells, frozen, reasons)
@@ -141,6 +150,7 @@ def solve(found: Findings) -> ChannelGraph:
         norm_of=dict(found.norm_of),
         contracted=contracted,
         unknown=dict(found.unknown),
+        untraced=found.untraced,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.copies import copy_with
+from yolo_prune.graph.decisions import Positions
 
 _BATCH_NORMS = frozenset(
     {"native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit"}
@@ -166,42 +168,49 @@ def count_macs(module: nn.Module, example_input: Any) -> float:
     return sum(count_macs_per_operation(module, example_input))
 
 
-def count_macs_per_operation(module: nn.Module, example_input: Any) -> list[float]:
+def count_macs_per_operation(
+    module: nn.Module, example_input: Any, positions: Positions | None = None
+) -> list[float]:
     """Count the multiply-accumulates of each convolution and matrix product of one forward pass.
 
     The pass runs on shapes alone (the meta device) where the model allows it, else for real; the count is the same.
 
     Args:
         module: Any module; a copy of it runs, in evaluation mode.
-        example_input: Tensor or tuple of positional arguments, batch size 1.
+        example_input: As for :meth:`yolo_prune.graph.arguments.Arguments.of`, batch size 1.
+        positions: Where the decisions of an earlier run fell, for a model whose cost depends on values: the
+            operations are counted there.
 
     Returns:
         One count per operation, in execution order.
     """
     try:
         counter = _MacCounter()
+        # Tensors that are plain attributes stay: one of no dimension may be a number that code asks for.
+        copied = copy_with(module, _to_meta, attributes=False)
         with _WholeAttention(counter.macs):
-            return _run(
-                copy_with(module, _to_meta), pytree.tree_map_only(Tensor, _to_meta, example_input), counter
-            )
+            return _run(copied, Arguments.of(module, example_input).changed(_to_meta), counter)
     except (
         RuntimeError,
         NotImplementedError,
     ):  # values decide the control flow, or an operator has no shape rule
-        return count_macs_for_real(module, example_input)
+        return count_macs_for_real(module, example_input, positions)
 
 
-def count_macs_for_real(module: nn.Module, example_input: Any) -> list[float]:
+def count_macs_for_real(
+    module: nn.Module, example_input: Any, positions: Positions | None = None
+) -> list[float]:
     """As :func:`count_macs_per_operation`, by running the model on the CPU."""
-    return _run(copy_with(module, lambda tensor: tensor.cpu()), example_input, _MacCounter())
+    arguments = Arguments.of(module, example_input).changed(lambda tensor: tensor.cpu())
+    with positions.of("cost") if positions else nullcontext():
+        return _run(copy_with(module, lambda tensor: tensor.cpu()), arguments, _MacCounter())
 
 
 def _to_meta(tensor: Tensor) -> Tensor:
     return tensor.to("meta")
 
 
-def _run(module: nn.Module, example_input: Any, counter: _MacCounter) -> list[float]:
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
+def _run(module: nn.Module, arguments: Arguments, counter: _MacCounter) -> list[float]:
     with torch.no_grad(), plain_attention(), counter:
-        module.eval()(*args)
+        arguments.run(module.eval())
     return counter.macs

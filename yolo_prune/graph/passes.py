@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from yolo_prune.errors import ConfigError, YoloPruneError
+from yolo_prune.graph.arguments import Arguments, call_text
 from yolo_prune.graph.atoms import Findings, Pieces
 from yolo_prune.graph.copies import copy_with
+from yolo_prune.graph.decisions import Positions
+from yolo_prune.graph.labels import compact
 from yolo_prune.graph.macs import plain_attention
 from yolo_prune.graph.trace import Call, ModuleRules, OutputSelector, Tracer, rule_for
+from yolo_prune.graph.untraced import Visit, freeze_what_may_be_read, untraced_parameters
+from yolo_prune.graph.values import tensors_in
+from yolo_prune.progress import LOGGER
 
 _STOCHASTIC = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-# What a forward pass raises when it meets a tensor of another width or kind than its code expects.
+# What a forward pass of foreign code raises when it meets a tensor of another width or kind than it expects: every
+# family of Python's own errors. Only an interrupt of the user's is none of them.
 FAILURES = (
-    *(RuntimeError, ValueError, TypeError, AttributeError, AssertionError),
-    *(LookupError, ArithmeticError),
+    *(RuntimeError, ValueError, TypeError, AttributeError, AssertionError, NameError, ImportError),
+    *(LookupError, ArithmeticError, BufferError, EOFError, OSError, ReferenceError, StopIteration),
+    *(StopAsyncIteration, SyntaxError, SystemError, MemoryError, Warning),
 )
 
 
 @contextmanager
-def _module_stack(model: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterator[None]:
-    """Keep ``stack`` at the chain of modules whose forward is running."""
+def _watched(model: nn.Module, stack: list[tuple[str, nn.Module]], visits: list[Visit]) -> Iterator[None]:
+    """Keep ``stack`` at the chain of modules whose forward is running, and note in ``visits`` what each was given."""
     handles = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda m, _, name=name: stack.append((name, m))))
-        handles.append(module.register_forward_hook(lambda *_: (stack.pop(), None)[1], always_call=True))
+
+        def enter(module: nn.Module, _: Any, name: str = name) -> None:
+            stack.append((name, module))
+
+        def leave(_: nn.Module, args: Any, kwargs: Any, out: Any, name: str = name) -> None:
+            stack.pop()
+            visits.append(Visit(name, tensors_in((args, kwargs)), tensors_in(out)))
+
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
     try:
         yield
     finally:
@@ -64,55 +80,104 @@ def trace_channels(
     *,
     rules: ModuleRules,
     select_outputs: OutputSelector | None,
+    positions: Positions | None = None,
 ) -> Findings:
     """Run the model once on a copy and collect what each channel meets.
 
     Args:
         model: Any module; it is copied and left untouched.
-        example_input: A tensor, or a tuple of positional arguments, on the CPU.
+        example_input: As for :meth:`yolo_prune.graph.arguments.Arguments.of`.
         handlers: Operator rules.
         rules: Module classes with baked widths.
         select_outputs: Picks the tensors whose width is fixed out of what the model returns; default all of them.
+        positions: Where the decisions of an earlier run fell, see :mod:`yolo_prune.graph.decisions`.
 
     Returns:
         The raw findings.
+
+    Raises:
+        ConfigError: The model does not run on the example.
     """
     model = copy_with(model, lambda tensor: tensor.detach().cpu()).eval()
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    arguments = Arguments.of(model, example_input).changed(lambda tensor: tensor.detach().cpu())
     tracer = Tracer(model, rules, handlers)
-    _run(model, args, tracer, select_outputs)
-    met = {axis.name for axis in tracer.found.axes}
-    if any(name not in met for name, _ in model.named_parameters()):
-        _run_as_in_training(model, args, tracer, select_outputs)
+    visits: list[Visit] = []
+    try:
+        with positions.of("trace") if positions else nullcontext():
+            _run(model, arguments, tracer, select_outputs, visits)
+    except FAILURES:
+        check_runs(model, arguments)
+        raise
+    if untraced_parameters(model, tracer):
+        _run_as_in_training(model, arguments, tracer, select_outputs, visits)
+    tracer.found.untraced = untraced_parameters(model, tracer)
+    freeze_what_may_be_read(model, tracer, visits)
     _add_equal_axes(model, tracer)
     return tracer.found
 
 
+def check_runs(model: nn.Module, arguments: Arguments) -> None:
+    """Refuse an example that a model does not run on.
+
+    Raises:
+        ConfigError: It does not; the text says what its forward takes.
+    """
+    try:
+        with torch.no_grad():
+            arguments.run(model)
+    except FAILURES as error:
+        raise ConfigError(
+            f"the model does not run on the example input: {type(error).__name__}: {error}. Its forward is "
+            f"{call_text(model)}: pass a tensor with its batch dimension, a tuple of positional arguments, a dict of "
+            "keyword arguments, or for a detector that takes a list of images [image] with image of shape (C, H, W)."
+        ) from error
+
+
 def _run(
-    model: nn.Module, args: tuple[Any, ...], tracer: Tracer, select_outputs: OutputSelector | None
+    model: nn.Module,
+    arguments: Arguments,
+    tracer: Tracer,
+    select_outputs: OutputSelector | None,
+    visits: list[Visit],
 ) -> None:
     """Run the model once under the tracer, and freeze what it returns."""
     tracer.modules.clear()
-    stack = _module_stack(model, tracer.modules)
-    with torch.no_grad(), plain_attention(), stack, _ScaledAttention(tracer), tracer:
-        outputs = model(*args)
-    chosen = select_outputs(outputs) if select_outputs else outputs
-    for tensor in pytree.tree_leaves(chosen):
+    watched = _watched(model, tracer.modules, visits)
+    with torch.no_grad(), plain_attention(), watched, _ScaledAttention(tracer), tracer:
+        outputs = arguments.run(model)
+    for tensor in tensors_in(outputs):
+        if (label := tracer.label(tensor)) is not None:
+            tracer.found.returned.append(np.unique(compact(label).numpy()))
+    for tensor in tensors_in(select_outputs(outputs) if select_outputs else outputs):
         if (label := tracer.label(tensor)) is not None:
             tracer.freeze(label, "is an output")
 
 
 def _run_as_in_training(
-    model: nn.Module, args: tuple[Any, ...], tracer: Tracer, select_outputs: OutputSelector | None
+    model: nn.Module,
+    arguments: Arguments,
+    tracer: Tracer,
+    select_outputs: OutputSelector | None,
+    visits: list[Visit],
 ) -> None:
-    """Run the branches that exist in training alone, so that they are cut along; a model that needs labels has none."""
+    """Run the branches that exist in training alone, so that they are cut along; what stays untraced is dealt with."""
     uses = list(tracer.found.uses)
-    for module in model.modules():
-        module.training = not isinstance(module, _STOCHASTIC)
-    with suppress(*FAILURES):
-        _run(model, args, tracer, select_outputs)
+    as_in_training_(model)
+    try:
+        _run(model, arguments, tracer, select_outputs, visits)
+    except Exception as error:  # a model that needs targets may say so by a class of its own
+        if isinstance(error, YoloPruneError):
+            raise
+        LOGGER.debug("the model does not run as in training: %s: %s", type(error).__name__, error)
     tracer.found.uses = uses
     model.eval()
+
+
+def as_in_training_(model: nn.Module) -> nn.Module:
+    """Set a model to training in place, but for the layers that would make its results random or change their state."""
+    for module in model.modules():
+        module.training = not isinstance(module, _STOCHASTIC)
+    return model
 
 
 def _add_equal_axes(model: nn.Module, tracer: Tracer) -> None:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolo_prune.graph.atoms import Axis, Findings, IntArray, MacUse, Pieces
+from yolo_prune.graph.decisions import reads_values
 from yolo_prune.graph.labels import compact
 
 OutputSelector = Callable[[Any], Any]
@@ -84,6 +85,7 @@ class Tracer(TorchDispatchMode):
         self._names: dict[int, tuple[str, Tensor]] = {}
         self._storages: dict[int, str] = {}
         self.made_by: dict[int, str] = {}
+        self.met: set[str] = set()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._names.setdefault(id(tensor), (name, tensor))
             self._storages.setdefault(tensor.data_ptr(), name)
@@ -100,9 +102,13 @@ class Tracer(TorchDispatchMode):
         out = func(*args, **kwargs)
         call = Call(func, args, kwargs, out)
         for tensor in call.tensors:
-            if isinstance(tensor, nn.Parameter) and id(tensor) not in self._names:
+            if id(tensor) in self._names:
+                self.met.add(self._names[id(tensor)][0])
+            elif isinstance(tensor, nn.Parameter):
                 self._freeze_stranger(tensor)
-        if call.name in _COUNTED or any(self.known(tensor) for tensor in call.tensors):
+        if call.outputs and reads_values(call.name) and not any(tensor.numel() for tensor in call.outputs):
+            self._stop_at_nothing(call)
+        elif call.name in _COUNTED or any(self.known(tensor) for tensor in call.tensors):
             handler = self.handlers.get(call.name)
             if handler is None and torch.Tag.pointwise in func.tags:
                 handler = self.handlers["pointwise"]
@@ -111,6 +117,12 @@ class Tracer(TorchDispatchMode):
             else:
                 handler(self, call)
         return out
+
+    def _stop_at_nothing(self, call: Call) -> None:
+        """A result without elements (no detection, no proposal) carries no labels: what led there stays."""
+        self.freeze_call(call, "makes a tensor without elements from this example")
+        if call.name in _COUNTED or call.name.startswith("_scaled_dot_product"):
+            self.use("matmul", "", 0.0, None, None, np.zeros(0, dtype=np.int64))
 
     def _freeze_stranger(self, tensor: Tensor) -> None:
         """A parameter of the original, reached past the copy that runs here (by a function that holds its module)."""

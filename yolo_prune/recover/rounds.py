@@ -146,7 +146,7 @@ def cut_in_rounds(
     if plan is None:
         return CutResult(module, _identity_plan(before, budget), ())
     if rounds[-1].kept * full > limit * (1 + 1e-9):
-        frozen = ", ".join((*anatomy.freeze, *anatomy.inexact)) or "nothing"
+        frozen = ", ".join((*anatomy.freeze, *anatomy.held)) or "nothing"
         raise BudgetError(
             f"cannot meet {budget.kind}={budget.value:g} by {recipe.criterion}: {100 * rounds[-1].kept:.1f} % of the "
             f"{budget.gradient} remain with everything at its floor that it can rank (not what attention sums over) "
@@ -191,11 +191,9 @@ def _one_round(
             made, _ = cut_proven_(folded, cost, keep, anatomy)
             return folded, made, anatomy
         except EquivalenceError as error:
-            if not error.freeze or set(error.freeze) <= set(anatomy.inexact):
-                raise
+            anatomy = anatomy.without(error)
             LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
-            anatomy = replace(anatomy, inexact=(*anatomy.inexact, *error.freeze))
-    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.inexact)}.")
+    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.held)}.")
 
 
 def _drop_blocks(
@@ -289,7 +287,7 @@ def _summarise(
             "fold": recipe.fold,
             "depth": recipe.depth,
             "seed": recipe.seed,
-            "freeze": [*anatomy.freeze, *anatomy.inexact],
+            "freeze": [*anatomy.freeze, *anatomy.held],
             "cliff": [[round(r.kept, 4), r.score] for r in rounds if r.score is not None],
         },
     )

@@ -1,0 +1,274 @@
+"""What a proof compares, and that it does not count as one when it compared nothing."""
+
+import copy
+from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from nets import Net, conv, free_width, randomise_, reason_of
+from torch import nn
+
+from yolo_prune.cut.plan import Budget, choose_channels, make_plan
+from yolo_prune.cut.proof import compare_tensors, prove_equivalence
+from yolo_prune.cut.proven import Anatomy, cut_proven_
+from yolo_prune.cut.surgery import cut_
+from yolo_prune.errors import BudgetError, EquivalenceError
+from yolo_prune.graph import trace_groups
+from yolo_prune.graph.decisions import Decisions
+from yolo_prune.structure import prune_module
+
+X = torch.zeros(1, 3, 16, 16)
+
+
+class Fields:
+    """Like the instances of some detectors: an object with a dict of fields."""
+
+    def __init__(self, **fields):
+        self._size, self._fields = (16, 16), fields
+        self._fields["owner"] = self  # a cycle
+
+
+class Slots:
+    __slots__ = ("boxes",)
+
+    def __init__(self, boxes):
+        self.boxes = boxes
+
+
+@dataclass
+class Record:
+    boxes: torch.Tensor
+
+
+PACKS = {
+    "dataclass": Record,
+    "fields": lambda y: Fields(boxes=Record(y)),
+    "slots": Slots,
+    "namespace": lambda y: [SimpleNamespace(boxes=y)],
+    "mapping": lambda y: MappingProxyType({"boxes": y}),
+    "set": lambda y: {y},
+}
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_outputs_are_found_however_they_are_packed(pack):
+    net = Net(lambda m, x: PACKS[pack](m.head(m.body(x))), body=conv(32, 3), head=nn.Conv2d(32, 16, 1))
+    randomise_(net)
+    plan = prune_module(net, X, keep_macs=0.5)
+    assert (net.head.out_channels, plan.equivalence["exact"]) == (16, True)
+    assert "is an output" in plan.frozen["head"]
+
+
+def test_a_head_that_leaves_as_an_array_of_another_library_is_not_cut():
+    net = Net(lambda m, x: m.head(m.body(x)).numpy(), body=conv(32, 3), head=nn.Conv2d(32, 16, 1))
+    plan = prune_module(randomise_(net), X, keep_macs=0.5)
+    assert net.head.out_channels == 16
+    assert plan.frozen["head"] == "is read by nothing that was traced"
+    assert plan.equivalence["compared"] == 1  # what the last layer made
+
+
+def test_outputs_that_were_not_selected_may_be_cut():
+    net = Net(lambda m, x: (m.head(m.body(x)), m.side(x)), body=conv(32, 3), head=nn.Conv2d(32, 2, 1))
+    net.side = conv(32, 3)
+    graph = trace_groups(net, X, select_outputs=lambda outputs: outputs[0])
+    assert free_width(graph, "side.0") == 32
+
+
+def test_a_proof_that_compared_nothing_is_none_and_nothing_is_cut():
+    net = nn.Sequential(conv(32, 3), nn.Conv2d(32, 2, 1))
+    nothing = torch.zeros(0, 3, 16, 16)
+    anatomy = Anatomy(X)
+    cost = anatomy.cost_of(net)
+    keep = choose_channels(cost, np.ones(cost.graph.channel_count), Budget("keep_macs", 0.5))
+    text = r"^the cut cannot be proven: the model returned nothing with elements that could be compared\. Give select"
+    with pytest.raises(EquivalenceError, match=text) as caught:
+        cut_proven_(net, cost, keep, Anatomy(nothing))
+    assert (net[0][0].out_channels, caught.value.freeze) == (32, ())
+    assert not compare_tensors([torch.zeros(0)], [torch.zeros(0)], torch.float64).exact
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (float("nan"), 0.0),
+        (float("inf"), torch.finfo(torch.float64).max),
+        (-float("inf"), float("inf")),
+        (-float("inf"), torch.finfo(torch.float64).min),
+    ],
+)
+def test_what_is_no_number_equals_nothing_else(left, right):
+    a, b = (torch.tensor([1.0, value], dtype=torch.float64) for value in (left, right))
+    assert not compare_tensors([a], [b], torch.float64).exact
+    assert not compare_tensors([b], [a], torch.float64).exact
+    assert compare_tensors([a], [a.clone()], torch.float64).exact  # the control
+
+
+class Detector(nn.Module):
+    """Two heads, a threshold and a sort: boxes of what scores above ``above``, best first."""
+
+    def __init__(self, above=0.5, chaotic=False):
+        super().__init__()
+        self.body, self.score, self.box = conv(64, 3), self.head(1), self.head(4)
+        self.above, self.chaotic = above, chaotic
+
+    def head(self, makes):
+        return nn.Sequential(conv(32, 64), nn.Conv2d(32, makes, 1))
+
+    def forward(self, x):
+        x = self.body(x)
+        scores, boxes = self.score(x)[0].sigmoid().flatten(), self.box(x).flatten(2)[0].t()
+        if self.chaotic:  # its order is one of rounding errors
+            scores = 0.6 + (scores - scores / 3 * 3)
+        order = scores.argsort(descending=True)
+        scores, boxes = scores[order], boxes[order]
+        return {"scores": scores[scores > self.above], "boxes": boxes[scores > self.above]}
+
+
+def proven(net, damage=lambda cut: None):
+    anatomy = Anatomy(X)
+    cost = anatomy.cost_of(net)
+    keep = choose_channels(
+        cost, np.random.default_rng(0).random(cost.graph.channel_count), Budget("keep_macs", 0.5)
+    )
+    cut = cut_(copy.deepcopy(net), make_plan(cost, keep))
+    with torch.no_grad():
+        damage(cut)
+    return prove_equivalence(net, cut, cost.graph, keep, X)
+
+
+HEADS = ["score.0.0", "score.1", "box.0.0", "box.1", "body.0"]
+
+
+@pytest.mark.parametrize("layer", HEADS)
+def test_a_broken_head_is_seen_though_nothing_is_detected(layer):
+    def damage(cut):
+        cut.get_submodule(layer).weight[0, 0] += 0.01
+
+    net = randomise_(Detector(above=2.0), x=X)
+    assert not proven(net, damage).exact
+    sound = proven(net)
+    assert (sound.exact, sound.unseen) == (True, ())
+    assert sound.scale > 0
+
+
+def test_an_order_of_rounding_errors_is_no_difference():
+    def shift(cut):
+        cut.score[1].weight *= 1 + 1e-14  # as another order of summation would
+
+    net = randomise_(Detector(chaotic=True), x=X)
+    assert proven(net, shift).exact
+    assert not proven(net, lambda cut: cut.box[1].weight[0, 0].add_(1e-6)).exact  # the control
+
+
+def test_decisions_are_recorded_and_repeated():
+    def run(x):
+        return x.topk(2).indices, x > 0.5, x.nonzero(), x.floor(), int(x[0]), x.argmax(), x * 2
+
+    a, b = torch.tensor([3.7, 0.0, 0.4]), torch.tensor([0.1, 0.2, 0.9])
+    with Decisions() as first:
+        expected = run(a)
+    with Decisions(first.made) as second:
+        got = run(b)
+    assert not second.diverged
+    for left, right in zip(expected[:-1], got[:-1], strict=True):
+        assert left == right if isinstance(left, int) else torch.equal(left, right)
+    assert torch.equal(got[-1], b * 2)  # the control: what is no decision is computed
+    with Decisions(first.made) as third:
+        b.argmax()
+    assert third.diverged == "'argmax' where it was 'topk'"
+
+
+class TwoStage(nn.Module):
+    """As many rows in the second stage as proposals passed the first."""
+
+    def __init__(self, above=0.0):
+        super().__init__()
+        self.body, self.propose = conv(32, 3), nn.Conv2d(32, 1, 1)
+        self.second, self.out, self.above = (
+            nn.Sequential(nn.Linear(32, 64), nn.ReLU()),
+            nn.Linear(64, 2),
+            above,
+        )
+
+    def forward(self, x):
+        x = self.body(x)
+        chosen = self.propose(x)[0].flatten() > self.above
+        return self.out(self.second(x.flatten(2)[0].t()[chosen]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_costs_of_parent_and_cut_are_counted_at_the_same_positions(seed):
+    net = randomise_(TwoStage(), seed, x=X)
+    torch.manual_seed(seed)
+    x = torch.rand_like(X)
+    plan = prune_module(net, x, keep_macs=0.6, criterion="random", seed=seed)
+    assert 0.5 < plan.kept_macs <= 0.6
+    assert plan.equivalence["exact"]
+    assert net.second[0].out_features < 64
+
+
+class Stubborn(TwoStage):
+    """Does more, where no operator shows it, once its proposals are not what they were."""
+
+    def forward(self, x):
+        x = self.body(x)
+        same = np.allclose(np.asarray(self.propose(x).double()), self.above, atol=1e-3)
+        for _ in range(1 if same else 9):
+            y = self.out(self.second(x.flatten(2)[0].t()))
+        return y
+
+
+def test_a_budget_that_is_missed_is_an_error_and_the_module_is_untouched():
+    net = randomise_(Stubborn(), x=X).eval()
+    x = torch.rand(X.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        net.above = net.propose(net.body(x)).double().numpy()
+    before = {name: tuple(p.shape) for name, p in net.named_parameters()}
+    with pytest.raises(
+        BudgetError, match=r"^the budget was 0\.00\d+ GMACs, but the cut model costs 0\.0\d+ on the example: "
+    ):
+        prune_module(net, x, keep_macs=0.8, criterion="random", freeze=["second"])
+    assert before == {name: tuple(p.shape) for name, p in net.named_parameters()}
+
+
+def test_a_second_stage_without_proposals_is_frozen_by_name():
+    net = randomise_(TwoStage(above=1e9), x=X)
+    graph = trace_groups(net, X)
+    assert free_width(graph, "second.0") == 0
+    assert reason_of(graph, "second.0") == "makes a tensor without elements from this example in 'second.0'"
+
+
+def test_an_example_with_something_in_it_proves_what_random_numbers_do_not():
+    class Bright(TwoStage):
+        def forward(self, x):
+            bright = (x[0].mean(0) > 1.0).flatten()
+            x = self.body(x)
+            return self.out(self.second(x.flatten(2)[0].t()[bright]))
+
+    x = torch.rand(X.shape, generator=torch.Generator().manual_seed(0)) * 4
+    net = randomise_(Bright(), x=X)
+    plan = prune_module(net, x, keep_params=0.7, criterion="random")
+    assert plan.equivalence["exact"]
+    assert net.second[0].out_features < 64
+
+
+def test_a_layer_that_shows_in_nothing_is_named_and_can_be_frozen():
+    class Shy(TwoStage):
+        def forward(self, x):
+            chosen = (x[0].mean(0) > 1.0).flatten()
+            y = self.body(x)
+            return self.propose(y), self.out(self.second(y.flatten(2)[0].t()[chosen]) * 1.0)
+
+    net = randomise_(Shy(), x=X)
+    bright, dark = Anatomy(torch.full(X.shape, 2.0)), Anatomy(X)
+    cost = bright.cost_of(net)
+    keep = choose_channels(cost, np.ones(cost.graph.channel_count), Budget("keep_params", 0.7))
+    text = r"^the cut cannot be proven for second\.0, out: nothing that was compared depends on them\. Give an example"
+    with pytest.raises(EquivalenceError, match=text) as caught:
+        cut_proven_(net, cost, keep, dark)
+    graph = bright.without(caught.value).cost_of(net).graph
+    assert reason_of(graph, "second.0") == "shows in nothing that a proof could compare"
+    assert (free_width(graph, "second.0"), free_width(graph, "body.0")) == (0, 0)
+    assert cut_proven_(net, cost, keep, bright)[1].exact  # the control

@@ -1,0 +1,164 @@
+"""Decisions: where floating values choose positions (thresholds, top-k, sorting, non-maximum suppression).
+
+Two models that compute the same up to rounding, or a model and its smaller cut, decide differently: ties fall the other
+way, other proposals pass. What comes after cannot be compared then, and costs another number of operations. So one run
+records what it decided, and another one is made to decide the same: all that follows is computed at the same positions.
+What went *into* a decision is a continuous function of the model, and that is what a proof compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Read no values, however they are called.
+_SHAPES = frozenset(
+    {"size", "sym_size", "stride", "sym_stride", "numel", "sym_numel", "is_same_size", "empty"}
+)
+# Floating results that jump: a rounding difference before becomes a step behind.
+_STEPS = frozenset(
+    {
+        "floor",
+        "ceil",
+        "round",
+        "trunc",
+        "frac",
+        "sign",
+        "sgn",
+        "heaviside",
+        "remainder",
+        "fmod",
+        "floor_divide",
+    }
+)
+
+
+def reads_values(operator: str) -> bool:
+    """Tell whether an operator looks at the values of its tensors, not at their shapes alone."""
+    return operator not in _SHAPES and not operator.startswith("new_") and not operator.endswith("_like")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One operator that turned floating values into positions.
+
+    Attributes:
+        name: The operator.
+        shapes: Shapes of its tensors.
+        inputs: Copies of its floating tensors; empty where they were not asked for.
+        results: Copies of what it decided, in the order of its results; None where a result is no decision.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    inputs: tuple[Tensor, ...]
+    results: tuple[Any, ...]
+
+
+class Decisions(TorchDispatchMode):
+    """Records the decisions of a forward pass, or repeats those of an earlier one.
+
+    Args:
+        earlier: Decisions of another run, to be repeated wherever the tensors have the same shapes; None: only record.
+        keep_inputs: Keep copies of what goes in.
+
+    Attributes:
+        made: The decisions of this run.
+        repeated: Tensors of the latest operator's result that were taken from the earlier run.
+        diverged: What this run did where the earlier one did something else; empty when both took the same path.
+    """
+
+    def __init__(self, earlier: Sequence[Decision] | None = None, *, keep_inputs: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: list[Decision] = []
+        self.repeated: list[Tensor] = []
+        self.diverged = ""
+        self._earlier = earlier
+        self._keep_inputs = keep_inputs
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Opt out of a wrapper around the method below whose first call imports the whole compiler (3 s)."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self.repeated = []
+        name = str(func.overloadpacket.__name__)
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+        if not floats or not reads_values(name):
+            return func(*args, **kwargs)
+        steps = name.rstrip("_") in _STEPS or kwargs.get("rounding_mode") is not None
+        writes = bool(func._schema.is_mutable)
+        before = tuple(tensor.clone() for tensor in floats) if steps and writes else tuple(floats)
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        leaves, spec = pytree.tree_flatten(func(*args, **kwargs))
+        chosen = [_is_decided(leaf, steps) for leaf in leaves]
+        if any(chosen):
+            leaves = self._repeat(name, shapes, leaves, chosen, writes)
+            results = tuple(
+                _copy(leaf) if picked else None for leaf, picked in zip(leaves, chosen, strict=True)
+            )
+            inputs = tuple(tensor.clone() for tensor in before) if self._keep_inputs else ()
+            self.made.append(Decision(name, shapes, inputs, results))
+        return pytree.tree_unflatten(leaves, spec)
+
+    def _repeat(
+        self,
+        name: str,
+        shapes: tuple[tuple[int, ...], ...],
+        leaves: list[Any],
+        chosen: list[bool],
+        writes: bool,
+    ) -> list[Any]:
+        """Put what the earlier run decided in the place of what this one did."""
+        if self._earlier is None or self.diverged:
+            return leaves
+        index = len(self.made)
+        past = self._earlier[index] if index < len(self._earlier) else None
+        if past is None or past.name != name:
+            self.diverged = f"'{name}' where it was '{past.name if past else 'the end'}'"
+            return leaves
+        if past.shapes != shapes:  # of channels, of which some are gone
+            return leaves
+        fresh = []
+        for leaf, picked, result in zip(leaves, chosen, past.results, strict=True):
+            if not picked:
+                fresh.append(leaf)
+                continue
+            fresh.append(leaf.copy_(result) if writes and isinstance(leaf, Tensor) else _copy(result))
+            if isinstance(fresh[-1], Tensor):
+                self.repeated.append(fresh[-1])
+        return fresh
+
+
+def _is_decided(leaf: Any, steps: bool) -> bool:
+    """Tell whether a result is a decision: no number that follows its operands without jumps."""
+    if isinstance(leaf, Tensor):
+        return steps or not (leaf.is_floating_point() or leaf.is_complex())
+    return isinstance(leaf, (bool, int, float))
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+class Positions:
+    """Where decisions fell in the first run of each name: later models run at the same positions."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, list[Decision]] = {}
+
+    def of(self, run: str) -> Decisions:
+        """Return what records the first run of that name and repeats it in every later one."""
+        decisions = Decisions(self._first.get(run))
+        self._first.setdefault(run, decisions.made)
+        return decisions
