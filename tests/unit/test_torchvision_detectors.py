@@ -1,0 +1,175 @@
+"""Detectors of torchvision, as whole models: heads are compared though nothing is detected, and budgets hold.
+
+Small backbones stand in for the stock ones; the stock ones are marked slow.
+"""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from nets import Net, conv, randomise_
+from torch import nn
+
+from yolo_prune.cut.plan import Budget, choose_channels, make_plan
+from yolo_prune.cut.proof import prove_equivalence
+from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.surgery import cut_
+from yolo_prune.structure import prune_module
+
+detection = pytest.importorskip("torchvision.models.detection")
+SIZES = {"min_size": 64, "max_size": 64}
+
+
+def backbone(out=32):
+    net = nn.Sequential(conv(32, 3, stride=4), conv(32, 32, stride=2), conv(out, 32))
+    net.out_channels = out
+    return net
+
+
+def anchors(sizes=((16, 32),)):
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+
+
+def pool(size=3):
+    from torchvision.ops import MultiScaleRoIAlign
+
+    return MultiScaleRoIAlign(["0"], size, 2)
+
+
+def two_stage(cls=None, **heads):
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+
+    return (cls or detection.FasterRCNN)(
+        backbone(),
+        rpn_anchor_generator=anchors(),
+        box_roi_pool=pool(),
+        box_head=TwoMLPHead(32 * 9, 64),
+        box_predictor=FastRCNNPredictor(64, 4),
+        rpn_post_nms_top_n_test=12,
+        box_detections_per_img=4,
+        **heads,
+        **SIZES,
+    )
+
+
+def mask_rcnn():
+    from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+
+    heads = {"mask_head": MaskRCNNHeads(32, (32, 32), 1), "mask_predictor": MaskRCNNPredictor(32, 32, 4)}
+    return two_stage(detection.MaskRCNN, mask_roi_pool=pool(4), **heads)
+
+
+def keypoint_rcnn():
+    from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+
+    heads = {
+        "keypoint_head": KeypointRCNNHeads(32, (32, 32)),
+        "keypoint_predictor": KeypointRCNNPredictor(32, 3),
+    }
+    return two_stage(detection.KeypointRCNN, keypoint_roi_pool=pool(4), **heads)
+
+
+def retinanet():
+    return detection.RetinaNet(backbone(), 5, anchor_generator=anchors(), **SIZES)
+
+
+def fcos():
+    return detection.FCOS(backbone(), 5, anchor_generator=fcos_anchors(), **SIZES)
+
+
+def fcos_anchors():
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    return AnchorGenerator(((8,),), ((1.0,),))
+
+
+def ssd():
+    from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+
+    maps = Net(lambda m, x: {"0": m.layers(x)}, layers=backbone())
+    maps.out_channels = [32]
+    return detection.ssd.SSD(maps, DefaultBoxGenerator([[2, 3]]), (64, 64), 5)
+
+
+# Builder -> last layers of its heads, each of which must be seen when it breaks.
+DETECTORS = {
+    retinanet: ("head.classification_head.cls_logits", "head.regression_head.bbox_reg"),
+    fcos: (
+        *("head.classification_head.cls_logits", "head.regression_head.bbox_reg"),
+        "head.regression_head.bbox_ctrness",
+    ),
+    ssd: ("head.classification_head.module_list.0", "head.regression_head.module_list.0"),
+    two_stage: (
+        *("rpn.head.cls_logits", "rpn.head.bbox_pred"),
+        *("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"),
+    ),
+    mask_rcnn: ("rpn.head.cls_logits", "roi_heads.box_predictor.bbox_pred"),
+    keypoint_rcnn: ("rpn.head.bbox_pred", "roi_heads.box_predictor.cls_score"),
+}
+X = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def built(build):
+    torch.manual_seed(0)
+    net = build().eval()
+    return randomise_(net)
+
+
+@pytest.mark.parametrize("build", DETECTORS, ids=lambda build: build.__name__)
+def test_a_detector_is_cut_within_its_budget_and_its_heads_are_compared(build):
+    net = built(build)
+    heads = {name: net.get_submodule(name).weight.shape[0] for name in DETECTORS[build]}
+    plan = prune_module(net, X, keep_macs=0.7, criterion="l1")
+    assert 0.65 < plan.kept_macs <= 0.7
+    assert plan.equivalence["exact"]
+    assert plan.equivalence["compared"] >= len(DETECTORS[build])
+    assert heads == {name: net.get_submodule(name).weight.shape[0] for name in heads}
+    net([torch.rand(3, 64, 64)])
+
+
+@pytest.mark.parametrize("build", DETECTORS, ids=lambda build: build.__name__)
+def test_a_broken_head_fails_the_proof(build):
+    net = built(build)
+    cost = Anatomy(X).cost_of(net)
+    scores = np.random.default_rng(0).random(cost.graph.channel_count)
+    keep = choose_channels(cost, scores, Budget("keep_macs", 0.7))
+    for layer in (None, *DETECTORS[build]):
+        cut = cut_(copy.deepcopy(net), make_plan(cost, keep))
+        if layer:
+            cut.get_submodule(layer).weight.data += 0.01
+        assert prove_equivalence(net, cut, cost.graph, keep, X).exact == (layer is None)
+
+
+def test_a_list_of_images_works_and_a_single_one_is_a_sentence():
+    from yolo_prune.errors import ConfigError
+
+    net = built(retinanet)
+    plan = prune_module(net, [X[0]], keep_macs=0.7)
+    assert plan.equivalence["exact"]
+    with pytest.raises(
+        ConfigError,
+        match=r"^the model does not run on the example input: ValueError: images is expected .* \[image\] with image of",
+    ):
+        prune_module(net, X[0], keep_macs=0.7)
+
+
+STOCK = (
+    *("fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn", "ssd300_vgg16"),
+    *("ssdlite320_mobilenet_v3_large", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STOCK)
+def test_a_stock_detector_is_cut_within_its_budget(name):
+    torch.manual_seed(0)
+    sizes = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 128}
+    net = getattr(detection, name)(weights=None, weights_backbone=None, **sizes).eval()
+    side = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}.get(name, 96)
+    plan = prune_module(net, torch.rand(1, 3, side, side), keep_macs=0.6)
+    assert 0.57 < plan.kept_macs <= 0.6
+    assert plan.equivalence["exact"]
+    assert plan.equivalence["compared"] > 4
