@@ -159,8 +159,9 @@ class _Case:
         yield self.arguments.random(dtype), True
         yield self.arguments.as_given(dtype), False
 
-    def _cut_names(self) -> set[str]:
-        return {axis.name for axis in self.graph.axes if not self.keep[self.graph.axis_channels(axis)].all()}
+    def _cut_names(self) -> list[str]:
+        cut = (axis for axis in self.graph.axes if not self.keep[self.graph.axis_channels(axis)].all())
+        return list(dict.fromkeys(axis.name for axis in cut))
 
     def _last(self) -> frozenset[str]:
         """Return the last layers that are whole: their results must agree; names say nothing after a dropped block."""
@@ -205,7 +206,7 @@ class _Case:
 class _Findings:
     """Pairs of tensors to compare, and which of the cut parameters show in them."""
 
-    missing: set[str]
+    missing: list[str]
     expected: list[Tensor] = field(default_factory=list)
     got: list[Tensor] = field(default_factory=list)
     compared: int = 0
@@ -230,7 +231,7 @@ class _Findings:
                 self.compared += 1
                 reach |= b.reach
         seen = {name for bit, name in enumerate(got.names) if reach >> bit & 1}
-        self.missing -= seen
+        self.missing = [name for name in self.missing if name not in seen]
 
 
 def _pairs(expected: Witness, got: Witness) -> Iterator[tuple[Sight, Sight, bool]]:
