@@ -41,6 +41,10 @@ class EquivalenceError(YoloPruneError, RuntimeError):
         self.unseen = unseen
 
 
+class CutError(YoloPruneError, RuntimeError):
+    """The cut of a running training failed; its last checkpoint is whole, and the text says how to go on from it."""
+
+
 class RebuiltError(YoloPruneError, RuntimeError):
     """The host rebuilt the model during training, so the pruning was lost."""
 

@@ -11,6 +11,7 @@ from ultralytics import YOLO
 from ultralytics.data.augment import classify_transforms
 from ultralytics.nn.tasks import ClassificationModel
 
+from yolo_prune.adapters.ultralytics import verify
 from yolo_prune.adapters.ultralytics.classify import (
     class_calibration_batches,
     evaluate_classifier,
@@ -101,10 +102,17 @@ def test_calibration_images_are_what_validation_sees(folder):
     assert torch.equal(few, class_calibration_batches(data, 64, images=4, seed=1)[0])
 
 
-def test_an_unreadable_training_image_is_named(folder):
+def test_an_unreadable_training_image_is_left_out(folder, caplog):
     (folder / "train" / "a" / "0.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"^cannot read the image .*0\.png\.$"):
-        class_calibration_batches(resolve_classes(folder), 64, images=100)
+    (batch,) = class_calibration_batches(resolve_classes(folder), 64, images=100, batch=100)
+    assert len(batch) == 17
+    assert f"1 of the 18 images of '{folder}/train' are left out, as by the host:" in caplog.text
+    assert class_calibration_batches(
+        resolve_classes(folder),
+        64,
+        images=1,
+        files=[folder / "train" / "a" / "0.png", folder / "train/a/1.png"],
+    )[0].shape == (1, 3, 64, 64)
 
 
 def test_validation_is_on_the_test_split_where_there_is_no_other(folder):
@@ -113,8 +121,12 @@ def test_validation_is_on_the_test_split_where_there_is_no_other(folder):
     assert evaluate_classifier(build(), folder, imgsz=64).images == 18
 
 
-def test_images_that_the_host_leaves_out_are_an_error_and_not_another_top1(folder):
+def test_images_that_the_host_leaves_out_are_left_out_of_both(folder, caplog, monkeypatch):
     Image.new("RGB", (8, 8)).save(folder / "val" / "a" / "3.png")  # under the host's 10 pixels
+    assert evaluate_classifier(build(), folder, imgsz=64).images == 17
+    assert f"{folder}/val/a/3.png: 8 x 8 pixels are too few" in caplog.text
+    monkeypatch.setattr(verify, "image_problem", lambda _: "")
+    Image.new("RGB", (8, 9)).save(folder / "val" / "a" / "3.png")
     with pytest.raises(DataError, match=r"^the host left out 1 of the 18 images in .*val: they are corrupt"):
         evaluate_classifier(build(), folder, imgsz=64)
 

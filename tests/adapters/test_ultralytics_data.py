@@ -14,6 +14,7 @@ from yolo_prune.adapters.ultralytics.data import (
     find_class_folders,
     resolve_data,
 )
+from yolo_prune.adapters.ultralytics.verify import draw_files
 from yolo_prune.errors import DataError
 
 YAML = "train: images/train\nval: images/val\nnames: [ant, bee]\n"
@@ -182,16 +183,15 @@ def test_no_labels_at_all_is_an_error(tmp_path, label):
     assert str(error.value) == expected
 
 
-def test_a_malformed_label_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"labels/val/0\.txt, line 1: class 2 is not one of 0 to 1\.$"):
-        resolve_data(make(tmp_path, label="2 0.5 0.5 0.5 0.5\n"))
-
-
-def test_an_image_that_is_none_is_named(tmp_path):
-    file = make(tmp_path)
-    (tmp_path / "images" / "val" / "2.png").write_bytes(b"text")
-    with pytest.raises(DataError, match=r"^cannot read the image .*2\.png: "):
+def test_a_split_without_one_good_image_is_an_error_that_lists_what_is_wrong(tmp_path):
+    file = make(tmp_path, label="2 0.5 0.5 0.5 0.5\n")
+    with pytest.raises(DataError) as error:
         resolve_data(file)
+    first, *lines = str(error.value).splitlines()
+    assert first == f"none of the 4 images of 'val' in {file} can be used:"
+    assert lines == [
+        f"  {tmp_path}/labels/val/{index}.txt, line 1: class 2 is not one of 0 to 1" for index in range(4)
+    ]
 
 
 def test_nothing_is_downloaded_when_the_yaml_does_not_ask_for_it(tmp_path, monkeypatch):
@@ -251,11 +251,27 @@ def test_calibration_needs_no_labels_and_writes_nothing(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_calibration_image_that_cannot_be_read_is_named(tmp_path):
-    file = make(tmp_path, count=2, split="train")
+def test_calibration_leaves_out_what_the_host_leaves_out(tmp_path, caplog):
+    file = make(tmp_path, count=3, split="train")
     (tmp_path / "images" / "train" / "1.png").write_bytes(b"text")
-    with pytest.raises(DataError, match=r"^cannot read the image .*1\.png\.$"):
-        calibration_batches(file, 64)
+    assert sum(len(each) for each in calibration_batches(file, 64)) == 2
+    assert f"1 of the 3 images of 'train' in {file} are left out, as by the host:" in caplog.text
+
+
+def test_an_image_that_only_decoding_finds_broken_is_replaced_by_another(tmp_path, caplog):
+    file = make(tmp_path, count=6, split="train")
+    images = sorted((tmp_path / "images" / "train").iterdir())
+    good = calibration_batches(file, 64, images=3, seed=1, files=images)[0]
+    chosen = draw_files(images, 3, 1)
+    chosen[1].write_bytes(b"text")
+    found = calibration_batches(file, 64, images=3, seed=1, files=images)[0]
+    assert len(found) == 3
+    assert torch.equal(found[:2], good[[0, 2]])
+    assert f"{chosen[1]}: it cannot be decoded" in caplog.text
+    for image in images:
+        image.write_bytes(b"text")
+    with pytest.raises(DataError, match=r"^none of the 6 images of the training data can be used:\n"):
+        calibration_batches(file, 64, images=3, files=images)
 
 
 @pytest.mark.parametrize(

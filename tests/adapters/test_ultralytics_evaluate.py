@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from yolo_prune.adapters.ultralytics import verify
 from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_detector
 from yolo_prune.errors import DataError
 
@@ -117,8 +118,14 @@ def test_a_module_without_names_needs_them(data):
     assert not hasattr(module, "names")
 
 
-def test_an_image_that_the_host_skips_is_an_error_and_not_a_lower_ap(data):
-    Image.new("RGB", (8, 8)).save(data.parent / "images" / "val" / "3.png")  # under the host's 10 pixels
+def test_an_image_that_the_host_skips_is_named_and_counts_for_nobody(data, caplog, monkeypatch):
+    small = data.parent / "images" / "val" / "3.png"
+    Image.new("RGB", (8, 8)).save(small)  # under the host's 10 pixels
+    result = evaluate_detector(build(), data, imgsz=64)
+    assert (result.images, result.coco.images) == (5, 5)
+    assert f"{small}: 8 x 8 pixels are too few" in caplog.text
+    monkeypatch.setattr(verify, "image_problem", lambda _: "")
+    Image.new("RGB", (8, 9)).save(small)
     with pytest.raises(
         DataError, match=r"^the host skipped 1 of 6 images as corrupt, for example .*3\.png\.$"
     ):

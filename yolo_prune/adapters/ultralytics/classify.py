@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.adapters.ultralytics.data import draw_files, find_class_folders, split_folder
+from yolo_prune.adapters.ultralytics.data import find_class_folders, split_folder
 from yolo_prune.adapters.ultralytics.evaluate import class_names
+from yolo_prune.adapters.ultralytics.verify import load_drawn, usable_images
 from yolo_prune.bootstrap import ImageHits
 from yolo_prune.errors import DataError
 from yolo_prune.modes import evaluating
@@ -87,7 +88,7 @@ class ClassificationData:
 
 
 def resolve_classes(data: str | Path, split: str = "val") -> ClassificationData:
-    """Find the images of one split, where the host looks for them; nothing is downloaded.
+    """Find the images of one split, where the host looks for them; one warning lists those that it would leave out.
 
     Args:
         data: A folder with ``train`` and the split, each with one folder of images per class, or the name of one in
@@ -95,15 +96,21 @@ def resolve_classes(data: str | Path, split: str = "val") -> ClassificationData:
         split: ``train``, ``val`` (``test`` where there is none) or ``test``.
 
     Raises:
-        DataError: The folder, the split or its images are missing.
+        DataError: The folder, the split or its images are missing, or none of them can be used.
     """
-    from ultralytics.data.utils import IMG_FORMATS
-
     folder = find_class_folders(data, split)
     root = split_folder(folder, split) or folder / split
-    files = sorted(path for path in root.glob("*/**/*.*") if path.suffix[1:].lower() in IMG_FORMATS)
     names = dict(enumerate(sorted(each.name for each in (folder / "train").iterdir() if each.is_dir())))
-    return ClassificationData(folder, split, root, tuple(files), names)
+    return ClassificationData(
+        folder, split, root, usable_images(class_images(root), None, f"'{root}'").images, names
+    )
+
+
+def class_images(root: Path) -> list[Path]:
+    """Return the images below the folders of a split's classes, sorted."""
+    from ultralytics.data.utils import IMG_FORMATS
+
+    return sorted(path for path in root.glob("*/**/*.*") if path.suffix[1:].lower() in IMG_FORMATS)
 
 
 def check_class_count(names: Mapping[int, str], data: ClassificationData) -> None:
@@ -236,7 +243,13 @@ def _labelled(
 
 
 def class_calibration_batches(
-    data: ClassificationData, imgsz: int, *, images: int, batch: int = 16, seed: int = 0
+    data: ClassificationData,
+    imgsz: int,
+    *,
+    images: int,
+    batch: int = 16,
+    seed: int = 0,
+    files: Sequence[Path] | None = None,
 ) -> list[Tensor]:
     """Load training images for recovery, cropped as the host's validation does, never augmented.
 
@@ -246,26 +259,29 @@ def class_calibration_batches(
         images: How many images, drawn at random without repetition; all of them where there are fewer.
         batch: Images per tensor; the last may hold fewer.
         seed: Seed of the draw.
+        files: The images to draw from, where the host has chosen them already.
 
     Returns:
         float32 tensors (batch, 3, imgsz, imgsz) in [0, 1], RGB, on the CPU.
 
     Raises:
-        DataError: The images are missing, or one cannot be read.
+        DataError: The images are missing, or none can be read.
     """
-    from PIL import Image, UnidentifiedImageError
     from ultralytics.data.augment import classify_transforms
+
+    prepare = classify_transforms(size=imgsz)
+    given = resolve_classes(data.folder, "train").image_files if files is None else files
+    loaded = load_drawn(given, images, seed, lambda file: _cropped(file, prepare))
+    return list(torch.split(torch.stack(loaded), batch))
+
+
+def _cropped(file: Path, prepare: Callable[[Any], Tensor]) -> Tensor | None:
+    """Return one image as the host's validation sees it, None when it cannot be decoded."""
+    from PIL import Image, UnidentifiedImageError
     from ultralytics.utils.patches import imread
 
-    files = draw_files(resolve_classes(data.folder, "train").image_files, images, seed)
-    prepare = classify_transforms(size=imgsz)
-    loaded = []
-    for file in track(files, "Loading calibration images"):
-        try:
-            pixels = imread(os.fspath(file))
-        except (OSError, UnidentifiedImageError):
-            pixels = None
-        if pixels is None:
-            raise DataError(f"cannot read the image {file}.")
-        loaded.append(prepare(Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))))
-    return list(torch.split(torch.stack(loaded), batch))
+    try:
+        pixels = imread(os.fspath(file))
+    except (OSError, UnidentifiedImageError):
+        return None
+    return None if pixels is None else prepare(Image.fromarray(np.ascontiguousarray(pixels[..., ::-1])))

@@ -9,13 +9,13 @@ from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from yolo_prune.adapters.ultralytics.annotations import annotation_files, one_line, read_annotations
+from yolo_prune.adapters.ultralytics.verify import LabelRules, label_files_of, load_drawn, usable_images
 from yolo_prune.errors import DataError
 from yolo_prune.evaluate import coco_from_yolo
-from yolo_prune.progress import LOGGER, track
+from yolo_prune.progress import LOGGER
 
 _HOST_ERRORS = (OSError, SyntaxError, TypeError, ValueError, KeyError, AttributeError, AssertionError)
 
@@ -35,6 +35,7 @@ class DetectionData:
         source: Where the ground truth comes from, in words for the report.
         image_ids: Image path -> its id in ``ground_truth``.
         category_ids: Class index -> its category id in ``ground_truth``.
+        task: The host's name for what models do with it.
     """
 
     file: Path
@@ -47,10 +48,13 @@ class DetectionData:
     source: str
     image_ids: dict[str, int] = field(repr=False)
     category_ids: dict[int, int] = field(repr=False)
+    task: str = "detect"
 
 
-def resolve_data(data: str | Path | DetectionData, split: str = "val") -> DetectionData:
-    """Find the images and the ground truth of one split.
+def resolve_data(
+    data: str | Path | DetectionData, split: str = "val", *, task: str = "detect"
+) -> DetectionData:
+    """Find the images and the ground truth of one split; what the host would leave out is left out with a warning.
 
     Boxes come from ``annotations/instances_SPLIT.json`` near the images when that file covers these images
     and classes, else from the YOLO labels; ``source`` says which. Nothing is downloaded unless the yaml has
@@ -59,20 +63,21 @@ def resolve_data(data: str | Path | DetectionData, split: str = "val") -> Detect
     Args:
         data: A data yaml, the name of one that Ultralytics ships, a folder with one, or a resolved split.
         split: ``train``, ``val`` or ``test``.
+        task: The host's name for what the model does; ``pose`` needs points in every label.
 
     Returns:
         The split, with lengths in pixels in its ground truth.
 
     Raises:
-        DataError: The yaml, the split, the images or all labels are missing, or a label is malformed.
+        DataError: The yaml, the split, the images or all labels are missing, or every image or its labels are broken.
     """
     if isinstance(data, DetectionData):
         if data.split == split:
             return data
-        data = data.file
+        task, data = data.task, data.file
     yaml = read_data_yaml(data)
-    image_files = list_images(yaml, split)
-    label_files = _label_files(image_files)
+    image_files = images_in_use(yaml, split, task)
+    label_files = label_files_of(image_files)
     names = {int(index): str(name) for index, name in yaml["names"].items()}
     truth = coco_from_yolo(
         image_files, label_files, names, keypoint_columns=_keypoint_columns(yaml), size_of=_host_image_size
@@ -104,6 +109,7 @@ def resolve_data(data: str | Path | DetectionData, split: str = "val") -> Detect
         source=source,
         image_ids=image_ids,
         category_ids=category_ids,
+        task=task,
     )
 
 
@@ -128,6 +134,27 @@ def check_classes(names: Mapping[int, str], data: DetectionData) -> None:
         )
 
 
+def images_in_use(yaml: Mapping[str, Any], split: str, task: str = "detect") -> list[Path]:
+    """Return the images of a split that the host would train or evaluate on; one warning lists the others.
+
+    Args:
+        yaml: What ``read_data_yaml`` returned.
+        split: Name of the split.
+        task: The host's name for what the model does.
+
+    Raises:
+        DataError: There are no images, or none that can be used.
+    """
+    what = f"'{split}' in {yaml['yaml_file']}"
+    return list(usable_images(list_images(yaml, split), label_rules(yaml, task), what).images)
+
+
+def label_rules(yaml: Mapping[str, Any], task: str) -> LabelRules:
+    """Return what the label files of a data set must look like for a task of the host."""
+    points, numbers = yaml.get("kpt_shape") or (0, 0)
+    return LabelRules(len(yaml["names"]), (int(points), int(numbers)), pose=task == "pose")
+
+
 def calibration_batches(
     data: str | Path | DetectionData,
     imgsz: int,
@@ -135,6 +162,8 @@ def calibration_batches(
     batch: int = 16,
     seed: int = 0,
     split: str = "train",
+    *,
+    files: Sequence[Path] | None = None,
 ) -> list[torch.Tensor]:
     """Load images for recovery: letterboxed as for validation, never augmented. Labels are not needed.
 
@@ -145,28 +174,21 @@ def calibration_batches(
         batch: Images per tensor; the last may hold fewer.
         seed: Seed of the draw. The same seed and files give the same tensors.
         split: Which images to draw from.
+        files: The images to draw from, where the host has chosen them already; None: those of the split that it would.
 
     Returns:
         float32 tensors (batch, channels, imgsz, imgsz) in [0, 1], RGB, on the CPU.
 
     Raises:
-        DataError: The yaml, the split or the images are missing, or an image cannot be read.
+        DataError: The yaml, the split or the images are missing, or no image can be read.
     """
-    from yolo_prune.adapters.ultralytics.images import listed
+    from yolo_prune.adapters.ultralytics.images import load_square
 
-    yaml = read_data_yaml(data.file if isinstance(data, DetectionData) else data)
-    files = draw_files(list_images(yaml, split), images, seed)
-    samples = listed(files, imgsz, yaml)
-    loaded = [samples[index]["img"] for index in track(range(len(files)), "Loading calibration images")]
+    yaml = data.yaml if isinstance(data, DetectionData) else read_data_yaml(data)
+    task = data.task if isinstance(data, DetectionData) else "detect"
+    given = images_in_use(yaml, split, task) if files is None else files
+    loaded = load_drawn(given, images, seed, lambda file: load_square(file, imgsz, yaml))
     return [torch.stack(loaded[at : at + batch]).float() / 255 for at in range(0, len(loaded), batch)]
-
-
-def draw_files(files: Sequence[Path], count: int, seed: int) -> list[Path]:
-    """Draw ``count`` files at random without repetition, in their order; all of them where there are fewer."""
-    if len(files) <= count:
-        return list(files)
-    chosen = np.random.default_rng(seed).choice(len(files), size=count, replace=False)
-    return [files[index] for index in sorted(chosen)]
 
 
 def read_data_yaml(data: str | Path) -> dict[str, Any]:
@@ -230,13 +252,6 @@ def list_images(yaml: Mapping[str, Any], split: str) -> list[Path]:
     if not images:
         raise DataError(f"{yaml['yaml_file']}: no images of '{split}' in {', '.join(map(str, sources))}.")
     return [Path(path) for path in images]
-
-
-def _label_files(image_files: Sequence[Path]) -> list[Path]:
-    """Return the label file of each image, where the host looks for it."""
-    from ultralytics.data.utils import img2label_paths
-
-    return [Path(path) for path in img2label_paths([os.fspath(path) for path in image_files])]
 
 
 def _keypoint_columns(yaml: Mapping[str, Any]) -> int:

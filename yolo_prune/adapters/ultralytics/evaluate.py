@@ -126,7 +126,7 @@ def evaluate_detector(
     """
     from yolo_prune.adapters.ultralytics.validator import collecting_validator, task_of, validate
 
-    resolved = resolve_data(data, split)
+    resolved = resolve_data(data, split, task=task_of(module))
     names = class_names(module, names)
     check_classes(names, resolved)
     options: dict[str, Any] = {"task": task_of(module), "imgsz": imgsz, "batch": batch}

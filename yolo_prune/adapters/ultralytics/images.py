@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.models.rtdetr.val import RTDETRDataset
 
@@ -83,3 +84,12 @@ def listed(
     """
     kind = StretchedImages if stretched else LetterboxedImages
     return kind(files, sizes, data=dict(yaml), imgsz=imgsz, **rules)
+
+
+def load_square(file: Path, imgsz: int, yaml: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return one letterboxed image, uint8 (channels, imgsz, imgsz); None when the host cannot decode it."""
+    try:
+        image: torch.Tensor = listed([file], imgsz, yaml)[0]["img"]
+    except DataError:
+        return None
+    return image

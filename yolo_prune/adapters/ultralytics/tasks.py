@@ -100,8 +100,8 @@ class BoxTask:
     quick_images: int = 128
 
     def check_training_images(self) -> None:
-        """Raise DataError when the yaml has no training images."""
-        data.list_images(self.split.yaml, "train")
+        """Raise DataError when the yaml has no training images that can be used; one warning lists broken ones."""
+        data.images_in_use(self.split.yaml, "train", self.split.task)
 
     def evaluate(self, module: nn.Module, imgsz: int, exported: Path | None = None) -> evaluate.EvalResult:
         """Return COCO AP and the host's own mAP."""
@@ -120,7 +120,7 @@ class BoxTask:
     def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:
         """Return a function that gives COCO AP on some images of ``val``."""
         quick = evaluate.Evaluator(
-            self.split.file, imgsz=imgsz, max_images=self.quick_images, batch=self.batch, device=self.device
+            self.split, imgsz=imgsz, max_images=self.quick_images, batch=self.batch, device=self.device
         )
         return lambda module: quick(module, self.names).ap
 
@@ -156,8 +156,8 @@ class ClassTask:
     quick_images: int = 512
 
     def check_training_images(self) -> None:
-        """Raise DataError when there is no folder of training images."""
-        data.find_class_folders(self.split.folder, "train")
+        """Raise DataError when there are no training images that can be used; one warning lists broken ones."""
+        classify.resolve_classes(self.split.folder, "train")
 
     def evaluate(
         self, module: nn.Module, imgsz: int, exported: Path | None = None
@@ -228,6 +228,6 @@ def open_task(
         folders = classify.resolve_classes(source, split)
         classify.check_class_count(loaded.names, folders)
         return ClassTask(folders, loaded.names, batch, device, workers)
-    boxes = data.resolve_data(source, split)
+    boxes = data.resolve_data(source, split, task=loaded.task)
     data.check_classes(loaded.names, boxes)
     return BoxTask(boxes, loaded.names, batch, device, workers)

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-from yolo_prune.adapters.ultralytics.training import aftercut, midrun
+from yolo_prune.adapters.ultralytics.training import aftercut, midrun, rescue
 from yolo_prune.adapters.ultralytics.training.exact import _ResumesExactly
 from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_scales
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, _StaysCut, unwrap
@@ -91,6 +91,7 @@ class _PrunesInRun(_ResumesExactly):
         if self.pruning.threads is not None:
             torch.set_num_threads(self.pruning.threads)
         self._refuse_what_cannot_work()
+        rescue.report_left_out(self)
         self.note_batches_per_step()
         module = unwrap(self.model)
         with untouched_randomness():
@@ -146,7 +147,8 @@ class _PrunesInRun(_ResumesExactly):
         self.check_sizes()
         self.pick_up_exactly()
         if self._is_due():
-            self.cut()
+            with rescue.rescued(self):
+                self.cut()
         self.order_epoch()
         if len(self.state.cuts) >= self.pruning.rounds or self.epoch < self._first_sparse():
             self.sparse.detach()
@@ -246,11 +248,7 @@ class _PrunesInRun(_ResumesExactly):
 
     def _save_cut(self: Any, plan: PrunePlan) -> None:
         """Measure the cut model, then write plan.json, last.pt and best.pt, in an order that survives a kill."""
-        epoch, plots, period = self.epoch, self.validator.args.plots, self.save_period
-        self.epoch, self.save_period, self.busy = epoch - 1, -1, True
-        try:
-            if getattr(self, "loss_items", None) is None:
-                self.loss_items, self.loss = self.name_losses(), torch.zeros((), device=self.device)
+        with rescue.as_after_last_epoch(self):
             if self.args.val:
                 metrics, self.fitness = self.validate()
                 self.metrics = metrics if metrics is not None else self.metrics
@@ -260,11 +258,8 @@ class _PrunesInRun(_ResumesExactly):
                 if self.best.is_file():
                     self.best.replace(self.wdir / "best_uncut.pt")
                 self.save_model()
-                if epoch == 0:
+                if self.epoch < 0:
                     self.last.unlink()  # nothing was trained: there is nothing to resume from
-        finally:
-            self.epoch, self.save_period, self.busy = epoch, period, False
-            self.validator.args.plots = plots
 
     def end_epoch(self: Any) -> None:
         """Say where the scales are, and give loggers and results.csv our columns."""

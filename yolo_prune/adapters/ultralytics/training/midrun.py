@@ -24,6 +24,7 @@ from yolo_prune.randomness import untouched_randomness
 from yolo_prune.recover.rounds import Recipe, cut_in_rounds
 
 _Value = TypeVar("_Value")
+_BATCH = 16  # images that are measured together, where memory allows
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def recover(
         budget: How much may stay.
         settings: How.
         criterion: What a channel is worth, no longer "auto".
-        batches: Calibration images on the parent's device.
+        batches: Calibration images.
         imgsz: Side of the images, pixels.
         classes: Number of classes.
         seed: Of pixels and projections.
@@ -158,25 +159,39 @@ def swap_(module: nn.Module, optimizer: torch.optim.Optimizer, recovered: Recove
 
 
 def calibration_images(trainer: Any, count: int, seed: int) -> list[Tensor]:
-    """Return batches of training images as validation would see them, on the trainer's device.
+    """Return batches of the images that are trained on as validation would see them, on the CPU.
+
+    A batch holds no more images than the training's own, beside whose memory it is measured.
 
     Args:
         trainer: A trainer of the host with its data.
         count: How many images.
         seed: Of the choice.
     """
-    size = int(trainer.args.imgsz)
+    size, loader = int(trainer.args.imgsz), trainer.train_loader
+    batch = min(_BATCH, int(getattr(loader, "batch_size", None) or trainer.batch_size))
+    options: dict[str, Any] = {
+        "images": count,
+        "batch": batch,
+        "seed": seed,
+        "files": files_of(loader.dataset),
+    }
     if trainer.args.task != "classify":
         from yolo_prune.adapters.ultralytics.data import calibration_batches
 
-        source = trainer.data.get("yaml_file") or trainer.args.data
-        batches = calibration_batches(source, size, images=count, batch=16, seed=seed)
-    else:
-        from yolo_prune.adapters.ultralytics.classify import class_calibration_batches, resolve_classes
+        return calibration_batches(trainer.data.get("yaml_file") or trainer.args.data, size, **options)
+    from yolo_prune.adapters.ultralytics.classify import class_calibration_batches, resolve_classes
 
-        folders = resolve_classes(Path(trainer.data["train"]).parent, "train")
-        batches = class_calibration_batches(folders, size, images=count, seed=seed)
-    return [batch.to(trainer.device) for batch in batches]
+    folders = resolve_classes(Path(trainer.data["train"]).parent, "train")
+    return class_calibration_batches(folders, size, **options)
+
+
+def files_of(dataset: Any) -> list[Path] | None:
+    """Return the images that a data set of the host has kept, in the order of our lists; None when it is none."""
+    if files := getattr(dataset, "im_files", None):
+        return [Path(file) for file in sorted(files)]  # with rect=True they are sorted by shape
+    samples = getattr(dataset, "samples", None)
+    return sorted(Path(sample[0]) for sample in samples) if isinstance(samples, list) and samples else None
 
 
 def is_cut(module: nn.Module) -> bool:
