@@ -40,9 +40,15 @@ def load_detector(
 
 
 def save_detector(
-    path: Path | str, module: nn.Module, *, task: str, train_args: Mapping[str, Any], meta: Mapping[str, Any]
+    path: Path | str,
+    module: nn.Module,
+    *,
+    task: str,
+    train_args: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    trust: bool = False,
 ) -> Path:
-    """Write a checkpoint of stock classes that the plain host loads in its restricted mode.
+    """Write a checkpoint; one of stock classes is loaded by the plain host in its restricted mode.
 
     The file holds half-precision weights, as the host's own do, unless a value does not fit;
     ``module`` is left as it is.
@@ -53,19 +59,22 @@ def save_detector(
         task: The host's name of the task.
         train_args: The host's training options to carry along, of which ``imgsz`` matters most.
         meta: What yolo_prune has to say of it: plain values, kept under ``"yolo_prune"``.
+        trust: Write classes that are not stock too. The metadata names them under ``"classes"``; who loads the
+            file needs to trust it, and Python to find the classes.
 
     Returns:
         ``path``.
 
     Raises:
-        CheckpointError: The module holds a class, a hook or metadata that a plain host could not load.
+        CheckpointError: The module holds a class that is not trusted, or a hook or metadata that a plain host could
+            not load.
     """
     from yolo_prune.adapters.ultralytics import save as host
 
-    return host.save_detector(Path(path), module, task=task, train_args=train_args, meta=meta)
+    return host.save_detector(Path(path), module, task=task, train_args=train_args, meta=meta, trust=trust)
 
 
-def read_metadata(path: Path | str) -> dict[str, Any] | None:
+def read_metadata(path: Path | str, *, trust: bool = False) -> dict[str, Any] | None:
     """Return what yolo_prune recorded in a checkpoint, or None when another program wrote it.
 
     Raises:
@@ -73,10 +82,10 @@ def read_metadata(path: Path | str) -> dict[str, Any] | None:
     """
     from yolo_prune.adapters.ultralytics import save as host
 
-    return host.read_metadata(path)
+    return host.read_metadata(path, trust=trust)
 
 
-def write_metadata(path: Path | str, meta: Mapping[str, Any]) -> Path:
+def write_metadata(path: Path | str, meta: Mapping[str, Any], *, trust: bool = False) -> Path:
     """Add or replace the metadata of a checkpoint that the host's trainer wrote, and return ``path``.
 
     Raises:
@@ -84,7 +93,7 @@ def write_metadata(path: Path | str, meta: Mapping[str, Any]) -> Path:
     """
     from yolo_prune.adapters.ultralytics import save as host
 
-    return host.write_metadata(Path(path), meta)
+    return host.write_metadata(Path(path), meta, trust=trust)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -27,6 +27,7 @@ from yolo_prune.config import (
 )
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
+from yolo_prune.owncode import guarding_host
 from yolo_prune.report.metric import METRICS
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def sweep(config: SweepConfig) -> None:
     say(f"sweep folder: {result.folder}")
 
 
+@guarding_host
 def evaluate(config: EvalConfig) -> None:
     """Print COCO AP, with its parts, beside the host's own number; of a classifier top-1 and top-5."""
     from yolo_prune.adapters.ultralytics.tasks import open_task
@@ -121,6 +123,7 @@ def evaluate(config: EvalConfig) -> None:
     _write_json(config.json, found)
 
 
+@guarding_host
 def bench(config: BenchConfig) -> None:
     """Print the timings of models against each other, a table for all runtimes."""
     from yolo_prune.bench import compare
@@ -140,6 +143,7 @@ def bench(config: BenchConfig) -> None:
             seconds=config.seconds,
             half=config.half,
             trust=config.trust,
+            imports=config.imports,
         )
         for runtime in config.runtimes
     ]
@@ -147,6 +151,7 @@ def bench(config: BenchConfig) -> None:
     _write_json(config.json, [comparison.to_dict() for comparison in comparisons])
 
 
+@guarding_host
 def export(config: ExportConfig) -> None:
     """Write an ONNX file and say how far it is from its checkpoint: in outputs, of INT8 in accuracy."""
     from yolo_prune.adapters.ultralytics.export import export_onnx, onnx_parity
@@ -206,6 +211,7 @@ def _own_size(path: str, trust: bool) -> int:
     return load_detector(path, trust=trust).imgsz
 
 
+@guarding_host
 def inspect(config: InspectConfig) -> None:
     """Print the groups of channels of a model, and the residual blocks that may go as a whole."""
     from yolo_prune.inspection import inspect_all

@@ -30,6 +30,8 @@ def run_demo(
     epochs: int | None = None,
     device: str | None = None,
     seed: int = 0,
+    trust: bool = False,
+    imports: tuple[str, ...] = (),
     verbose: bool = True,
 ) -> PruneResult:
     """Draw a data set, train a nano detector on it, prune it, retrain it and report.
@@ -45,6 +47,8 @@ def run_demo(
         epochs: Epochs of retraining.
         device: As everywhere.
         seed: Of data, weights and training.
+        trust: Load classes that are not stock with a model of your own.
+        imports: Python files or modules that hold them.
         verbose: Show progress.
 
     Returns:
@@ -91,6 +95,8 @@ def run_demo(
         "exist_ok": True,
         "device": device,
         "seed": seed,
+        "trust": trust,
+        "imports": imports,
         "verbose": verbose,
     }
     return prune_from_config(make_config(PruneConfig, options))

@@ -19,6 +19,7 @@ from yolo_prune.device import resolve_device
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.files import write_text
 from yolo_prune.measure import Evaluated, measure_run
+from yolo_prune.owncode import guarding_host
 from yolo_prune.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
 from yolo_prune.progress import LOGGER
 from yolo_prune.randomness import seed_generators
@@ -77,6 +78,7 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
     return prune_from_config(make_config(PruneConfig, {"model": str(file), "data": str(data), **options}))
 
 
+@guarding_host
 def prune_from_config(config: PruneConfig) -> PruneResult:
     """Run ``yolo-prune prune``; see :func:`prune`."""
     from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
@@ -121,7 +123,7 @@ def _run(
     write_text(space.root / "args.yaml", to_yaml(config))
     seed_generators(config.seed)
     with space.stage("evaluate parent", "evaluating the parent"):
-        parent_file = _save(space, "parent", loaded.module, loaded, imgsz, {"role": "parent"})
+        parent_file = _save(config, space, "parent", loaded.module, loaded, imgsz, {"role": "parent"})
         models = [_evaluated("parent", parent_file, config, task, imgsz)]
     cut, stages, anatomy = _cut_and_recover(config, loaded, task, space, anatomy, device, imgsz)
     with space.stage("evaluate pruned", "evaluating the pruned model"):
@@ -143,7 +145,13 @@ def _run(
 
 
 def _save(
-    space: Workspace, name: str, module: nn.Module, loaded: LoadedModel, imgsz: int, meta: Mapping[str, Any]
+    config: PruneConfig,
+    space: Workspace,
+    name: str,
+    module: nn.Module,
+    loaded: LoadedModel,
+    imgsz: int,
+    meta: Mapping[str, Any],
 ) -> Path:
     """Write one of the run's checkpoints."""
     return save_detector(
@@ -152,6 +160,7 @@ def _save(
         task=loaded.task,
         train_args={**loaded.train_args, "imgsz": imgsz, "task": loaded.task},
         meta={**meta, "parent": str(loaded.path), "imgsz": imgsz},
+        trust=config.trust,
     )
 
 
@@ -200,7 +209,7 @@ def _recall(
         return None
     plan, pruned = (
         PrunePlan.from_json(space.plan.read_text(encoding="utf-8")),
-        load_detector(file, device=device),
+        load_detector(file, trust=config.trust, device=device),
     )
     budget = budget_of(config)
     if plan.budget != {budget.kind: budget.value}:
@@ -271,7 +280,7 @@ def _cut_and_recover(
         "kept_macs": cut.plan.kept_macs,
         "of": fingerprint(loaded.module),
     }
-    _save(space, "pruned", module, loaded, imgsz, meta)
+    _save(config, space, "pruned", module, loaded, imgsz, meta)
     cut.plan.save(space.plan)
     space.remember("recovery", {"stages": stages, "timing_s": space.timing_s})
     return cut, stages, anatomy
@@ -307,6 +316,7 @@ def _retrain(
         lr0=config.lr0,
         extra=extra,
         resume=config.resume,
+        trust=config.trust,
         meta={"role": "retrained", "plan": plan.budget, "kept_macs": plan.kept_macs},
         task=loaded.task,
     )

@@ -82,6 +82,7 @@ def trials_of(config: SweepConfig, folder: Path) -> list[PruneConfig]:
                     runtimes=runtimes,
                     threads=config.threads,
                     trust=config.trust,
+                    imports=config.imports,
                     project=str(folder),
                     name=name,
                     resume=started,

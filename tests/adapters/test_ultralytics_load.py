@@ -162,9 +162,13 @@ def test_a_trusted_file_that_needs_a_missing_package_says_so_and_installs_nothin
     monkeypatch.setitem(sys.modules, "no_such_package", made_up)
     file = save({"model": made_up.Layer()}, tmp_path / "x.pt")
     monkeypatch.delitem(sys.modules, "no_such_package")
-    assert (
-        refusal(file, trust=True)
-        == f"'{file}' needs the package of 'no_such_package', which is not installed."
+    assert refusal(file, trust=True) == (
+        f"'{file}' cannot be loaded: class 'Layer' of module 'no_such_package' is not found. Install that package, "
+        "or pass imports= with the Python file that holds the class."
+    )
+    assert refusal(file) == (
+        UNSAFE.format(file=file, name="no_such_package.Layer").removesuffix(".")
+        + " and imports= with the Python file that holds 'Layer'."
     )
 
 
@@ -183,7 +187,8 @@ def test_the_host_may_not_install_packages():
         ),
         (
             "nc: 1\nbackbone: [[-1, 1, torch_safe_load, ['evil.pt']]]\nhead: []\n",
-            "'{file}' names 'torch_safe_load', which is no layer of the host.",
+            "'{file}' names 'torch_safe_load', which is no layer of the host. For a layer of your own pass trust=true "
+            "and imports= with the Python file that holds it.",
         ),
         ("nc: 1\n", "'{file}' describes no model: it needs 'backbone' and 'head' rows of 4 items."),
         ("just text\n", "architecture '{file}' is not a readable YAML file."),
@@ -453,7 +458,8 @@ def test_metadata_can_be_added_to_a_file_that_the_host_wrote(tmp_path, module):
         (
             lambda module: setattr(module.model[0], "act", Custom()),
             f"cannot write '{{file}}': the model holds '{Custom.__module__}.Custom', "
-            "which the host's restricted loader refuses.",
+            "which the host's restricted loader refuses. "
+            "If the class is your own, pass trust=true.",
         ),
         (
             lambda module: module.model[0].register_forward_hook(lambda *_: None),

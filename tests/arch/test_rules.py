@@ -15,7 +15,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 # The data flow. At import time a stage uses only the stages before it; a stage that calls a host imports the
 # adapter inside the function that needs it.
 ORDER = (
-    *("errors", "files", "markdown", "progress", "config", "device", "randomness", "modes"),
+    *("errors", "files", "markdown", "progress", "config", "owncode", "device", "randomness", "modes"),
     *("graph", "cost", "score", "cut", "structure", "recover", "sparsify", "distill", "retrain", "inrun"),
     *("stored", "checkpoint", "bootstrap", "evaluate", "bench", "report", "adapters"),
     *("inspection", "workspace", "preflight", "measure", "run", "trials", "sweep"),

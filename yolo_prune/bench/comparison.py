@@ -37,6 +37,7 @@ def compare(
     images: Sequence[Path | str] | None = None,
     half: bool = False,
     trust: bool = False,
+    imports: Sequence[str] = (),
     export_dir: Path | str | None = None,
 ) -> Comparison:
     """Time candidates against each other: A B, B A, A B, ... in one process, so that drift hits all of them.
@@ -53,6 +54,7 @@ def compare(
         images: Image files to run on, the first 32; drawn images when None. Decoding them is not timed.
         half: 16-bit floating point, torch on CUDA only.
         trust: Load checkpoints that may run code of their own.
+        imports: Python files or modules that hold their classes.
         export_dir: Where exported .onnx files stay; a temporary folder when None.
 
     Returns:
@@ -78,6 +80,7 @@ def compare(
             "images": None if images is None else [str(path) for path in images],
             "seconds": seconds,
             "rounds": rounds,
+            "imports": list(imports),
         }
         answer = ask_worker(request, settings.threads)
     conditions = {

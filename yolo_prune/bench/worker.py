@@ -54,7 +54,7 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
     """Warm every candidate up, run the rounds and report each.
 
     Args:
-        request: runtime, settings, candidates (name -> path, imgsz), images, seconds, rounds.
+        request: runtime, settings, candidates (name -> path, imgsz), images, seconds, rounds, imports.
         out: Where progress goes.
 
     Returns:
@@ -62,6 +62,10 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
         does.
     """
     settings = Settings(**request["settings"])
+    if request.get("imports"):
+        from yolo_prune.adapters.ultralytics.own import import_classes
+
+        import_classes(request["imports"])
     import_cv2().setNumThreads(settings.threads)
     paths = request["images"]
     images = load_images(None if paths is None else [Path(path) for path in paths])

@@ -180,6 +180,8 @@ def coerce_(config: object) -> None:
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None:
                 _check_limits(name, item, field.metadata)
+    if getattr(config, "imports", ()) and not getattr(config, "trust", False):
+        raise ConfigError("imports= runs the code of what it names: it needs trust=true.")
 
 
 def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:

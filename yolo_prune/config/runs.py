@@ -19,6 +19,7 @@ _IMGSZ = "side of the square input in pixels; the checkpoint's own when not give
 _SEED = "seed of everything random"
 _DEVICE = "cpu, cuda:0 or the number of a GPU; chosen when not given"
 _TRUST = "load classes that are not stock: they can run any code, so only for files of your own"
+_IMPORTS = "with trust=true: Python files or modules with layers of your own, such as layers.py"
 _DEBUG = "show the traceback of an error"
 _VERBOSE = "print progress"
 _PROJECT = "folder of the run folders"
@@ -77,6 +78,7 @@ class PruneConfig:
     exist_ok: bool = option(_EXIST_OK, False)
     resume: bool = option("go on with an interrupted retraining in the run folder", False)
     trust: bool = option(_TRUST, False)
+    imports: tuple[str, ...] = option(_IMPORTS, ())
     verbose: bool = option(_VERBOSE, True)
     debug: bool = option(_DEBUG, False)
     train_args: Mapping[str, Any] = field(default_factory=dict)
@@ -120,6 +122,7 @@ class TrainConfig(InRunSettings):
     )
     resume: bool = option("go on with the interrupted training whose last.pt is the model", False)
     trust: bool = option(_TRUST, False)
+    imports: tuple[str, ...] = option(_IMPORTS, ())
     verbose: bool = option(_VERBOSE, True)
     debug: bool = option(_DEBUG, False)
     train_args: Mapping[str, Any] = field(default_factory=dict)
@@ -157,6 +160,7 @@ class SweepConfig:
     exist_ok: bool = option(_EXIST_OK, False)
     resume: bool = option("go on with the interrupted sweep in the folder name=", False)
     trust: bool = option(_TRUST, False)
+    imports: tuple[str, ...] = option(_IMPORTS, ())
     verbose: bool = option(_VERBOSE, True)
     debug: bool = option(_DEBUG, False)
     train_args: Mapping[str, Any] = field(default_factory=dict)
@@ -181,6 +185,7 @@ class EvalConfig:
     workers: int = option(_WORKERS, 2, low=0)
     json: str | None = option("file for the result as JSON", None)
     trust: bool = option(_TRUST, False)
+    imports: tuple[str, ...] = option(_IMPORTS, ())
     verbose: bool = option(_VERBOSE, True)
     debug: bool = option(_DEBUG, False)
 
@@ -203,6 +208,7 @@ class BenchConfig:
     half: bool = option("16-bit floating point, PyTorch on a GPU only", False)
     json: str | None = option("file for the timings as JSON", None)
     trust: bool = option(_TRUST, False)
+    imports: tuple[str, ...] = option(_IMPORTS, ())
     verbose: bool = option(_VERBOSE, True)
     debug: bool = option(_DEBUG, False)
 
@@ -227,6 +233,7 @@ class ExportConfig:
     seed: int = option("seed of the choice of images", 0, low=0, high=SEED_MAX)
     workers: int = option(_WORKERS, 2, low=0)
     trust: bool = option(_TRUST, False)
+    imports: tuple[str, ...] = option(_IMPORTS, ())
     verbose: bool = option(_VERBOSE, True)
     debug: bool = option(_DEBUG, False)
 
@@ -244,6 +251,7 @@ class InspectConfig:
     imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
     json: str | None = option("file for the groups as JSON", None)
     trust: bool = option(_TRUST, False)
+    imports: tuple[str, ...] = option(_IMPORTS, ())
     verbose: bool = option(_VERBOSE, True)
     debug: bool = option(_DEBUG, False)
 
@@ -277,6 +285,8 @@ class DemoConfig:
     epochs: int | None = option("epochs of retraining; chosen when not given", None, low=0)
     device: str | None = option(_DEVICE, None)
     seed: int = option(_SEED, 0, low=0, high=SEED_MAX)
+    trust: bool = option(_TRUST, False)
+    imports: tuple[str, ...] = option(_IMPORTS, ())
     verbose: bool = option(_VERBOSE, True)
     debug: bool = option(_DEBUG, False)
 

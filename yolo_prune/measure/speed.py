@@ -59,6 +59,7 @@ def bench_models(
                     threads=config.threads,
                     images=images,
                     trust=config.trust,
+                    imports=config.imports,
                 )
             except (
                 MissingRuntimeError,

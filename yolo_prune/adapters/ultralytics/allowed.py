@@ -28,7 +28,7 @@ _FORWARDS = ("forward", "forward_fuse")
 _TRANSFORMS_FILE = "torchvision.transforms.transforms"
 _TRANSFORMS = ("CenterCrop", "Compose", "Normalize", "Resize", "ToTensor")
 _INTERPOLATION = "torchvision.transforms.functional.InterpolationMode"
-_RENAMED = {
+RENAMED = {
     "ultralytics.nn.modules.block.Silence": "torch.nn.modules.linear.Identity",
     "ultralytics.nn.tasks.YOLOv10DetectionModel": "ultralytics.nn.tasks.DetectionModel",
     "ultralytics.utils.loss.v10DetectLoss": "ultralytics.utils.loss.E2EDetectLoss",
@@ -62,7 +62,7 @@ def _attribute_of_module(owner: Any, name: str) -> Any:
 
 def _find_class(name: str) -> type | None:
     """Return the stock class of a dotted name, or None when the name is not one."""
-    file, _, attribute = _RENAMED.get(name, name).rpartition(".")
+    file, _, attribute = RENAMED.get(name, name).rpartition(".")
     is_layer = file in _MODULE_FILES or file.rpartition(".")[0] in _MODULE_FILES or file == _TASK_FILE
     is_transform = file == _TRANSFORMS_FILE and attribute in _TRANSFORMS
     if not (is_layer or is_transform or file in _LOSS_FILES):
@@ -75,6 +75,11 @@ def _find_class(name: str) -> type | None:
         return None
     stock = issubclass(found, nn.Module) if is_layer else found.__module__ == file
     return found if stock else None
+
+
+def is_stock(kind: type) -> bool:
+    """Tell whether a class is one of torch's or the host's own that every host can load."""
+    return _find_class(f"{kind.__module__}.{kind.__qualname__}") is kind
 
 
 def _plain_values(wanted: Collection[str]) -> dict[str, Any]:

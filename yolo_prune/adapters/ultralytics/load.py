@@ -13,12 +13,14 @@ import yaml
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
+from yolo_prune.adapters.ultralytics.own import TrustedPickle, lend_classes_of, own_classes, where_from
 from yolo_prune.errors import CheckpointError
 from yolo_prune.stored import METADATA_KEY, LoadedModel, check_file
 
 _DEFAULT_IMGSZ = {"classify": 224}  # the host's; 640 for every other task
 _BROKEN = (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, pickle.UnpicklingError)
 _ACTIVATION = re.compile(r"(torch\.)?nn\.\w+\([\w\s=.,-]*\)")
+_OLD_REPOSITORIES = ("models.yolo.", "models.common.", "models.experimental.")
 _QUANTISED_FILES = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "modelopt.", "torchao.")
 
 
@@ -30,7 +32,7 @@ def load_detector(
     if "://" in name:
         raise CheckpointError(f"'{name}' is an address: download the checkpoint first and name the file.")
     if name.lower().endswith((".yaml", ".yml")):
-        return _build_from_yaml(name, device, seed)
+        return _build_from_yaml(name, device, seed, trust=trust)
     file = _find(name)
     checkpoint = read_checkpoint(file, trust=trust)
     module = checkpoint.get("ema") or checkpoint.get("model")
@@ -41,6 +43,7 @@ def load_detector(
         _refuse_quantised(file)
     module = module.float()
     _check_prunable(module, file)
+    lend_classes_of(module)
     train_args = dict(checkpoint.get("train_args") or {})
     return _loaded(module, file, train_args, checkpoint.get(METADATA_KEY), device)
 
@@ -85,8 +88,14 @@ def read_checkpoint(file: Path, *, trust: bool) -> dict[str, Any]:
     if refused and not trust:
         _refuse_classes(file, refused)
     try:
-        with torch.serialization.safe_globals(entries):
-            checkpoint = torch.load(file, map_location="cpu", weights_only=not refused)
+        if refused:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=False, pickle_module=TrustedPickle)
+        else:
+            with torch.serialization.safe_globals(entries):
+                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError as error:
+        _refuse_old_repository(file, refused)
+        raise CheckpointError(f"'{file}' cannot be loaded: {error}") from error
     except ImportError as error:
         raise CheckpointError(
             f"'{file}' needs the package of '{error.name}', which is not installed."
@@ -99,15 +108,51 @@ def read_checkpoint(file: Path, *, trust: bool) -> dict[str, Any]:
     return checkpoint
 
 
+def check_run_files(last: Path, checkpoint: Mapping[str, Any], *, trust: bool) -> None:
+    """Read what the host loads beside a last.pt that it goes on from: best.pt, and a teacher that its options name.
+
+    Raises:
+        CheckpointError: One of them is damaged or not safe to load.
+    """
+    named = dict(checkpoint.get("train_args") or {}).get("distill_model")
+    for file in (last.with_name("best.pt"), Path(str(named or ""))):
+        if file.suffix == ".pt" and file.is_file():
+            read_checkpoint(file, trust=trust)
+
+
+def check_named_files(train_args: Mapping[str, Any], *, trust: bool) -> None:
+    """Read the checkpoints that training arguments name, which the host would load in full.
+
+    Raises:
+        CheckpointError: One of them is damaged or not safe to load.
+    """
+    for key in ("pretrained", "distill_model"):
+        name = train_args.get(key)
+        if isinstance(name, (str, Path)) and Path(name).suffix == ".pt" and Path(name).is_file():
+            read_checkpoint(Path(name), trust=trust)
+
+
 def _refuse_classes(file: Path, refused: list[str]) -> NoReturn:
     """Say which class was wanted and the way out."""
     if any(name.startswith(_QUANTISED_FILES) for name in refused):
         _refuse_quantised(file)
+    _refuse_old_repository(file, refused)
     more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+    wants = "wants to load" if file.suffix == ".pt" else "names"
     raise CheckpointError(
-        f"'{file}' wants to load '{refused[0]}'{more}, which is not a stock class and could run any code. "
-        "If you made the file yourself, pass trust=true."
+        f"'{file}' {wants} '{refused[0]}'{more}, which is not a stock class and could run any code. "
+        f"If you made the file yourself, pass trust=true{where_from(refused[0])}."
     )
+
+
+def _refuse_old_repository(file: Path, refused: list[str]) -> None:
+    """Name a checkpoint of the repositories before the host's package, whose classes nobody can import here."""
+    found = [name for name in refused if name.startswith(_OLD_REPOSITORIES)]
+    if found:
+        raise CheckpointError(
+            f"'{file}' is of the old YOLOv5 repository (or one made from it): it wants '{found[0]}', which this "
+            "host does not have. Start from the host's own variant, such as yolov5nu.pt, or train it anew."
+        )
 
 
 def _refuse_quantised(file: Path) -> NoReturn:
@@ -179,11 +224,12 @@ def _square(imgsz: object, default: int) -> int:
     return max((side for side in sides if isinstance(side, int)), default=default)
 
 
-def _build_from_yaml(name: str, device: str, seed: int) -> LoadedModel:
-    """Build a stock architecture with random weights.
+def _build_from_yaml(name: str, device: str, seed: int, *, trust: bool) -> LoadedModel:
+    """Build an architecture with random weights.
 
     Raises:
-        CheckpointError: There is no such architecture, or the file does not describe one.
+        CheckpointError: There is no such architecture, the file does not describe one, or it holds a class that is
+            not stock and not trusted.
     """
     from ultralytics import RTDETR, YOLO
     from ultralytics.nn.tasks import yaml_model_load
@@ -204,6 +250,9 @@ def _build_from_yaml(name: str, device: str, seed: int) -> LoadedModel:
     except (*_BROKEN, SyntaxError) as error:
         raise CheckpointError(f"'{name}' does not describe a model of the host: {error}.") from error
     file = Path(name)
+    own = own_classes(module)
+    if own and not trust:
+        _refuse_classes(file, own)
     _check_prunable(module, file)
     return _loaded(module, file, {}, None, device)
 
@@ -229,5 +278,8 @@ def _check_architecture(description: Mapping[str, Any], name: str) -> list[Any]:
         found = getattr(tasks, layer, None)
         is_layer = isinstance(found, type) and issubclass(found, nn.Module)
         if not (is_layer or layer.startswith(("nn.", "torchvision.ops."))):
-            raise CheckpointError(f"'{name}' names '{layer}', which is no layer of the host.")
+            raise CheckpointError(
+                f"'{name}' names '{layer}', which is no layer of the host. "
+                "For a layer of your own pass trust=true and imports= with the Python file that holds it."
+            )
     return rows

@@ -1,4 +1,4 @@
-"""Write Ultralytics checkpoints of stock classes, which the plain host loads in its restricted mode."""
+"""Write Ultralytics checkpoints; those of stock classes are loaded by the plain host in its restricted mode."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import nn
 import yolo_prune
 from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
 from yolo_prune.adapters.ultralytics.load import read_checkpoint
+from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
@@ -25,9 +26,15 @@ from yolo_prune.stored import METADATA_KEY
 
 
 def save_detector(
-    path: Path, module: nn.Module, *, task: str, train_args: Mapping[str, Any], meta: Mapping[str, Any]
+    path: Path,
+    module: nn.Module,
+    *,
+    task: str,
+    train_args: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    trust: bool = False,
 ) -> Path:
-    """Write a checkpoint of stock classes; see ``yolo_prune.checkpoint.save_detector``."""
+    """Write a checkpoint; see ``yolo_prune.checkpoint.save_detector``."""
     from ultralytics import __version__ as host_version
 
     _check_savable(module, path)
@@ -41,13 +48,19 @@ def save_detector(
         "modelopt": None,
         "model": _stored_copy(module, task, path),
         "train_args": {**options, "task": task},
-        METADATA_KEY: _plain_metadata(meta),
+        METADATA_KEY: marked(_plain_metadata(meta), module),
         "date": datetime.now().astimezone().isoformat(),
         "version": host_version,
         "license": "AGPL-3.0 (https://ultralytics.com/license)",
         "docs": "https://docs.ultralytics.com",
     }
-    return _write(path, checkpoint)
+    return _write(path, checkpoint, trust=trust)
+
+
+def marked(meta: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """Return metadata with the names of a module's own classes, where it holds some, under ``"classes"``."""
+    own = own_classes(module)
+    return {**meta, "classes": own} if own else dict(meta)
 
 
 def _check_savable(module: nn.Module, path: Path) -> None:
@@ -99,8 +112,8 @@ def _plain_metadata(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "versions": {str(key): str(value) for key, value in versions.items()}}
 
 
-def _write(path: Path, checkpoint: Mapping[str, Any]) -> Path:
-    """Write a checkpoint whole or not at all, after proving that it loads under the allow-list."""
+def _write(path: Path, checkpoint: Mapping[str, Any], *, trust: bool) -> Path:
+    """Write a checkpoint whole or not at all, after proving that it loads under the allow-list or is trusted."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch cannot find the source of a stock class
@@ -110,22 +123,23 @@ def _write(path: Path, checkpoint: Mapping[str, Any]) -> Path:
             raise CheckpointError(f"cannot write '{path}': {error}") from error
     buffer.seek(0)
     _, refused = allow(wanted_by(buffer))
-    if refused:
+    if refused and not trust:
         raise CheckpointError(
-            f"cannot write '{path}': the model holds '{refused[0]}', which the host's restricted loader refuses."
+            f"cannot write '{path}': the model holds '{refused[0]}', which the host's restricted loader refuses. "
+            "If the class is your own, pass trust=true."
         )
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
     return path
 
 
-def read_metadata(path: Path | str) -> dict[str, Any] | None:
+def read_metadata(path: Path | str, *, trust: bool = False) -> dict[str, Any] | None:
     """Return the metadata of a checkpoint; see ``yolo_prune.checkpoint.read_metadata``."""
-    meta = read_checkpoint(Path(path), trust=False).get(METADATA_KEY)
+    meta = read_checkpoint(Path(path), trust=trust).get(METADATA_KEY)
     return dict(meta) if isinstance(meta, Mapping) else None
 
 
-def write_metadata(path: Path, meta: Mapping[str, Any]) -> Path:
+def write_metadata(path: Path, meta: Mapping[str, Any], *, trust: bool = False) -> Path:
     """Add metadata to a checkpoint; see ``yolo_prune.checkpoint.write_metadata``."""
-    checkpoint = read_checkpoint(path, trust=False)
-    return _write(path, {**checkpoint, METADATA_KEY: _plain_metadata(meta)})
+    checkpoint = read_checkpoint(path, trust=trust)
+    return _write(path, {**checkpoint, METADATA_KEY: _plain_metadata(meta)}, trust=trust)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, DistilledCriterion, distil_
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.checkpoint import load_detector, save_detector
@@ -118,6 +119,7 @@ def save_parent(trainer: Any, parent: nn.Module) -> None:
             task=trainer.args.task,
             train_args=options,
             meta={"role": "parent", "imgsz": int(trainer.args.imgsz)},
+            trust=True,  # it is being trained, so its classes are here
         )
     except CheckpointError as error:
         LOGGER.warning("the uncut model is not kept: %s", error)
@@ -134,7 +136,8 @@ def attach_teacher(trainer: Any, teacher: nn.Module | None) -> None:
         return
     if teacher is None:
         try:
-            teacher = load_detector(Path(trainer.wdir, "parent.pt")).module
+            own = bool(own_classes(unwrap(trainer.model)))
+            teacher = load_detector(Path(trainer.wdir, "parent.pt"), trust=own).module
         except CheckpointError as error:
             LOGGER.warning("going on without a teacher: %s", error)
             return

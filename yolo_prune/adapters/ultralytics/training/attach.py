@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
+from yolo_prune.adapters.ultralytics.load import check_named_files, check_run_files, read_checkpoint
+from yolo_prune.adapters.ultralytics.options import check_pruned_training_args
+from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.training.inrun import RUN_KEY, inrun_trainer
 from yolo_prune.adapters.ultralytics.training.midrun import is_cut
 from yolo_prune.adapters.ultralytics.training.train import train_pruned
@@ -21,6 +24,7 @@ from yolo_prune.config.inrun import InRunSettings, make_settings
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.inrun import CutRecord, RunState
+from yolo_prune.owncode import guarding_host
 from yolo_prune.retrain import count_parameters
 from yolo_prune.stored import METADATA_KEY
 
@@ -88,7 +92,8 @@ class Attachment:
         trainer = getattr(self._model, "trainer", None)
         if trainer is None:
             raise CheckpointError("nothing was trained yet: call model.train(...) first.")
-        return read_result(Path(trainer.save_dir))
+        own = own_classes(self._model.model) if isinstance(self._model.model, nn.Module) else []
+        return read_result(Path(trainer.save_dir), trust=bool(own))
 
 
 def attach(model: Any, **options: Any) -> Attachment:
@@ -139,8 +144,12 @@ def _refuse_other_trainers(trainer: Any) -> None:
         )
 
 
-def read_result(folder: Path | str) -> InRunResult:
+def read_result(folder: Path | str, *, trust: bool = False) -> InRunResult:
     """Read the outcome of a training with pruning inside back from its run folder.
+
+    Args:
+        folder: The host's run folder.
+        trust: Read a checkpoint that holds classes that are not stock.
 
     Raises:
         CheckpointError: The folder holds no checkpoint of such a run.
@@ -150,7 +159,7 @@ def read_result(folder: Path | str) -> InRunResult:
     best = weights / "best.pt" if (weights / "best.pt").is_file() else weights / "last.pt"
     if not best.is_file():
         raise CheckpointError(f"'{folder}' holds no checkpoint: its training did not get so far.")
-    checkpoint = torch.load(best, map_location="cpu", weights_only=False)
+    checkpoint = read_checkpoint(best, trust=trust)
     meta = dict(checkpoint.get(METADATA_KEY) or {})
     if RUN_KEY not in meta:
         raise CheckpointError(f"'{best}' is not of a training that yolo_prune pruned.")
@@ -167,6 +176,7 @@ def read_result(folder: Path | str) -> InRunResult:
     )
 
 
+@guarding_host
 def train_from_config(config: TrainConfig) -> list[str]:
     """Run ``yolo-prune train``.
 
@@ -180,12 +190,16 @@ def train_from_config(config: TrainConfig) -> list[str]:
     loaded = load_detector(config.model, trust=config.trust)
     if config.data is not None:
         _check_data(config.data, loaded.task)
+    check_named_files(config.train_args, trust=config.trust)
     options = {field.name: getattr(config, field.name) for field in fields(InRunSettings)}
     interrupted = config.resume and RUN_KEY in (loaded.meta or {})
+    if config.resume and loaded.path.suffix == ".pt":
+        check_run_files(loaded.path, {"train_args": loaded.train_args}, trust=config.trust)
     if config.budget is None and not interrupted and is_cut(loaded.module):
         return _train_pruned(config)
     if config.budget is None and not interrupted:
         return _train_plain(config)
+    check_pruned_training_args(config.train_args)
     model = _host_object(config)
     handle = attach(model, **({"threads": config.threads} if config.budget is None else options))
     model.train(**_host_arguments(config))
@@ -242,6 +256,7 @@ def _train_pruned(config: TrainConfig) -> list[str]:
     arguments.pop("task", None)
     if arguments.get("optimizer") == "auto":
         del arguments["optimizer"]  # the recipe's
+    check_pruned_training_args(config.train_args)
     if config.data is None:
         raise ConfigError("'data' is missing: the data set to train the pruned model on. Give data=...")
     result = train_pruned(

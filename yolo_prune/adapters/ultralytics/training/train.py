@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
+from yolo_prune.adapters.ultralytics.load import check_run_files, read_checkpoint
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, prune_trainer
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import replacing
@@ -83,6 +83,7 @@ def retrain(
     lr0: float | None = None,
     extra: dict[str, Any] | None = None,
     resume: bool = False,
+    trust: bool = False,
     meta: dict[str, Any] | None = None,
     task: str | None = None,
     settings: TrainSettings | None = None,
@@ -105,6 +106,7 @@ def retrain(
         lr0: Initial rate; None for that of the recipe.
         extra: More arguments of the host, which win over the recipe.
         resume: Go on from an interrupted run in ``run_dir``; a finished one is returned as it is.
+        trust: Read checkpoints that want arbitrary code.
         meta: Plain dictionary stored under "yolo_prune" in the checkpoints.
         task: "detect", "segment", "pose", "obb" or "classify"; None reads it off the module.
         settings: The trainer's own settings; None for the recipe's.
@@ -117,8 +119,8 @@ def retrain(
     """
     run_dir = Path(run_dir).absolute()
     host = run_dir / "train"
-    if resume and _finished(host, run_dir):
-        return _result(run_dir / "weights", run_dir / "results.csv", count_parameters(module))
+    if resume and _finished(host, run_dir, trust):
+        return _result(run_dir / "weights", run_dir / "results.csv", count_parameters(module), trust)
     host_last = _resumable(host) if resume else None
     settings = replace(
         settings or GENTLE_SETTINGS,
@@ -141,7 +143,7 @@ def retrain(
         trainer.add_callback(event, callback)
     trainer.train()
     _publish(trainer.save_dir, run_dir)
-    return _result(run_dir / "weights", run_dir / "results.csv", count_parameters(module))
+    return _result(run_dir / "weights", run_dir / "results.csv", count_parameters(module), trust)
 
 
 def train_pruned(
@@ -181,7 +183,7 @@ def train_pruned(
     if recipe not in ("gentle", "host"):
         raise ConfigError(f"unknown recipe '{recipe}'. Use gentle or host.")
     loaded = load_detector(model, trust=trust)
-    if resume and _is_over(Path(model)):
+    if resume and _is_over(Path(model), trust):
         raise CheckpointError(f"'{model}' is of a training that ended: leave out resume to train it on.")
     gentle = gentle_recipe(epochs, int(host_args.get("batch", 16))) if recipe == "gentle" else {}
     settings = replace(
@@ -200,7 +202,7 @@ def train_pruned(
         overrides["project"] = str(Path(overrides["project"]).absolute())
     trainer = _trainer(overrides, settings, loaded.module, Path(model) if resume else None)
     trainer.train()
-    return _result(trainer.wdir, trainer.csv, count_parameters(loaded.module))
+    return _result(trainer.wdir, trainer.csv, count_parameters(loaded.module), trust)
 
 
 def _merged(recipe: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,20 +241,26 @@ def _task_of(module: nn.Module) -> str:
     return str(getattr(module, "task", None) or guess_model_task(module))
 
 
-def _finished(host: Path, run_dir: Path) -> bool:
+def _finished(host: Path, run_dir: Path, trust: bool) -> bool:
     """Return whether the retraining in ``run_dir`` is over; publish its files if only that is missing."""
     last = host / "weights" / "last.pt"
     if not last.is_file():
         return (run_dir / "weights" / "best.pt").is_file() and (run_dir / "weights" / "last.pt").is_file()
-    if not _is_over(last):
+    if not _is_over(last, trust):
         return False
     _publish(host, run_dir)
     return True
 
 
-def _is_over(last: Path) -> bool:
-    """Return whether the host has finished the training that a checkpoint is of, or never saw it."""
-    return bool(torch.load(last, map_location="cpu", weights_only=False).get("epoch", -1) == -1)
+def _is_over(last: Path, trust: bool) -> bool:
+    """Return whether the host has finished the training that a checkpoint is of, or never saw it.
+
+    Raises:
+        CheckpointError: The checkpoint, or one that the host would read beside it, is not safe to load.
+    """
+    checkpoint = read_checkpoint(last, trust=trust)
+    check_run_files(last, checkpoint, trust=trust)
+    return bool(checkpoint.get("epoch", -1) == -1)
 
 
 def _resumable(host: Path) -> Path | None:
@@ -273,7 +281,7 @@ def _publish(host: Path, run_dir: Path) -> None:
         shutil.copyfile(host / "results.csv", temporary)
 
 
-def _result(weights: Path, results_csv: Path, params_before: int) -> RetrainResult:
+def _result(weights: Path, results_csv: Path, params_before: int, trust: bool) -> RetrainResult:
     """Read the outcome of a retraining back from its files.
 
     Raises:
@@ -286,7 +294,7 @@ def _result(weights: Path, results_csv: Path, params_before: int) -> RetrainResu
     counts: dict[Path, int] = {}
     history: dict[str, Any] = {}
     for path in (last, best if best.is_file() else last):
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        checkpoint = read_checkpoint(path, trust=trust)
         counts[path] = count_parameters(checkpoint["model"])
         check_still_cut(params_before, counts[path])
         history = dict(checkpoint.get(METADATA_KEY) or {}).get("retrain") or {}

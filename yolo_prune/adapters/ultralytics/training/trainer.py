@@ -26,6 +26,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolo_prune.adapters.ultralytics.load import check_run_files
+from yolo_prune.adapters.ultralytics.own import own_classes
+from yolo_prune.adapters.ultralytics.save import marked
 from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, distil_
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.files import replacing
@@ -151,6 +154,8 @@ class _StaysCut:
         if self.resume and checkpoint:
             self.resumed = dict(checkpoint.get(METADATA_KEY) or {})
             self.start_fitness = (self.resumed.get("retrain") or {}).get("start_fitness")
+            trust = bool(own_classes(unwrap(self.model)))
+            check_run_files(self.last, checkpoint, trust=trust)  # the host reads them at the end
         return checkpoint
 
     def run_callbacks(self: Any, event: str) -> None:
@@ -236,10 +241,12 @@ class _StaysCut:
     def stamp(self: Any, written: Path, target: Path) -> None:
         """Move a checkpoint that the host has just written to ``target``, with our metadata inside."""
         checkpoint = torch.load(written, map_location="cpu", weights_only=False)
-        self.check_size(checkpoint.get("ema") or checkpoint["model"])
+        module = checkpoint.get("ema") or checkpoint["model"]
+        self.check_size(module)
         history = {"epoch": self.epoch + 1, "fitness": self.fitness, "start_fitness": self.start_fitness}
         meta = self.settings.meta or self.resumed
-        checkpoint[METADATA_KEY] = {**meta, "retrain": {key: plain(value) for key, value in history.items()}}
+        retrain = {key: plain(value) for key, value in history.items()}
+        checkpoint[METADATA_KEY] = marked({**meta, "retrain": retrain}, module)
         with replacing(target) as temporary:
             torch.save(checkpoint, temporary)
 
