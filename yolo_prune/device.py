@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from yolo_prune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def resolve_device(device: str | None) -> str:
@@ -60,3 +72,31 @@ def check_training_device(device: object) -> None:
         raise ConfigError(f"unknown device '{shown}'. Use cpu, mps, or numbers of GPUs such as 0 or 0,1.")
     elif not (hasattr(torch, kind) and getattr(torch, kind).is_available()):
         raise ConfigError(f"device '{shown}' is not there: this torch has no {kind}. Use device=cpu.")
+
+
+def placed(batch: Tensor, module: nn.Module) -> Tensor:
+    """Return images where a module's weights are, in their precision; a module without any takes them as they are."""
+    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
+    return batch if weight is None else batch.to(device=weight.device, dtype=weight.dtype)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that a device, or the machine, has no memory left."""
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    )
+
+
+def release_memory() -> None:
+    """Hand back what is kept on devices for later use."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

@@ -102,8 +102,7 @@ def fit_projection(student: Tensor, teacher: Tensor, ridge: float = 1e-3) -> tup
     Returns:
         Weight (Ct, Cs) and bias (Ct), float32, on the student's device.
     """
-    source = student.detach().double().transpose(0, 1).flatten(1)
-    target = teacher.detach().double().transpose(0, 1).flatten(1)
+    source, target = (each.detach().cpu().double().transpose(0, 1).flatten(1) for each in (student, teacher))
     source_mean, target_mean = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
     source, target = source - source_mean, target - target_mean
     gram = source @ source.T
@@ -111,7 +110,7 @@ def fit_projection(student: Tensor, teacher: Tensor, ridge: float = 1e-3) -> tup
     gram = gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     weight = torch.linalg.solve(gram, source @ target.T).T
     bias = (target_mean - weight @ source_mean).squeeze(1)
-    return weight.float(), bias.float()
+    return weight.float().to(student.device), bias.float().to(student.device)
 
 
 def feature_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from yolo_prune.checkpoint import fingerprint, load_detector, save_detector
 from yolo_prune.config import PruneConfig, make_config, to_yaml
@@ -227,12 +227,6 @@ def _recall(
     return CutResult(pruned.module, plan, ()), done["stages"]
 
 
-def _calibration(config: PruneConfig, task: Task, imgsz: int) -> list[Tensor]:
-    """Load the training images that recovery looks at."""
-    batches = task.calibration_batches(imgsz, config.calibration_images, config.seed)
-    return [batch.to(task.device) for batch in batches]
-
-
 def _cut_and_recover(
     config: PruneConfig,
     loaded: LoadedModel,
@@ -258,7 +252,8 @@ def _cut_and_recover(
         seed=config.seed,
         depth=config.depth,
     )
-    batches, score = _calibration(config, task, imgsz), task.scorer(imgsz)
+    batches = task.calibration_batches(imgsz, config.calibration_images, config.seed)
+    score = task.scorer(imgsz)
     with space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"):
         cut = cut_in_rounds(
             loaded.module,

@@ -67,7 +67,7 @@ def score_by_bn_scale(module: nn.Module, graph: ChannelGraph, seed: int = 0) -> 
     tensors, scales = _tensors(module), set(norm_scale_names(module))
     for axis in graph.axes:
         if axis.name in scales:
-            _scatter(graph, axis, tensors[axis.name].detach().abs().double().cpu().numpy(), total, count)
+            _scatter(graph, axis, tensors[axis.name].detach().cpu().abs().double().numpy(), total, count)
     scores = _mean(total, count)
     known = count > 0
     scores[~known] = scores[known].mean() if known.any() else 1.0
@@ -82,7 +82,7 @@ def _score_by_norm(module: nn.Module, graph: ChannelGraph, order: int) -> FloatA
         tensor = tensors[axis.name].detach()
         if tensor.dim() < 2:
             continue
-        rows = tensor.movedim(axis.dim, 0).reshape(axis.size, -1).double()
+        rows = tensor.cpu().double().movedim(axis.dim, 0).reshape(axis.size, -1)
         norms = torch.linalg.vector_norm(rows, ord=order, dim=1).cpu().numpy()
         _scatter(graph, axis, norms / max(float(norms.mean()), 1e-12), total, count)
     return _mean(total, count)
@@ -112,7 +112,7 @@ def score_by_lamp(module: nn.Module, graph: ChannelGraph, seed: int = 0) -> Floa
         tensor = tensors[axis.name].detach()
         if tensor.dim() < 2 or axis.role == "in":
             continue
-        squared = tensor.movedim(axis.dim, 0).reshape(axis.size, -1).double().pow(2).sum(1).cpu().numpy()
+        squared = tensor.cpu().double().movedim(axis.dim, 0).reshape(axis.size, -1).pow(2).sum(1).numpy()
         order = np.argsort(squared)
         tail = np.cumsum(squared[order][::-1])[::-1]
         values = np.empty_like(squared)
@@ -131,7 +131,7 @@ def score_by_fpgm(module: nn.Module, graph: ChannelGraph, seed: int = 0) -> Floa
     for axis in graph.axes:
         if axis.role != "out":
             continue
-        rows = tensors[axis.name].detach().movedim(axis.dim, 0).reshape(axis.size, -1).double()
+        rows = tensors[axis.name].detach().cpu().double().movedim(axis.dim, 0).reshape(axis.size, -1)
         distance = torch.cdist(rows, rows).sum(1).cpu().numpy()
         _scatter(graph, axis, distance / max(float(distance.mean()), 1e-12), total, count)
     return _mean(total, count)

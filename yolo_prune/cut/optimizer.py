@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.graph.copies import laid_out_as
 from yolo_prune.progress import LOGGER
 
 
@@ -204,7 +205,8 @@ def _placements(shape: torch.Size, of: torch.Size) -> Iterator[dict[int, int]]:
             yield dict(enumerate(dims))
 
 
-def _sliced(value: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
+def _sliced(whole: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
+    value = whole
     for dim, indices in keep.items():
         value = value.index_select(dim, indices.to(value.device))
-    return value.clone(memory_format=torch.contiguous_format)
+    return laid_out_as(value, whole)

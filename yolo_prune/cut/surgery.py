@@ -12,6 +12,7 @@ from yolo_prune.cut.blocks import remove_blocks_
 from yolo_prune.cut.optimizer import note_gone, note_heir
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import PlanError
+from yolo_prune.graph.copies import laid_out_as
 from yolo_prune.graph.trace import ModuleRules, rule_for
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -114,7 +115,7 @@ def _sliced(tensor: Tensor, name: str, by_dim: dict[int, Tensor], added: list[di
             data = data.index_add(int(dim), target, data.index_select(int(dim), source))
     for dim, indices in by_dim.items():
         data = data.index_select(dim, indices.to(data.device))
-    data = data.contiguous()
+    data = laid_out_as(data, tensor)
     return (
         nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
     )

@@ -42,7 +42,9 @@ def copy_as(module: nn.Module, dtype: torch.dtype, *, own: bool = True) -> nn.Mo
     """
 
     def convert(tensor: Tensor) -> Tensor:
-        return tensor.to(device="cpu", dtype=dtype if tensor.is_floating_point() else tensor.dtype, copy=own)
+        here = tensor.cpu()  # before it changes type: not every device has float64
+        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        return here.to(dtype=wanted, copy=own and here is tensor)
 
     return copy_with(module, convert).eval()
 
@@ -65,3 +67,18 @@ def _like(tensor: Tensor, fresh: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(fresh, requires_grad=tensor.requires_grad)
     return fresh.requires_grad_(tensor.requires_grad and tensor.is_leaf and fresh.is_floating_point())
+
+
+def laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a dense copy with the dimensions in memory in the order of ``like``: channels last stays channels last.
+
+    A weight of one pixel is dense either way; its strides tell what was meant, and operators go by them.
+    """
+    for dims, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if like.dim() == dims and like.stride() == _strides(like, layout) != _strides(like):
+            return tensor.clone(memory_format=layout)
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _strides(tensor: Tensor, layout: torch.memory_format = torch.contiguous_format) -> tuple[int, ...]:
+    return torch.empty(tensor.shape, device="meta", memory_format=layout).stride()

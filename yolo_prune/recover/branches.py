@@ -87,7 +87,7 @@ def drop_and_refit(
         moments = moments_between(before[axis.name], after[name], _sources(axis, plan))
         if moments is not None:
             norm = called_before.get(cost.graph.norm_of.get(axis.name, ""))
-            weight = module.get_parameter(axis.name).detach().double().movedim(axis.dim, 0)
+            weight = module.get_parameter(axis.name).detach().cpu().double().movedim(axis.dim, 0)
             _refit_(called_before[axis.name.rpartition(".")[0]], axis, norm, weight, moments, ridge)
     return smaller, plan
 

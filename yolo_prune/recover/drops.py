@@ -19,6 +19,7 @@ from yolo_prune.cut.plan import Budget
 from yolo_prune.cut.proof import selected_outputs
 from yolo_prune.cut.proven import Anatomy, offered_blocks
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.device import placed
 from yolo_prune.errors import DataError, EquivalenceError
 from yolo_prune.modes import evaluating
 from yolo_prune.progress import LOGGER
@@ -91,7 +92,7 @@ def fidelity_to(
     if not batches:
         raise DataError("depth=true needs calibration images or a score to tell whether a block may go.")
     with evaluating(parent), torch.no_grad():
-        expected = [selected_outputs(parent(batch), anatomy.select_outputs) for batch in batches]
+        expected = [_outputs(parent, batch, anatomy) for batch in batches]
     energies = [torch.stack([out.double().pow(2).sum() for out in outputs]) for outputs in expected]
     energy = torch.stack(energies).sum(0).clamp(min=1e-30)
 
@@ -99,10 +100,15 @@ def fidelity_to(
         error = torch.zeros_like(energy)
         with evaluating(module), torch.no_grad():
             for batch, outputs in zip(batches, expected, strict=True):
-                got = selected_outputs(module(batch), anatomy.select_outputs)
+                got = _outputs(module, batch, anatomy)
                 error += torch.stack(
                     [(a - b).double().pow(2).sum() for a, b in zip(got, outputs, strict=True)]
                 )
         return -float((error / energy).mean())
 
     return judge
+
+
+def _outputs(module: nn.Module, batch: Tensor, anatomy: Anatomy) -> list[Tensor]:
+    """Return what counts of a model's outputs, on the CPU: they are kept, and summed in float64."""
+    return [out.cpu() for out in selected_outputs(module(placed(batch, module)), anatomy.select_outputs)]

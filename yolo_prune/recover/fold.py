@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.cost import FloatArray
+from yolo_prune.device import placed
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.modes import evaluating
@@ -73,7 +74,7 @@ def fold_removed_(
         layer = modules[axis.name.rpartition(".")[0]]
         norm = modules.get(graph.norm_of.get(axis.name, ""))
         if isinstance(layer.weight, Tensor):
-            gone = layer.weight.detach().double().movedim(axis.dim, 0)[torch.from_numpy(removed)]
+            gone = layer.weight.detach().cpu().double().movedim(axis.dim, 0)[torch.from_numpy(removed)]
             fold_into_(layer, axis.dim, norm, kept, gone, coefficients, constants)
             changed += 1
     return changed
@@ -95,7 +96,7 @@ def fold_into_(
         dim: The dimension along which its weight reads.
         norm: The BatchNorm right behind it, which takes the constant where there is no bias.
         kept: Indices that take over, shape (K,).
-        gone: Weights of what is missing, float64, the reading dimension first, shape (R, ...).
+        gone: Weights of what is missing, float64, on the CPU, the reading dimension first, shape (R, ...).
         coefficients: Missing channels in terms of the kept ones, shape (K, R).
         constants: Their constant parts, shape (R,).
     """
@@ -103,19 +104,19 @@ def fold_into_(
     if not isinstance(weight, Tensor):
         return
     with torch.no_grad():
-        moved = weight.detach().double().movedim(dim, 0).clone()
-        matrix = torch.from_numpy(coefficients).to(moved.device)
+        moved = weight.detach().cpu().double().movedim(dim, 0).clone()
+        matrix = torch.from_numpy(coefficients)
         moved[torch.from_numpy(kept)] += (matrix @ gone.flatten(1)).reshape(len(kept), *moved.shape[1:])
         weight.copy_(moved.movedim(0, dim).to(weight.dtype))
         taps = gone.flatten(2).sum(2) if gone.dim() > 2 else gone
-        constant = torch.from_numpy(constants).to(moved.device) @ taps
+        constant = torch.from_numpy(constants) @ taps
         if getattr(layer, "transposed", False):  # every output pixel sees one tap in so many: their mean
             constant /= math.prod(getattr(layer, "stride", (1,)))
         bias = getattr(layer, "bias", None)
         if isinstance(bias, Tensor):
-            bias += constant.to(bias.dtype)
+            bias += constant.to(bias.dtype).to(bias.device)
         elif norm is not None and isinstance(norm.running_mean, Tensor):
-            norm.running_mean -= constant.to(norm.running_mean.dtype)
+            norm.running_mean -= constant.to(norm.running_mean.dtype).to(norm.running_mean.device)
 
 
 def recalibrate_bn_(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
@@ -127,7 +128,7 @@ def recalibrate_bn_(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
 
     Args:
         module: The model; its mode and momenta are restored.
-        batches: Image batches, shape (B, 3, H, W), on the model's device.
+        batches: Image batches, shape (B, 3, H, W), on any device.
 
     Returns:
         The same module.
@@ -150,7 +151,7 @@ def recalibrate_bn_(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
             norm.training = True
             undo.callback(norm.register_forward_pre_hook(_Starving(name, before[name])).remove)
         for batch in _without_singles(track(batches, "re-estimating BatchNorm")):
-            module(batch)
+            module(placed(batch, module))
         estimated.update(name for name, norm in norms.items() if norm.training and norm.num_batches_tracked)
     return module
 

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from yolo_prune.cost import FloatArray
+from yolo_prune.device import placed
 from yolo_prune.errors import DataError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.modes import evaluating
 from yolo_prune.progress import track
+from yolo_prune.recover.memory import in_batches_that_fit
 
 TaskLoss = Callable[[Any], Tensor]
 _PIXELS = 256
@@ -117,7 +119,8 @@ def collect_moments(
     Args:
         module: The model; it is left as it was (mode, gradients, parameters).
         graph: Its channels.
-        batches: Image batches, shape (B, 3, H, W), float32 in [0, 1], on the model's device.
+        batches: Image batches, shape (B, 3, H, W), float32 in [0, 1], on any device: each is moved when
+            it is its turn. Where memory does not suffice they are halved.
         task: Scalar random projection of the model's outputs; its gradient weights pixels and channels. None: all
             pixels count alike, and each layer counts relative to the energy of its own output.
         seed: For the choice of pixels.
@@ -130,16 +133,21 @@ def collect_moments(
     Raises:
         DataError: There was no image.
     """
-    generator = torch.Generator().manual_seed(seed)
     layers = reading_layers(module, graph)
-    sums = {name: _Accumulator() for name in (*layers, *blocks)}
-    watched = [(layer, _hook(sums[name].add, generator, task is not None)) for name, layer in layers.items()]
-    watched += [
-        (module.get_submodule(name), _hook(sums[name].add, generator, task is not None, branch=True))
-        for name in blocks
-    ]
-    with _hooked(watched):
-        run_with_gradients(module, batches, task, description)
+    added = {name: module.get_submodule(name) for name in blocks}
+
+    def measure(batches: Sequence[Tensor]) -> dict[str, _Accumulator]:
+        generator = torch.Generator().manual_seed(seed)
+        sums = {name: _Accumulator() for name in (*layers, *added)}
+        watched = [
+            (layer, _hook(sums[name].add, generator, task is not None, branch=name in added))
+            for name, layer in (*layers.items(), *added.items())
+        ]
+        with _hooked(watched):
+            run_with_gradients(module, batches, task, description)
+        return sums
+
+    sums = in_batches_that_fit(measure, batches)
     return {name: moments for name, total in sums.items() if (moments := total.finish()) is not None}
 
 
@@ -167,8 +175,11 @@ def run_with_gradients(
         module.requires_grad_(False)
         for batch in track(batches, description):
             count += len(batch)
-            with torch.set_grad_enabled(task is not None), _KeptSigmoid():
-                outputs = module(batch.clone().requires_grad_(task is not None))
+            image = placed(batch, module).clone().requires_grad_(task is not None)
+            # A loop that trains in mixed precision may be around this, and 16 bits are too few to regress on.
+            precise = torch.autocast(image.device.type, enabled=False)
+            with torch.set_grad_enabled(task is not None), precise, _KeptSigmoid():
+                outputs = module(image)
                 if task is not None:
                     torch.autograd.backward(task(outputs))
     if not count:
@@ -266,17 +277,19 @@ def sample_inputs(
         seed: For the choice of pixels.
         description: Label of the progress bar.
     """
-    found = {name: Samples() for name in names}
-    watched = [
-        (
-            module.get_submodule(name.rpartition(".")[0]),
-            _hook(samples.add, torch.Generator().manual_seed(seed), task is not None),
-        )
-        for name, samples in found.items()
-    ]
-    with _hooked(watched):
-        run_with_gradients(module, batches, task, description)
-    return found
+    layers = {name: module.get_submodule(name.rpartition(".")[0]) for name in names}
+
+    def measure(batches: Sequence[Tensor]) -> dict[str, Samples]:
+        found = {name: Samples() for name in layers}
+        watched = [
+            (layer, _hook(found[name].add, torch.Generator().manual_seed(seed), task is not None))
+            for name, layer in layers.items()
+        ]
+        with _hooked(watched):
+            run_with_gradients(module, batches, task, description)
+        return found
+
+    return in_batches_that_fit(measure, batches)
 
 
 def moments_between(before: Samples, after: Samples, source: list[int]) -> Moments | None:

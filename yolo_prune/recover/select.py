@@ -172,7 +172,7 @@ def _readers(
         covariance[np.diag_indices(len(covariance))] += ridge * max(
             float(np.trace(covariance)) / len(covariance), 1e-12
         )
-        weight = weights[axis.name].detach().double().cpu().movedim(axis.dim, 0)
+        weight = weights[axis.name].detach().cpu().double().movedim(axis.dim, 0)
         matrix = weight.reshape(*weight.shape[:2], -1).numpy()  # (in, out, taps); a linear layer has one tap
         matrix = (matrix * np.sqrt(seen.energy * seen.rows)[None, :, None]).reshape(len(channels), -1)
         readers.append(_Reader(np.asarray(np.linalg.inv(covariance), dtype=np.float64), matrix @ matrix.T))

@@ -19,6 +19,7 @@ from yolo_prune.cut.plan import Budget, Widths
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
+from yolo_prune.device import release_memory
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.randomness import untouched_randomness
 from yolo_prune.recover.rounds import Recipe, cut_in_rounds
@@ -107,6 +108,7 @@ def recover(
         fold=settings.fold,
         seed=seed,
     )
+    release_memory()  # what the training keeps for its next batch
     cut = cut_in_rounds(
         parent,
         anatomy,
