@@ -142,6 +142,7 @@ def bench(config: BenchConfig) -> None:
             rounds=config.rounds,
             seconds=config.seconds,
             half=config.half,
+            compile=config.compile,
             trust=config.trust,
             imports=config.imports,
         )

@@ -28,8 +28,10 @@ def untouched_randomness() -> Iterator[None]:
     import torch
 
     states = random.getstate(), np.random.get_state()
+    # The one GPU of this process: without a list PyTorch opens every GPU of the machine, and warns of it.
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=gpus):
             yield
     finally:
         random.setstate(states[0])

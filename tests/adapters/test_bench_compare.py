@@ -9,9 +9,11 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.bench import compare, comparison
+from yolo_prune.bench.runtime import Settings, open_runtime
 from yolo_prune.bench.table import markdown_table
 from yolo_prune.checkpoint import load_detector, save_detector
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, DataError, MissingRuntimeError
@@ -128,6 +130,15 @@ def test_control_measuring_a_checkpoint_imports_torch(weights):
     assert "'torch'" in done.stderr
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_compiled_network_is_what_runs(weights, monkeypatch, compiled):
+    ran = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *args: (ran.append(args), call(*args))[1])
+    runtime = open_runtime("torch", weights / "tiny.pt", IMGSZ, Settings("cpu", 1, 1, compile=compiled))
+    output, _ = runtime.infer(torch.zeros(1, 3, IMGSZ, IMGSZ))
+    assert (len(ran), output.shape[0]) == (int(compiled), 1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "sentence"),
     [
@@ -152,6 +163,7 @@ def test_a_wrong_argument_is_refused_before_anything_starts(monkeypatch, overrid
     [
         ({"imgsz": 96}, ConfigError, r"expected \[1, 3, 96, 96\]. Export it again with imgsz=96 and batch=1"),
         ({"half": True}, ConfigError, "half=true applies to the torch runtime"),
+        ({"compile": True}, ConfigError, "compile=true applies to the torch runtime"),
         ({"runtime": "torch"}, ConfigError, "the 'torch' runtime cannot run"),
         ({"images": ["none.jpg"]}, DataError, "cannot read the image 'none.jpg'"),
     ],

@@ -28,11 +28,12 @@ TWO_PROCESSES = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import test_midrun
-test_midrun.be_one_of_two(int(sys.argv[2]), sys.argv[3], sys.argv[4])
+test_midrun.be_one_of_two(int(sys.argv[2]), *sys.argv[3:])
 """
 
 
 def recovered(parent: nn.Module, keep: float = 0.7) -> midrun.Recovered:
+    """Cut a copy of the parent, where it is."""
     return midrun.recover(
         parent,
         anatomy_of(parent, 64),
@@ -46,7 +47,7 @@ def recovered(parent: nn.Module, keep: float = 0.7) -> midrun.Recovered:
     )
 
 
-def be_one_of_two(rank: int, meeting: str, out: str) -> None:
+def be_one_of_two(rank: int, meeting: str, out: str, device: str = "cpu") -> None:
     """Train a step in each of two processes, cut in the first, swap in both, and train on together."""
     from ultralytics.utils import DEFAULT_CFG
 
@@ -54,22 +55,22 @@ def be_one_of_two(rank: int, meeting: str, out: str) -> None:
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    model = tiny()
+    model = tiny().to(device)
     model.args = DEFAULT_CFG
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.dtype.is_floating_point)
     options = {"find_unused_parameters": True}
     wrapped = nn.parallel.DistributedDataParallel(model, **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    _step(wrapped, optimizer, rank)
+    _step(wrapped, optimizer, rank, device)
     with torch.no_grad():  # statistics of the two processes differ, as in the host's runs
         model.model[0].bn.running_mean += rank
     parent = midrun.average_as_saved(model)
     made = midrun.from_first_process(lambda: recovered(parent))
     midrun.swap_(model, optimizer, made)
-    again = wrapped_again(wrapped, DEFAULT_CFG, torch.device("cpu"))
+    again = wrapped_again(wrapped, DEFAULT_CFG, torch.device(device))
     assert again is not wrapped
-    _step(again, optimizer, rank)
+    _step(again, optimizer, rank, device)
     try:
         midrun.from_first_process(lambda: recovered(parent, keep=0.001))
     except YoloPruneError as error:
@@ -78,26 +79,31 @@ def be_one_of_two(rank: int, meeting: str, out: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, device: str) -> None:
     model.train()
     optimizer.zero_grad()
-    outputs = model(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(rank)))
+    outputs = model(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(rank)).to(device))
     (outputs["scores"].square().mean() + outputs["boxes"].square().mean()).backward()
     optimizer.step()
 
 
-def test_two_processes_have_the_same_plan_and_the_same_weights_after_the_cut(tmp_path):
+def cut_in_two_processes(tmp_path: Path, device: str) -> None:
+    """Let two processes cut one model between two steps, and compare what they have then."""
     here = str(Path(__file__).parent)
     words = [sys.executable, "-c", TWO_PROCESSES, here]
     both = [
         subprocess.Popen(
-            [*words, str(rank), str(tmp_path / "meet"), str(tmp_path)], stderr=subprocess.PIPE, text=True
+            [*words, str(rank), str(tmp_path / "meet"), str(tmp_path), device],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in (0, 1)
     ]
     said = [process.communicate(timeout=240)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    first, second = (
+        torch.load(tmp_path / f"{rank}.pt", map_location="cpu", weights_only=False) for rank in (0, 1)
+    )
     assert first["plan"] == second["plan"]
     assert first["plan"].kept_macs <= 0.7
     for name, value in first["weights"].items():
@@ -105,6 +111,10 @@ def test_two_processes_have_the_same_plan_and_the_same_weights_after_the_cut(tmp
             assert torch.equal(value, second["weights"][name]), name
     assert first["failure"].startswith("BudgetError: cannot meet")
     assert second["failure"].startswith("YoloPruneError: the first process failed: cannot meet")
+
+
+def test_two_processes_have_the_same_plan_and_the_same_weights_after_the_cut(tmp_path):
+    cut_in_two_processes(tmp_path, "cpu")
 
 
 def test_alone_there_is_nobody_to_ask():

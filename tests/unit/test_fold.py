@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from yolo_prune.cut.proof import zero_removed_
 from yolo_prune.cut.proven import Anatomy
-from yolo_prune.cut.surgery import zero_removed_
 from yolo_prune.recover import collect_moments, fold_removed_, recalibrate_bn_
 from yolo_prune.recover.fold import solve_fold
 from yolo_prune.recover.moments import Moments

@@ -36,6 +36,7 @@ def compare(
     seconds: float = DEFAULT_SECONDS,
     images: Sequence[Path | str] | None = None,
     half: bool = False,
+    compile: bool = False,
     trust: bool = False,
     imports: Sequence[str] = (),
     export_dir: Path | str | None = None,
@@ -53,6 +54,7 @@ def compare(
         seconds: Time budget per candidate, without loading and warm-up.
         images: Image files to run on, the first 32; drawn images when None. Decoding them is not timed.
         half: 16-bit floating point, torch on CUDA only.
+        compile: Compile the networks with ``torch.compile``, torch only; not timed, but it takes minutes on a CPU.
         trust: Load checkpoints that may run code of their own.
         imports: Python files or modules that hold their classes.
         export_dir: Where exported .onnx files stay; a temporary folder when None.
@@ -67,7 +69,7 @@ def compare(
         BenchmarkError: The measuring process died.
     """
     sizes = check_candidates(candidates, runtime, imgsz, batch, rounds, seconds)
-    settings = Settings(parse_device(device), check_threads(threads), batch, half, trust)
+    settings = Settings(parse_device(device), check_threads(threads), batch, half, compile, trust)
     with ExitStack() as stack:
         folder = Path(export_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="yolo-prune-")))
         files = {name: Path(path) for name, path in candidates.items()}
@@ -88,6 +90,7 @@ def compare(
         "cpu": cpu_name(),
         "cpus": available_cpus(),
         "half": half,
+        "compile": compile,
     }
     return read_answer(list(candidates), answer, conditions)
 

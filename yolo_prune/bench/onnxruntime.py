@@ -58,7 +58,7 @@ def open_runtime(path: Path, imgsz: int, settings: Settings) -> OnnxRuntime:
     Raises:
         MissingRuntimeError: onnxruntime is not installed.
         DeviceUnavailableError: A GPU is asked for and this build or machine has none.
-        ConfigError: The file was exported for another input, or half precision is asked for.
+        ConfigError: The file was exported for another input, or half precision or compilation is asked for.
         CheckpointError: The file is not a readable ONNX model.
     """
     try:
@@ -69,6 +69,10 @@ def open_runtime(path: Path, imgsz: int, settings: Settings) -> OnnxRuntime:
         ) from error
     if settings.half:
         raise ConfigError("half=true applies to the torch runtime; export a 16-bit ONNX file instead.")
+    if settings.compile:
+        raise ConfigError(
+            "compile=true applies to the torch runtime; onnxruntime optimises every model itself."
+        )
     if settings.device != "cpu" and CUDA not in onnxruntime.get_available_providers():
         raise DeviceUnavailableError(f"this build of onnxruntime has no {CUDA}")
     session = open_session(onnxruntime, path, settings)

@@ -35,6 +35,7 @@ class Settings:
         threads: CPU threads the runtime may use.
         batch: Images per step.
         half: Run in 16-bit floating point (torch on CUDA only).
+        compile: Compile the network with ``torch.compile`` (torch only); the first steps, untimed, take minutes.
         trust: Load checkpoints that may run code of their own.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     threads: int
     batch: int
     half: bool = False
+    compile: bool = False
     trust: bool = False
 
 

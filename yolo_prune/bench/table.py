@@ -25,6 +25,7 @@ HEADER = (
     "net vs {base}",
     "CPU time vs {base}",
 )
+_HOW = {"half": "in 16 bits", "compile": "compiled"}
 
 
 def markdown_table(comparisons: Sequence[Comparison]) -> str:
@@ -79,8 +80,9 @@ def describe(comparison: Comparison) -> str:
     conditions = comparison.conditions
     timing = next(timing for timing in comparison.timings.values() if timing is not None)
     load = "unknown" if timing.load1 is None else f"{timing.load1:.1f}"
+    how = "".join(f" {word}" for key, word in _HOW.items() if conditions.get(key))
     return (
-        f"{timing.runtime} {timing.runtime_version}, {timing.device_name}, {timing.threads} of "
+        f"{timing.runtime} {timing.runtime_version}{how}, {timing.device_name}, {timing.threads} of "
         f"{conditions['cpus']} CPUs, load {load} at the start, {conditions['rounds']} alternating rounds "
         f"of {conditions['timed_steps']} timed steps, {conditions['image_count']} images "
         f"({conditions['images']}). Timed: {conditions['timed']}. "

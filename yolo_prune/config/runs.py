@@ -206,6 +206,9 @@ class BenchConfig:
     rounds: int | None = option("rounds to measure; chosen from seconds when not given", None, low=2)
     seconds: float = option("time to measure each model, without warm-up", 10.0, low=0.1)
     half: bool = option("16-bit floating point, PyTorch on a GPU only", False)
+    compile: bool = option(
+        "torch.compile the networks, PyTorch only; takes minutes before it measures", False
+    )
     json: str | None = option("file for the timings as JSON", None)
     trust: bool = option(_TRUST, False)
     imports: tuple[str, ...] = option(_IMPORTS, ())
