@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel, cost_model, with_macs_at
 from yolo_prune.cut.blame import blame, find_inexact
@@ -23,7 +22,7 @@ from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import ConfigError, EquivalenceError
 from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.atoms import BoolArray
-from yolo_prune.graph.copies import copy_as
+from yolo_prune.graph.copies import copy_as, copy_with
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.groups import ChannelGraph, Group, trace_groups
 from yolo_prune.graph.rules import Operator
@@ -165,7 +164,7 @@ def cut_proven_(
     if proof is not None and not proof.exact:
         raise _unseen(proof)
     if proof is None:
-        trial = cut_(copy.deepcopy(module), plan, rules=anatomy.rules)
+        trial = cut_(copy_with(module, Tensor.clone), plan, rules=anatomy.rules)
         where = blame(module, trial, cost.graph, keep, anatomy.trace_input)
 
         def is_exact(other: BoolArray) -> bool:

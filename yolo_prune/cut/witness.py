@@ -34,7 +34,7 @@ class Witness:
 
     Attributes:
         decisions: Its decisions, in order.
-        inputs: For each decision what went into it.
+        inputs: For each decision what went into it; empty where nothing depends on what it decided.
         ends: What the last layers made, in order.
         outputs: What the model returned, as far as it is selected.
         names: Parameters and buffers by their bit.
@@ -72,10 +72,12 @@ def watch(
         with decisions, flow:
             outputs = arguments.run(model)
         outputs = select(outputs) if select else outputs
+    decisions.use(tensors_in(outputs))
+    inputs = tuple(sights if index in decisions.used else () for index, sights in enumerate(flow.inputs))
     shown = tuple(Sight(tensor, flow.reach(tensor)) for tensor in tensors_in(outputs))
     short = earlier is not None and len(decisions.made) < len(earlier)
     diverged = decisions.diverged or ("the end where decisions followed" if short else "")
-    return Witness(tuple(decisions.made), tuple(flow.inputs), tuple(flow.ends), shown, flow.names, diverged)
+    return Witness(tuple(decisions.made), inputs, tuple(flow.ends), shown, flow.names, diverged)
 
 
 class _Flow(TorchDispatchMode):

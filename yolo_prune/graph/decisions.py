@@ -8,10 +8,11 @@ What went *into* a decision is a continuous function of the model, and that is w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -71,6 +72,7 @@ class Decisions(TorchDispatchMode):
         made: The decisions of this run.
         repeated: Tensors of the latest operator's result that were taken from the earlier run.
         diverged: What this run did where the earlier one did something else; empty when both took the same path.
+        used: Which decisions something depended on; a maximum's index, say, is often thrown away.
     """
 
     def __init__(self, earlier: Sequence[Decision] | None = None, *, keep_inputs: bool = False) -> None:
@@ -78,6 +80,8 @@ class Decisions(TorchDispatchMode):
         self.made: list[Decision] = []
         self.repeated: list[Tensor] = []
         self.diverged = ""
+        self.used: set[int] = set()
+        self._decided: dict[int, tuple[Tensor, int]] = {}
         self._earlier = earlier
         self._keep_inputs = keep_inputs
 
@@ -93,8 +97,11 @@ class Decisions(TorchDispatchMode):
         self.repeated = []
         name = str(func.overloadpacket.__name__)
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not reads_values(name):
+            return func(*args, **kwargs)
+        self.use(tensors)
         floats = [tensor for tensor in tensors if tensor.is_floating_point()]
-        if not floats or not reads_values(name):
+        if not floats:
             return func(*args, **kwargs)
         steps = name.rstrip("_") in _STEPS or kwargs.get("rounding_mode") is not None
         writes = bool(func._schema.is_mutable)
@@ -104,12 +111,27 @@ class Decisions(TorchDispatchMode):
         chosen = [_is_decided(leaf, steps) for leaf in leaves]
         if any(chosen):
             leaves = self._repeat(name, shapes, leaves, chosen, writes)
+            self._note([leaf for leaf, picked in zip(leaves, chosen, strict=True) if picked])
             results = tuple(
                 _copy(leaf) if picked else None for leaf, picked in zip(leaves, chosen, strict=True)
             )
             inputs = tuple(tensor.clone() for tensor in before) if self._keep_inputs else ()
             self.made.append(Decision(name, shapes, inputs, results))
         return pytree.tree_unflatten(leaves, spec)
+
+    def use(self, tensors: Iterable[Tensor]) -> None:
+        """Note that something depends on these tensors."""
+        for tensor in tensors:
+            if tensor.layout is torch.strided and (key := _storage(tensor)) in self._decided:
+                self.used.add(self._decided[key][1])
+
+    def _note(self, results: Iterable[Any]) -> None:
+        """Hold what the decision that is being made returns, to see whether something depends on it."""
+        for result in results:
+            if not isinstance(result, Tensor):
+                self.used.add(len(self.made))  # a number of Python's goes where it likes
+            elif result.layout is torch.strided:
+                self._decided[_storage(result)] = (result, len(self.made))
 
     def _repeat(
         self,
@@ -145,6 +167,10 @@ def _is_decided(leaf: Any, steps: bool) -> bool:
     if isinstance(leaf, Tensor):
         return steps or not (leaf.is_floating_point() or leaf.is_complex())
     return isinstance(leaf, (bool, int, float))
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _copy(leaf: Any) -> Any:

@@ -96,8 +96,9 @@ def _freeze_widths(
     widths = [_width(tensor) for tensor, _ in found]
     for index, (tensor, label) in enumerate(found):
         others = [*widths[:index], *widths[index + 1 :], *made]
-        sums = {tensor.shape[1] + rest for rest in _sums(others, max(wanted, default=0))}
-        if sums & set(wanted) or tensor.shape[-1] in wanted or math.prod(tensor.shape[1:]) in wanted:
+        sums = _sums(others, max(wanted, default=0)) << tensor.shape[1]  # beside others in a concatenation
+        flat = {int(tensor.shape[-1]), math.prod(tensor.shape[1:])}  # as a linear layer reads it
+        if flat & set(wanted) or any(sums >> width & 1 for width in wanted):
             atoms = np.unique(compact(label).numpy())
             reason = f"may be read by '{root}', which no trace met"
             tracer.found.frozen.append((atoms[atoms > 0], reason))
@@ -107,9 +108,9 @@ def _width(tensor: Tensor) -> int:
     return int(tensor.shape[1])
 
 
-def _sums(widths: Iterable[int], limit: int) -> set[int]:
-    """Return the sums up to ``limit`` of any of the widths, each taken once at most."""
-    sums = {0}
+def _sums(widths: Iterable[int], limit: int) -> int:
+    """Return the sums up to ``limit`` of any of the widths, each taken once at most: bit ``n`` is set for sum ``n``."""
+    sums = 1
     for width in widths:
-        sums |= {total + width for total in sums if total + width <= limit}
+        sums |= sums << width & (1 << limit + 1) - 1
     return sums
