@@ -108,6 +108,12 @@ class CostModel:
         """Return the number of parameters left when the channels ``keep`` stay."""
         return self._parameters(self.counts(keep))
 
+    def parameters_by_name(self, keep: BoolArray) -> dict[str, float]:
+        """Return the number of parameters left in each tensor that has axes when the channels ``keep`` stay."""
+        names = dict.fromkeys(axis.name for axis in self.graph.axes)
+        numbers = self._numbers(self.counts(keep)[: len(self._sizes)])
+        return dict(zip(names, numbers.tolist(), strict=True))
+
     def gradient(self, counts: FloatArray, of: str) -> FloatArray:
         """Return what one index less of each axis and one share less of each product save, shape (axes + uses,)."""
         axes = len(self._sizes)

@@ -51,6 +51,8 @@ def _record(model: nn.Module, arguments: Arguments) -> tuple[list[tuple[str, Ten
     found: list[tuple[str, Tensor]] = []
     running: list[str] = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            continue
 
         def enter(_: nn.Module, __: Any, name: str = name) -> None:
             running.append(name)

@@ -11,6 +11,7 @@ import numpy as np
 
 from yolo_prune.cost import CostModel, FloatArray
 from yolo_prune.cut.blocks import ResidualBlock
+from yolo_prune.cut.held import explain_held, held_amount
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError
 from yolo_prune.graph.atoms import BoolArray, IntArray
@@ -252,10 +253,13 @@ def _check_possible(
     largest, share = _largest_fixed(cost, floor)
     unit, scale = ("M parameters", 1e6) if budget.gradient == "params" else ("GMACs", 1e9)
     key = "round_to" if widths.round_to > widths.min_width else "min_width"
+    why, held = explain_held(cost, floor, budget.gradient), held_amount(cost, budget.gradient)
+    advice = f"Raise the budget or lower {key}; the largest part that remains is '{largest}' ({share / 1e9:.3g} GMACs)."
+    if held > limit:
+        advice = f"Raise the budget: {held / scale:.3g} {unit} stay whatever the floor."
     raise BudgetError(
         f"cannot meet {limit / scale:.3g} {unit}: {least / scale:.3g} {unit} remain with every group at its floor of "
-        f"{max(widths.round_to, widths.min_width)} channels. Raise the budget or lower {key}; the largest part that "
-        f"remains is '{largest}' ({share / 1e9:.3g} GMACs)."
+        f"{max(widths.round_to, widths.min_width)} channels. {advice}{why and f' {why}'}"
     )
 
 

@@ -25,6 +25,7 @@ from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.copies import copy_as, copy_with
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.groups import ChannelGraph, Group, trace_groups
+from yolo_prune.graph.held import hold_
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
 
@@ -138,6 +139,7 @@ def freeze_modules(
         for channel in graph.axis_channels(axis).tolist():
             frozen[channel] = True
             reasons.setdefault(channel, reason)
+    hold_([group.channels for group in graph.groups], graph.ties, frozen, reasons)
     groups = tuple(replace(group, frozen=_reasons_of(group, frozen, reasons)) for group in graph.groups)
     return replace(graph, frozen=frozen, reasons=reasons, groups=groups)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from yolo_prune.graph.atoms import Axis, BoolArray, Findings, IntArray, MacUse, Pieces
 from yolo_prune.graph.decisions import Positions
+from yolo_prune.graph.held import hold_
 from yolo_prune.graph.passes import trace_channels
 from yolo_prune.graph.reading import unread_channels
 from yolo_prune.graph.rules import OPERATORS, Operator
@@ -138,6 +139,7 @@ def solve(found: Findings) -> ChannelGraph:
         reasons.setdefault(channel, "is read by nothing that was traced")
     cells = _cells(found, channel_of, count)
     cells, ties = _tie_cells(cells, _constraints(found, channel_of, cells, frozen, reasons), frozen, reasons)
+    hold_(cells, ties, frozen, reasons)
     groups = _name_groups(found, channel_of, cells, frozen, reasons)
     return ChannelGraph(
         axes=tuple(found.axes),
@@ -243,10 +245,11 @@ def _freeze(
     reasons: dict[int, str],
     pieces: Pieces,
 ) -> None:
+    where = pieces.where or "the model"
     for part in tied:
         for channel in channel_of[part].tolist():
             frozen[channel] = True
-            reasons.setdefault(channel, f"has parts that cannot keep equal widths in '{pieces.where}'")
+            reasons.setdefault(channel, f"has parts that cannot keep equal widths in '{where}'")
 
 
 def _tie_cells(

@@ -85,6 +85,8 @@ class _MacCounter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if name in {"mm", "addmm", "bmm", "baddbmm"}:
             self.macs.append(float(out.numel() * args[-2].shape[-1]))
+        elif name == "deform_conv2d":
+            self.macs.append(float(out.numel() * args[1][0].numel()))
         elif name.startswith("_scaled_dot_product"):
             self.macs.append(attention_macs(*args[:3]))
         return out

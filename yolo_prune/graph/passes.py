@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.graph.arguments import Arguments, call_text
 from yolo_prune.graph.atoms import Findings, Pieces
 from yolo_prune.graph.copies import copy_with
 from yolo_prune.graph.decisions import Positions
+from yolo_prune.graph.functions import AskedFor
 from yolo_prune.graph.labels import compact
 from yolo_prune.graph.macs import plain_attention
 from yolo_prune.graph.trace import Call, ModuleRules, OutputSelector, Tracer, rule_for
@@ -38,6 +38,8 @@ def _watched(model: nn.Module, stack: list[tuple[str, nn.Module]], visits: list[
     """Keep ``stack`` at the chain of modules whose forward is running, and note in ``visits`` what each was given."""
     handles = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            continue
 
         def enter(module: nn.Module, _: Any, name: str = name) -> None:
             stack.append((name, module))
@@ -53,24 +55,6 @@ def _watched(model: nn.Module, stack: list[tuple[str, nn.Module]], visits: list[
     finally:
         for handle in handles:
             handle.remove()
-
-
-class _ScaledAttention(TorchFunctionMode):
-    """Freezes queries and keys of attention that is scaled by their width, however PyTorch takes it apart."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention and kwargs.get("scale") is None:
-            for tensor in (*args, *kwargs.values())[:2]:
-                if (label := self.tracer.label(tensor)) is not None:
-                    self.tracer.freeze(label, "is scaled by the width of an attention head")
-        return func(*args, **kwargs)
 
 
 def trace_channels(
@@ -143,7 +127,7 @@ def _run(
     """Run the model once under the tracer, and freeze what it returns."""
     tracer.modules.clear()
     watched = _watched(model, tracer.modules, visits)
-    with torch.no_grad(), plain_attention(), watched, _ScaledAttention(tracer), tracer:
+    with torch.no_grad(), plain_attention(), watched, AskedFor(tracer), tracer:
         outputs = arguments.run(model)
     for tensor in tensors_in(outputs):
         if (label := tracer.label(tensor)) is not None:

@@ -7,7 +7,8 @@ operator means for labels is in :mod:`yolo_prune.graph.rules`. An operator witho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolo_prune.graph.atoms import Axis, Findings, IntArray, MacUse, Pieces
+from yolo_prune.graph.calls import Request, is_pointwise
 from yolo_prune.graph.decisions import reads_values
 from yolo_prune.graph.labels import compact
 
@@ -59,7 +61,7 @@ class ParameterView:
 
 
 # Operators that are recorded even where no channel reaches them, because costs count them one by one.
-_COUNTED = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm"})
+_COUNTED = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "torchvision::deform_conv2d"})
 
 
 class Tracer(TorchDispatchMode):
@@ -86,6 +88,11 @@ class Tracer(TorchDispatchMode):
         self._storages: dict[int, str] = {}
         self.made_by: dict[int, str] = {}
         self.met: set[str] = set()
+        self.request = Request()
+        self._muted = False
+        self._tied: set[bytes] = set()
+        compiled = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        self._compiled = tuple(f"{name}." if name else "" for name in compiled)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._names.setdefault(id(tensor), (name, tensor))
             self._storages.setdefault(tensor.data_ptr(), name)
@@ -100,6 +107,8 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if self._muted:
+            return out
         call = Call(func, args, kwargs, out)
         for tensor in call.tensors:
             if id(tensor) in self._names:
@@ -110,7 +119,7 @@ class Tracer(TorchDispatchMode):
             self._stop_at_nothing(call)
         elif call.name in _COUNTED or any(self.known(tensor) for tensor in call.tensors):
             handler = self.handlers.get(call.name)
-            if handler is None and torch.Tag.pointwise in func.tags:
+            if handler is None and is_pointwise(func.namespace, call.name):
                 handler = self.handlers["pointwise"]
             if handler is None:
                 self.freeze_call(call)
@@ -131,6 +140,24 @@ class Tracer(TorchDispatchMode):
             self.freeze_parameter(
                 view, tensor, "is held by a function, which a copy of the model cannot change,"
             )
+
+    @contextmanager
+    def asked(self, request: Request) -> Iterator[None]:
+        """Let the rules know what a Python call asked for while its operators run."""
+        before, self.request = self.request, request
+        try:
+            yield
+        finally:
+            self.request = before
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Let operators run unseen: whoever asks for that sets the labels of the result."""
+        before, self._muted = self._muted, True
+        try:
+            yield
+        finally:
+            self._muted = before
 
     def known(self, tensor: Tensor) -> bool:
         """Tell whether a tensor carries labels or comes straight from a parameter or buffer."""
@@ -161,7 +188,10 @@ class Tracer(TorchDispatchMode):
         key = (name, dim)
         if key not in self._axis_of:
             self._axis_of[key] = len(self.found.axes)
-            self.found.axes.append(Axis(name, dim, size, self.found.atom_count, role))
+            axis = Axis(name, dim, size, self.found.atom_count, role)
+            self.found.axes.append(axis)
+            if self._compiled and name.startswith(self._compiled):
+                self.freeze(axis.vector, "belongs to a TorchScript module, whose tensors cannot be replaced,")
         return self.found.axes[self._axis_of[key]]
 
     def axis_index(self, axis: Axis) -> int:
@@ -196,6 +226,10 @@ class Tracer(TorchDispatchMode):
         axis = self.axis(view.name, dim if dim is not None else 0, tensor.shape[wide[0]], "vector")
         shape = [-1 if index == wide[0] else 1 for index in range(tensor.dim())]
         return axis.vector.reshape(shape)
+
+    def activation_label(self, tensor: Any) -> Tensor | None:
+        """Return the label tensor of an activation, without making one for a parameter."""
+        return self._labels[id(tensor)][1] if id(tensor) in self._labels else None
 
     def set_label(self, tensor: Tensor, label: Tensor) -> None:
         """Attach a label tensor of the same shape."""
@@ -268,6 +302,11 @@ class Tracer(TorchDispatchMode):
         """Record parts that must keep equally many channels; each inner list is one such constraint."""
         arrays = tuple(tuple(np.asarray(part.reshape(-1).numpy()) for part in tied) for tied in parts)
         self.found.pieces.append(Pieces(arrays, self.where))
+        self._tied.update(part.tobytes() for tied in arrays if len(tied) > 1 for part in tied)
+
+    def is_tied(self, vector: Tensor) -> bool:
+        """Tell whether these channels are one of several parts that keep equally many, each its own choice."""
+        return np.ascontiguousarray(vector.reshape(-1).numpy()).tobytes() in self._tied
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from yolo_prune.graph.labels import compact, varying_dims
 from yolo_prune.graph.trace import Call, Tracer
+
+_SPATIAL = re.compile(r"(\d)d")
 
 
 def pointwise(tracer: Tracer, call: Call) -> None:
@@ -93,14 +96,36 @@ def copy(tracer: Tracer, call: Call) -> None:
         tracer.freeze_parameter(view, call.args[1], "is copied as an activation")
 
 
+def first_operand(tracer: Tracer, call: Call) -> None:
+    """An activation with tensors of its own beside its input (random slopes, a buffer for the backward pass)."""
+    label = tracer.label(call.args[0])
+    if label is not None:
+        _store(tracer, call, label)
+
+
+def gated_half(tracer: Tracer, call: Call) -> None:
+    """``glu``: the first half times the sigmoid of the second, so that both lose the same channels."""
+    label = tracer.label(call.args[0])
+    if label is None:
+        tracer.freeze_call(call, "is used as an activation")
+        return
+    first, second = label.chunk(2, int(call.args[1]) if len(call.args) > 1 else -1)
+    tracer.unite(first, second)
+    tracer.set_label(call.outputs[0], first)
+
+
 def channelwise(tracer: Tracer, call: Call) -> None:
     """Pooling and resizing: every output channel comes from the input channel of the same index."""
     label = tracer.label(call.args[0])
     if label is None:
         tracer.freeze_call(call, "is used as an activation")
         return
-    batched = label.dim() >= 4 or call.name.endswith("1d")
-    leading = label.shape[: 2 if batched else 1]
+    spatial = int(_SPATIAL.findall(call.name)[0])
+    leading = label.shape[: label.dim() - spatial]
+    varying = varying_dims(label)
+    if varying and min(varying) >= len(leading):
+        tracer.freeze(label, f"has its channels mixed like positions by '{call.name}'")
+        return
     small = compact(label)
     rows = small.expand(*leading, *small.shape[len(leading) :]).reshape(math.prod(leading), -1)
     first = tracer.one_per_row(rows)
@@ -116,16 +141,22 @@ def sampled(tracer: Tracer, call: Call) -> None:
     channelwise(tracer, call)
 
 
-def reduce(tracer: Tracer, call: Call) -> None:
+def named_dims(call: Call, label: Tensor, position: int, default: list[int] | None = None) -> list[int]:
+    """Return the dimensions that a call names in its argument at ``position``; the default: all of them."""
+    dims = call.args[position] if len(call.args) > position else call.kwargs.get("dim")
+    if dims is None or dims == []:
+        dims = list(range(label.dim())) if default is None else default
+    named = dims if isinstance(dims, (list, tuple)) else [dims]
+    return [int(dim) % max(label.dim(), 1) for dim in named]
+
+
+def reduce(tracer: Tracer, call: Call, position: int = 1) -> None:
     """Mean, sum, max: keep the channel over positions, unite channels over stacked maps, freeze over channels."""
     label = tracer.label(call.args[0])
     if label is None:
         tracer.freeze_call(call, "is used as an activation")
         return
-    dims = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
-    if dims is None or dims == []:
-        dims = list(range(label.dim()))
-    dims = [int(dim) % max(label.dim(), 1) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])]
+    dims = named_dims(call, label, position)
     varying = set(varying_dims(label))
     if varying & set(dims):
         if not varying - set(dims):
@@ -156,20 +187,6 @@ def maximum(tracer: Tracer, call: Call) -> None:
     """``max``/``min``: of two tensors or over dimensions."""
     two = len(call.args) > 1 and isinstance(call.args[1], Tensor)
     (pointwise if two else reduce)(tracer, call)
-
-
-def along_dim(tracer: Tracer, call: Call) -> None:
-    """Softmax and cumulative sums: over positions they keep the channel; over channels they freeze it."""
-    label = tracer.label(call.args[0])
-    if label is None:
-        tracer.freeze_call(call, "is used as an activation")
-        return
-    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", -1)
-    if int(dim) % label.dim() in varying_dims(label):
-        tracer.freeze(label, f"is normalised over by '{call.name}'")
-        return
-    for out in call.outputs:
-        tracer.set_label(out, label)
 
 
 def ignore(tracer: Tracer, call: Call) -> None:

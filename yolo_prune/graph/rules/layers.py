@@ -13,7 +13,10 @@ from yolo_prune.graph.labels import compact, per_channel, varying_dims
 from yolo_prune.graph.trace import Call, ParameterView, Tracer
 
 _NONE: IntArray = np.zeros(0, dtype=np.int64)
-_GROUPABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_GROUPABLE = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 
 def convolution(tracer: Tracer, call: Call) -> None:
@@ -49,7 +52,11 @@ def _dense(tracer: Tracer, call: Call, label: Tensor | None, view: ParameterView
 
 def _read(tracer: Tracer, label: Tensor | None, axis: Axis, dim: int) -> None:
     """Unite the channels of an input with the reading axis of a weight."""
+    varying = [] if label is None else varying_dims(label)
     if label is None:
+        tracer.freeze(axis.vector, "reads a tensor of fixed width")
+    elif varying and dim not in varying:
+        tracer.freeze(label, "has its channels mixed like positions by a layer")
         tracer.freeze(axis.vector, "reads a tensor of fixed width")
     else:
         tracer.tie(label, dim, axis)
@@ -64,15 +71,16 @@ def _tie_vector(tracer: Tracer, vector: Tensor, atoms: Tensor) -> None:
 def _grouped(tracer: Tracer, call: Call, label: Tensor | None, view: ParameterView) -> Layer:
     """Grouped convolutions: depthwise ones pass channels through, others keep equally many in every group."""
     weight, transposed, groups = call.args[1], bool(call.args[6]), int(call.args[8])
-    if label is not None and weight.shape[1] == 1 and (not transposed or weight.shape[0] == groups):
+    depthwise = weight.shape[0] == groups if transposed else weight.shape[1] == 1
+    if label is not None and depthwise:
         axis = tracer.axis(view.name, 0, weight.shape[0], "vector")
         first = tracer.one_per_row(_channel_rows(label))
         tracer.unite(first.repeat_interleave(weight.shape[0] // groups), axis.vector)
-        return axis, None, axis.vector
+        return axis, None, axis.vector.repeat_interleave(weight.shape[1]) if transposed else axis.vector
     owner = tracer.module
     own = isinstance(owner, _GROUPABLE) and view.name.endswith("weight")
-    if label is not None and not transposed and own:
-        return _equal_groups(tracer, label, view, weight, groups)
+    if label is not None and own:
+        return (_shared_outputs if transposed else _equal_groups)(tracer, label, view, weight, groups)
     if label is not None:
         tracer.freeze(label, "is read by a grouped convolution")
     tracer.freeze_parameter(view, weight, "belongs to a grouped convolution")
@@ -81,6 +89,15 @@ def _grouped(tracer: Tracer, call: Call, label: Tensor | None, view: ParameterVi
         None,
         torch.zeros(weight.shape[1] * groups if transposed else weight.shape[0], dtype=torch.int64),
     )
+
+
+def _shared_outputs(tracer: Tracer, label: Tensor, view: ParameterView, weight: Tensor, groups: int) -> Layer:
+    """Transposed: every group keeps equally many inputs, and makes outputs at the same positions of its share."""
+    inner = tracer.axis(view.name, 0, weight.shape[0], "in")
+    made = tracer.axis(view.name, 1, weight.shape[1], "out")
+    tracer.tie(label, 1, inner)
+    tracer.add_pieces([list(inner.vector.reshape(groups, -1))])
+    return made, inner, made.vector.repeat(groups)
 
 
 def _equal_groups(tracer: Tracer, label: Tensor, view: ParameterView, weight: Tensor, groups: int) -> Layer:
@@ -104,17 +121,20 @@ def batch_norm(tracer: Tracer, call: Call) -> None:
     """BatchNorm: its vectors follow the channels of its input."""
     x = call.args[0]
     label = tracer.label(x)
-    views = [tracer.parameter(tensor) for tensor in call.args[1:5] if isinstance(tensor, Tensor)]
-    names = [view.name for view in views if view is not None]
+    vectors = [tensor for tensor in call.args[1:5] if isinstance(tensor, Tensor)]
+    names = [view.name for view in map(tracer.parameter, vectors) if view is not None]
     if id(x) in tracer.made_by and names:
         tracer.found.norm_of[tracer.made_by[id(x)]] = names[0].rpartition(".")[0]
     if label is None:
         tracer.freeze_call(call, "normalises a tensor of fixed width")
         return
-    for name in names:
-        tracer.tie(label, 1, tracer.axis(name, 0, x.shape[1], "vector"))
-    if len(names) < len([t for t in call.args[1:5] if isinstance(t, Tensor)]):
-        tracer.freeze(label, "is normalised by computed vectors")
+    for vector in vectors:
+        if (view := tracer.parameter(vector)) is not None:
+            tracer.tie(label, 1, tracer.axis(view.name, 0, x.shape[1], "vector"))
+        elif (own := tracer.label(vector)) is not None:  # repeated for every image, by an InstanceNorm
+            tracer.unite(own, tracer.one_per_row(_channel_rows(label)))
+        else:
+            tracer.freeze(label, "is normalised by computed vectors")
     tracer.set_label(call.outputs[0], label)
 
 
@@ -124,7 +144,10 @@ def group_norm(tracer: Tracer, call: Call) -> None:
     label = tracer.label(x)
     view = tracer.parameter(weight)
     if label is None or view is None or not isinstance(tracer.module, nn.GroupNorm):
-        tracer.freeze_call(call, "is normalised in groups")
+        tracer.freeze_call(call, "is normalised in groups whose number is fixed in code")
+        return
+    if groups == 1:
+        tracer.freeze_call(call, "takes part in a mean over all channels (GroupNorm of one group)")
         return
     first = tracer.one_per_row(_channel_rows(label))
     tracer.unite_rows(first.reshape(groups, -1))
@@ -135,8 +158,13 @@ def group_norm(tracer: Tracer, call: Call) -> None:
 
 
 def fixed_norm(tracer: Tracer, call: Call) -> None:
-    """LayerNorm: every channel takes part in the mean of all others, so none can go without changing them."""
-    tracer.freeze_call(call, "takes part in a mean over all channels (LayerNorm)")
+    """LayerNorm: every channel takes part in the mean of all others, unless the mean is over positions alone."""
+    label = tracer.label(call.args[0])
+    normalised = range(call.args[0].dim() - len(call.args[1]), call.args[0].dim())
+    if label is None or set(varying_dims(label)) & set(normalised):
+        tracer.freeze_call(call, "takes part in a mean over all channels (LayerNorm)")
+    else:
+        tracer.set_label(call.outputs[0], label)
 
 
 def linear(tracer: Tracer, call: Call) -> None:
@@ -153,11 +181,20 @@ def linear(tracer: Tracer, call: Call) -> None:
             tracer.freeze(vector, "is added to a product")
         return
     reads, makes = view.dims[0] or 0, view.dims[1] or 0
-    inner = tracer.axis(view.name, reads, weight.shape[0], "in")
-    made = tracer.axis(view.name, makes, weight.shape[1], "out")
-    _read(tracer, label, inner, 1)
     out = call.outputs[0]
-    tracer.use("linear", view.name, float(x.numel() * weight.shape[1]), made, inner, _NONE)
+    macs = float(x.numel() * weight.shape[1])
+    over_positions = label is not None and varying_dims(label) == [0]
+    roles = ("vector", "vector") if over_positions else ("in", "out")
+    inner = tracer.axis(view.name, reads, weight.shape[0], roles[0])
+    made = tracer.axis(view.name, makes, weight.shape[1], roles[1])
+    if label is not None and over_positions:
+        tracer.freeze(inner.vector, "is a number of positions")
+        tracer.freeze(made.vector, "is a number of positions")
+        tracer.use("linear", view.name, macs, made, inner, np.asarray(label[:, 0].numpy()))
+        tracer.set_label(out, label[:, :1].expand(out.shape))
+        return
+    _read(tracer, label, inner, 1)
+    tracer.use("linear", view.name, macs, made, inner, _NONE)
     tracer.set_label(out, made.vector.expand(out.shape))
     tracer.made_by[id(out)] = view.name
     if bias is not None:
@@ -204,9 +241,21 @@ def _unite_product(tracer: Tracer, call: Call, a: Tensor, b: Tensor) -> IntArray
         label = (a[..., :, :1] if rows else b[..., :1, :]).expand(out.shape)
         tracer.set_label(out, label)
         return np.asarray(label.select(-1 if rows else -2, 0).reshape(-1).numpy())
+    elif varying[0] or varying[1]:
+        return _unite_batches(tracer, call, a, b)
     elif bool(a.any()) and bool(b.any()):
         tracer.freeze_call(call, "is multiplied with another channel")
     return _NONE
+
+
+def _unite_batches(tracer: Tracer, call: Call, a: Tensor, b: Tensor) -> IntArray:
+    """A product of positions for every channel: each goes its own way; a matrix of fixed width freezes its partner."""
+    out = call.outputs[0]
+    left, right = a[..., :1, :1], b[..., :1, :1]
+    tracer.unite(left, right)
+    label = torch.where(left == 0, right, left)
+    tracer.set_label(out, label.expand(out.shape))
+    return np.asarray(label.reshape(-1).numpy())
 
 
 def attention(tracer: Tracer, call: Call) -> None:
@@ -217,3 +266,32 @@ def attention(tracer: Tracer, call: Call) -> None:
         math.prod(query.shape) * key.shape[-2] + math.prod(query.shape[:-1]) * key.shape[-2] * value.shape[-1]
     )
     tracer.use("matmul", "", float(macs), None, None, _NONE)
+
+
+def deformed(tracer: Tracer, call: Call) -> None:
+    """Deformable convolution: as a convolution; the offsets keep their width, their groups share the inputs equally."""
+    x, weight, offset, mask, bias = call.args[:5]
+    offset_groups = int(call.args[12])
+    out, view, label = call.outputs[0], tracer.parameter(weight), tracer.label(x)
+    for tensor in (offset, mask):
+        if (own := tracer.label(tensor)) is not None:
+            tracer.freeze(own, "is a sampling position")
+    macs = float(out.numel() * weight[0].numel())
+    if view is None or weight.shape[1] != x.shape[1]:
+        tracer.freeze_call(call, "is read by a grouped deformable convolution")
+        tracer.use("conv", "", macs, None, None, _NONE)
+        return
+    made = tracer.axis(view.name, 0, weight.shape[0], "out")
+    inner = tracer.axis(view.name, 1, weight.shape[1], "in")
+    _read(tracer, label, inner, 1)
+    if offset_groups > 1:
+        tracer.add_pieces([list(inner.vector.reshape(offset_groups, -1))])
+    tracer.use("conv", view.name, macs, made, inner, _NONE)
+    tracer.set_label(out, per_channel(made.vector, 1, out.shape))
+    tracer.made_by[id(out)] = view.name
+    _tie_vector(tracer, bias, made.vector)
+
+
+def random_positions(tracer: Tracer, call: Call) -> None:
+    """Pooling at positions drawn for every channel: fewer channels would draw others."""
+    tracer.freeze_call(call, "is pooled at random positions of its own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from yolo_prune.graph.labels import join, reshape_blocks, rows_along, varying_dims
 from yolo_prune.graph.rules.elementwise import pointwise
+from yolo_prune.graph.sizes import Size, is_share_of, share_of
 from yolo_prune.graph.trace import Call, ParameterView, Tracer
 
 
@@ -56,9 +58,24 @@ def cut_by_index(tracer: Tracer, call: Call) -> None:
     """Slices and selections along channels fix indices in code: freeze; elsewhere they are data movement."""
     label = tracer.label(call.args[0])
     narrower = label is not None and bool(call.outputs) and call.outputs[0].shape != label.shape
-    if label is not None and narrower and _dim(call, 1) in varying_dims(label) and not tracer.may_split:
-        tracer.freeze(label, f"is sliced by index ('{call.name}')")
+    if label is not None and narrower and (dim := _dim(call, 1)) in varying_dims(label):
+        known = tracer.may_split or tracer.request.parts
+        if not known and not (call.name == "slice" and _slice_by_share(tracer, call, label, dim)):
+            tracer.freeze(label, f"is sliced by index ('{call.name}')")
     move(tracer, call)
+
+
+def _slice_by_share(tracer: Tracer, call: Call, label: Tensor, dim: int) -> bool:
+    """Tie the equal parts of which a slice takes some, where its bounds were computed from the width."""
+    rows, width = rows_along(label, dim), label.shape[dim]
+    start, stop, step = (*call.args[2:5], 1)[:3] if len(call.args) > 3 else (0, width, 2)
+    bounds = [bound for bound in (start, stop) if 0 < bound < width]
+    shares = [share_of(tracer.request.sizes, bound, rows[0]) for bound in bounds]
+    if step != 1 or len(rows) != 1 or not shares or None in shares:
+        return False
+    parts = math.lcm(*(share.denominator for share in shares if share is not None))
+    tracer.add_pieces([list(rows[0].reshape(parts, -1))])
+    return True
 
 
 def split(tracer: Tracer, call: Call) -> None:
@@ -70,7 +87,7 @@ def split(tracer: Tracer, call: Call) -> None:
     dim = _dim(call, 2)
     if dim not in varying_dims(label):
         return
-    if call.name == "split_with_sizes" and not tracer.may_split:
+    if not tracer.may_split and not _keeps_parts(tracer, call, label, dim):
         tracer.freeze(label, "is split by fixed sizes")
         return
     if tracer.rule is not None and tracer.rule.follow is not None:
@@ -81,6 +98,27 @@ def split(tracer: Tracer, call: Call) -> None:
         if piece is not None:
             by_size.setdefault(piece.shape[dim], []).extend(rows_along(piece, dim))
     tracer.add_pieces(list(by_size.values()))
+
+
+def _keeps_parts(tracer: Tracer, call: Call, label: Tensor, dim: int) -> bool:
+    """Tell whether the code splits any width into these equal parts: it gives their number, or a share of the width."""
+    if len({out.shape[dim] for out in call.outputs}) > 1:
+        return False
+    sizes, rows = tracer.request.sizes, rows_along(label, dim)
+    by_share = bool(sizes) and len(rows) == 1 and all(is_share_of(size, rows[0]) for size in sizes)
+    return tracer.request.parts or by_share
+
+
+def shuffle(tracer: Tracer, call: Call) -> None:
+    """``channel_shuffle``: channels change places with those at the same position of the other groups."""
+    label = tracer.label(call.args[0])
+    if label is None or set(varying_dims(label)) - {1}:
+        tracer.freeze_call(call, "is shuffled")
+        return
+    rows = rows_along(label, 1)[0].reshape(int(call.args[1]), -1)
+    tracer.unite_rows(rows.T)
+    shape = [1, -1] + [1] * (label.dim() - 2)
+    tracer.set_label(call.outputs[0], rows.T.reshape(shape).expand(label.shape))
 
 
 def view(tracer: Tracer, call: Call) -> None:
@@ -105,12 +143,39 @@ def view(tracer: Tracer, call: Call) -> None:
 def _check_reshape(tracer: Tracer, before: Tensor, after: Tensor) -> None:
     varying, later = set(varying_dims(before)), set(varying_dims(after))
     for sources, targets in reshape_blocks(before.shape, after.shape):
-        if not varying & set(sources) or len(later & set(targets)) <= 1:
+        if not varying & set(sources):
             continue
-        if len(sources) > 1 or not tracer.may_split:
+        if len(later & set(targets)) <= 1:
+            _merge(tracer, before, sorted(varying & set(sources)))
+        elif len(sources) == 1 and tracer.may_split:
+            tracer.add_pieces([rows_along(after, targets[-1])])
+        elif len(sources) == 1 and (free := _follows_width(tracer, before, after, sources[0], targets)):
+            for dim in targets[targets.index(free) + 1 :]:
+                tracer.unite(after, after.narrow(dim, 0, 1))
+            tracer.add_pieces([rows_along(after, free)])
+        else:
             tracer.freeze(before, "has its channels split by a reshape")
             return
-        tracer.add_pieces([rows_along(after, targets[-1])])
+
+
+def _merge(tracer: Tracer, label: Tensor, dims: list[int]) -> None:
+    """Keep the order of merged channels: those of an outer dimension that gets shorter go with all inner ones."""
+    for position, dim in enumerate(dims[:-1]):
+        if any(tracer.is_tied(row) for row in rows_along(label, dim)):
+            for inner in dims[position + 1 :]:
+                tracer.unite(label, label.narrow(inner, 0, 1))
+
+
+def _follows_width(
+    tracer: Tracer, before: Tensor, after: Tensor, source: int, targets: list[int]
+) -> int | None:
+    """Return the one new dimension that follows the width of the old one; None if code fixes it, or several do."""
+    rows, sizes = rows_along(before, source), tracer.request.sizes
+    if len(rows) != 1 or len(sizes) != after.dim():
+        return None
+    free = [dim for dim in targets if sizes[dim] == -1 or is_share_of(sizes[dim], rows[0])]
+    fixed = [dim for dim in targets if dim not in free and not isinstance(sizes[dim], Size)]
+    return free[0] if len(free) == 1 and len(fixed) == len(targets) - 1 else None
 
 
 def cat(tracer: Tracer, call: Call) -> None:
@@ -119,8 +184,13 @@ def cat(tracer: Tracer, call: Call) -> None:
 
 
 def stack(tracer: Tracer, call: Call) -> None:
-    """Stacking: as concatenation, along a new dimension."""
-    tracer.set_label(call.outputs[0], call.func(_parts(tracer, call), *call.args[1:], **call.kwargs))
+    """Stacking: as concatenation, along a new dimension; what lies side by side keeps equally many channels."""
+    parts = _parts(tracer, call)
+    tracer.set_label(call.outputs[0], call.func(parts, *call.args[1:], **call.kwargs))
+    varying = {dim for part in parts for dim in varying_dims(part)}
+    if len(varying) == 1:
+        vectors = {tuple(row.tolist()): row for part in parts for row in rows_along(part, min(varying))}
+        tracer.add_pieces([list(vectors.values())])
 
 
 def _dim_of_list(call: Call) -> int:
@@ -145,8 +215,12 @@ def pad(tracer: Tracer, call: Call) -> None:
     label = tracer.label(call.args[0])
     if label is None:
         tracer.freeze_call(call, "is used as an activation")
-        return
-    amounts = list(call.args[1])
+    elif (padded := padded_label(tracer, label, list(call.args[1]), call.outputs[0].shape)) is not None:
+        tracer.set_label(call.outputs[0], padded)
+
+
+def padded_label(tracer: Tracer, label: Tensor, amounts: list[int], shape: torch.Size) -> Tensor | None:
+    """Return the label of a padded activation; freeze it and return None where channels are padded."""
     varying = varying_dims(label)
     for index in range(0, len(amounts), 2):
         dim = label.dim() - 1 - index // 2
@@ -154,10 +228,9 @@ def pad(tracer: Tracer, call: Call) -> None:
             continue
         if dim in varying:
             tracer.freeze(label, "is padded along its channels")
-            return
-        target = call.outputs[0].shape[dim]
-        label = label.narrow(dim, 0, 1).expand(*label.shape[:dim], target, *label.shape[dim + 1 :])
-    tracer.set_label(call.outputs[0], label)
+            return None
+        label = label.narrow(dim, 0, 1).expand(*label.shape[:dim], shape[dim], *label.shape[dim + 1 :])
+    return label
 
 
 def pixel_shuffle(tracer: Tracer, call: Call) -> None:
