@@ -192,6 +192,13 @@ def test_an_activation_in_every_layer_leaves_them_free(activation):
     assert free_width(graph, "0.0") == free_width(graph, "1.0") == 16
 
 
+def test_a_slope_for_every_channel_follows_them():
+    net = between(lambda m, x: m.p(x), p=nn.PReLU(16))
+    width = cut_half(net)["a.0"]
+    assert width < 16
+    assert net.p.num_parameters == net.p.weight.numel() == width
+
+
 def test_an_affine_instance_norm_follows_its_channels():
     net = between(lambda m, x: m.n(x), n=nn.InstanceNorm2d(16, affine=True, track_running_stats=True))
     width = cut_half(net)["a.0"]

@@ -131,6 +131,8 @@ def _sync_widths(owner: nn.Module) -> None:
     elif isinstance(owner, nn.GroupNorm) and isinstance(weight, Tensor):
         owner.num_groups = owner.num_groups * int(weight.shape[0]) // owner.num_channels
         owner.num_channels = int(weight.shape[0])
+    elif isinstance(owner, nn.PReLU):
+        owner.num_parameters = int(owner.weight.numel())
     elif hasattr(owner, "num_features"):
         vector = weight if isinstance(weight, Tensor) else getattr(owner, "running_mean", None)
         if isinstance(vector, Tensor):
