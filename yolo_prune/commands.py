@@ -92,7 +92,11 @@ def sweep(config: SweepConfig) -> None:
 
 @guarding_host
 def evaluate(config: EvalConfig) -> None:
-    """Print COCO AP, with its parts, beside the host's own number; of a classifier top-1 and top-5."""
+    """Print COCO AP, with its parts, beside the host's own number; of a classifier top-1 and top-5.
+
+    An exported file is evaluated as it is deployed: its runtime, its image size, its batch.
+    """
+    from yolo_prune.adapters.ultralytics.exported import ExportedModel, is_export, open_export
     from yolo_prune.adapters.ultralytics.tasks import open_task
     from yolo_prune.bootstrap import RESAMPLES, interval_of, resampled_accuracy
     from yolo_prune.checkpoint import load_detector
@@ -100,12 +104,22 @@ def evaluate(config: EvalConfig) -> None:
     from yolo_prune.report.intervals import METHOD, PERCENT
 
     device = resolve_device(config.device)
-    loaded = load_detector(config.model, trust=config.trust)
+    loaded = (
+        open_export(config.model)
+        if is_export(config.model)
+        else load_detector(config.model, trust=config.trust)
+    )
     imgsz = config.imgsz or loaded.imgsz
     task = open_task(
-        loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
+        loaded,
+        config.data,
+        split=config.split,
+        batch=config.batch,
+        device=device,
+        workers=config.workers,
+        rect=config.rect,
     )
-    result: Any = task.evaluate(loaded.module, imgsz)
+    result: Any = task.evaluate(loaded if isinstance(loaded, ExportedModel) else loaded.module, imgsz)
     values = {**result.scores, **{f"host {name}": value for name, value in result.host_scores.items()}}
     values |= {f"{task.metric} of {name}": value for name, value in result.per_class.items()}
     say(aligned_table([{"metric": name, "value": value} for name, value in values.items()]))

@@ -127,6 +127,18 @@ def test_a_fresh_stock_host_loads_it_and_finds_the_same_top1(finished, data, tmp
     assert "top1 of across" in capsys.readouterr().out
 
 
+def test_an_exported_classifier_has_the_checkpoint_s_top1(finished, data, tmp_path, capsys):
+    from yolo_prune.adapters.ultralytics.export import export_onnx
+
+    file, out = tmp_path / "best.onnx", tmp_path / "eval.json"
+    export_onnx(finished / "weights" / "best.pt", file, imgsz=64)
+    assert cli.main(["eval", f"model={file}", f"data={data}", "workers=0", f"json={out}"]) == 0
+    found, rows = json.loads(out.read_text()), rows_of(finished)
+    assert (found["top1"], found["top5"]) == (rows["retrained"]["top1"], rows["retrained"]["top5"])
+    assert found["low"] <= found["top1"] <= found["high"]
+    assert "95 % interval of top1: " in capsys.readouterr().out
+
+
 def test_bench_and_inspect_take_it(finished, tmp_path, capsys):
     files = f"model={finished}/weights/parent.pt,{finished}/weights/pruned.pt"
     assert cli.main(["bench", files, "rounds=2", "seconds=0.2", "threads=1", f"json={tmp_path}/b.json"]) == 0

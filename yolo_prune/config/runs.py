@@ -176,12 +176,15 @@ class SweepConfig:
 class EvalConfig:
     """Options of ``eval``: COCO AP beside the host's own number, or top-1 and top-5 of a classifier."""
 
-    model: str = option(_MODEL)
+    model: str = option(f"{_MODEL}, or what is deployed: *.onnx, *.torchscript, *_openvino_model")
     data: str = option(_DATA)
     imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
-    batch: int = option("images per batch", 16, low=1)
+    batch: int = option("images per batch; a file of fixed input has its own", 16, low=1)
     device: str | None = option(_DEVICE, None)
     split: str = option(_SPLIT, "val", choices=("val", "test", "train"))
+    rect: bool = option(
+        "pad images to rectangles; false: to squares, as a file of fixed input gets them", True
+    )
     workers: int = option(_WORKERS, 2, low=0)
     json: str | None = option("file for the result as JSON", None)
     trust: bool = option(_TRUST, False)

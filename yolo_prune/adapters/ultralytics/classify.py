@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics.data import find_class_folders, split_folder
 from yolo_prune.adapters.ultralytics.evaluate import class_names
+from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.adapters.ultralytics.verify import load_drawn, usable_images
 from yolo_prune.bootstrap import ImageHits
 from yolo_prune.errors import DataError
@@ -124,7 +125,7 @@ def check_class_count(names: Mapping[int, str], data: ClassificationData) -> Non
 
 
 def evaluate_classifier(
-    module: nn.Module,
+    module: nn.Module | ExportedModel,
     data: str | Path | ClassificationData,
     *,
     imgsz: int,
@@ -138,7 +139,7 @@ def evaluate_classifier(
     """Evaluate a classifier of the host through its own validator: the top-1 of the host's ``val``.
 
     Args:
-        module: A classifier of the host; a copy is run, the module itself stays as it is.
+        module: A classifier of the host, of which a copy is run, or a file that it exported.
         data: A folder with ``train`` and the split, each with one folder of images per class.
         imgsz: Side of the input, in pixels.
         batch: Images per batch.
@@ -161,6 +162,8 @@ def evaluate_classifier(
     resolved = data if isinstance(data, ClassificationData) else resolve_classes(data, split)
     names = class_names(module, names)
     check_class_count(names, resolved)
+    if isinstance(module, ExportedModel):
+        module.check_input(imgsz)
     options = {"task": "classify", "data": os.fspath(resolved.folder), "imgsz": imgsz, "batch": batch}
     options |= {"device": str(device), "split": resolved.split, "workers": workers}
     validator = validate(classification_validator(), module, names=names, options=options, exported=exported)

@@ -17,6 +17,7 @@ from yolo_prune.adapters.ultralytics.data import (
     check_classes,
     resolve_data,
 )
+from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.bootstrap import ImageMatches
 from yolo_prune.errors import DataError
 from yolo_prune.evaluate import CocoResult, coco_ap_by_image
@@ -43,6 +44,7 @@ class EvalResult:
         images: Number of images.
         source: Where the ground truth of ``coco`` came from.
         task: The host's name for what the model does.
+        notes: What AP leaves out of what the model finds, and other things to know, in sentences.
         sample: What was found in each image.
     """
 
@@ -52,6 +54,7 @@ class EvalResult:
     images: int
     source: str
     task: str = "detect"
+    notes: tuple[str, ...] = ()
     sample: ImageMatches | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -80,18 +83,13 @@ class EvalResult:
         return "upright boxes" if self.task == "obb" else "boxes"
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What AP leaves out of what the model finds, in sentences."""
-        return (_NOT_SCORED[self.task],) if self.task in _NOT_SCORED else ()
-
-    @property
     def evaluator(self) -> str:
         """What computed AP, from which ground truth."""
         return f"{self.coco.evaluator}, {self.source}"
 
 
 def evaluate_detector(
-    module: nn.Module,
+    module: nn.Module | ExportedModel,
     data: str | Path | DetectionData,
     *,
     imgsz: int,
@@ -101,6 +99,7 @@ def evaluate_detector(
     workers: int = 0,
     names: Mapping[int, str] | None = None,
     exported: Path | None = None,
+    rect: bool = True,
 ) -> EvalResult:
     """Evaluate a detector in one pass of the host's validator (confidence 0.001, IoU 0.7, at most 300 boxes).
 
@@ -108,7 +107,7 @@ def evaluate_detector(
     Like the host's ``val``, images are batched by shape and padded to rectangles.
 
     Args:
-        module: A model of the host; a copy is fused and run, the module itself stays as it is.
+        module: A model of the host, of which a copy is fused and run, or a file that it exported.
         data: A data yaml, or what ``resolve_data`` returned.
         imgsz: Longest side of the input, in pixels; rounded up to a multiple of 32.
         batch: Images per batch.
@@ -117,6 +116,7 @@ def evaluate_detector(
         workers: Loader processes (the host uses none on a CPU).
         names: Class index -> name, where the module has none or others.
         exported: An .onnx file made from the module, to evaluate in its place; on squares, where its input is fixed.
+        rect: Pad images to rectangles as the host's ``val`` does; else to squares, as a file of fixed input needs them.
 
     Returns:
         COCO AP and the host's own mAP of the same detections.
@@ -131,7 +131,11 @@ def evaluate_detector(
     check_classes(names, resolved)
     options: dict[str, Any] = {"task": task_of(module), "imgsz": imgsz, "batch": batch}
     options["data"] = os.fspath(resolved.file)
-    options |= {"device": str(device), "split": split, "workers": workers, **_RULES}
+    options |= {"device": str(device), "split": split, "workers": workers, **_RULES, "rect": rect}
+    notes = tuple(note for task, note in _NOT_SCORED.items() if task == options["task"])
+    if isinstance(module, ExportedModel):
+        module.check_input(imgsz, int(resolved.yaml.get("channels", 3)))
+        notes += module.notes
     validator = validate(
         collecting_validator(module), module, names=names, options=options, exported=exported
     )
@@ -143,11 +147,12 @@ def evaluate_detector(
         images=len(validator.files),
         source=resolved.source,
         task=options["task"],
+        notes=notes,
         sample=sample,
     )
 
 
-def class_names(module: nn.Module, names: Mapping[int, str] | None) -> dict[int, str]:
+def class_names(module: nn.Module | ExportedModel, names: Mapping[int, str] | None) -> dict[int, str]:
     """Return the class names given, else the module's own."""
     known: Any = names if names is not None else getattr(module, "names", None)
     if not known:

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics import classify, data, evaluate
+from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.bootstrap import ImageSample
 from yolo_prune.stored import LoadedModel
 
@@ -70,8 +71,8 @@ class Task(Protocol):
     def check_training_images(self) -> None:
         """Raise DataError when there are no training images, which recovery needs."""
 
-    def evaluate(self, module: nn.Module, imgsz: int, exported: Path | None = None) -> Result:
-        """Evaluate a module, or a file made from it, on the split at an input size in pixels."""
+    def evaluate(self, module: nn.Module | ExportedModel, imgsz: int, exported: Path | None = None) -> Result:
+        """Evaluate a module, a file made from it, or a file alone, on the split at an input size in pixels."""
 
     def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:
         """Return a quick score in [0, 1] on some validation images, which are loaded once."""
@@ -98,12 +99,15 @@ class BoxTask:
     metric: str = "ap"
     counted: str = "boxes"
     quick_images: int = 128
+    rect: bool = True
 
     def check_training_images(self) -> None:
         """Raise DataError when the yaml has no training images that can be used; one warning lists broken ones."""
         data.images_in_use(self.split.yaml, "train", self.split.task)
 
-    def evaluate(self, module: nn.Module, imgsz: int, exported: Path | None = None) -> evaluate.EvalResult:
+    def evaluate(
+        self, module: nn.Module | ExportedModel, imgsz: int, exported: Path | None = None
+    ) -> evaluate.EvalResult:
         """Return COCO AP and the host's own mAP."""
         return evaluate.evaluate_detector(
             module,
@@ -115,6 +119,7 @@ class BoxTask:
             workers=self.workers,
             names=self.names,
             exported=exported,
+            rect=self.rect,
         )
 
     def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:
@@ -160,7 +165,7 @@ class ClassTask:
         classify.resolve_classes(self.split.folder, "train")
 
     def evaluate(
-        self, module: nn.Module, imgsz: int, exported: Path | None = None
+        self, module: nn.Module | ExportedModel, imgsz: int, exported: Path | None = None
     ) -> classify.ClassifierResult:
         """Return top-1 and top-5 accuracy."""
         return classify.evaluate_classifier(
@@ -206,17 +211,25 @@ class ClassTask:
 
 
 def open_task(
-    loaded: LoadedModel, source: str | Path, *, split: str, batch: int, device: str, workers: int
+    loaded: LoadedModel | ExportedModel,
+    source: str | Path,
+    *,
+    split: str,
+    batch: int,
+    device: str,
+    workers: int,
+    rect: bool = True,
 ) -> Task:
     """Find the data that a model is measured on.
 
     Args:
-        loaded: The model.
+        loaded: The model, or a file that the host exported.
         source: A data yaml, or a folder of folders of images for a classifier.
         split: ``train``, ``val`` or ``test``.
         batch: Images per batch.
         device: The host's ``device``.
         workers: Loader processes.
+        rect: Evaluate detectors on rectangles, as the host does; else on squares.
 
     Returns:
         How models like this one are measured on the split.
@@ -230,4 +243,4 @@ def open_task(
         return ClassTask(folders, loaded.names, batch, device, workers)
     boxes = data.resolve_data(source, split, task=loaded.task)
     data.check_classes(loaded.names, boxes)
-    return BoxTask(boxes, loaded.names, batch, device, workers)
+    return BoxTask(boxes, loaded.names, batch, device, workers, rect=rect)

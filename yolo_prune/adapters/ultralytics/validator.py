@@ -27,6 +27,7 @@ from ultralytics.utils import LOGGER as HOST_LOGGER
 from ultralytics.utils import nms, ops
 
 from yolo_prune.adapters.ultralytics.annotations import one_line
+from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.errors import DataError
 from yolo_prune.progress import track
 
@@ -166,18 +167,18 @@ class Collecting:
         ]
 
 
-def task_of(module: nn.Module) -> str:
+def task_of(module: nn.Module | ExportedModel) -> str:
     """Return the host's name for what a module does: ``detect``, ``segment``, ``pose``, ``obb``, ..."""
     known = getattr(module, "task", None) or ("detect" if is_stretched(module) else guess_model_task(module))
     return str(known)
 
 
-def is_stretched(module: nn.Module) -> bool:
+def is_stretched(module: nn.Module | ExportedModel) -> bool:
     """Tell whether the module (RT-DETR) takes images stretched to a square instead of padded."""
-    return isinstance(module, RTDETRDetectionModel)
+    return module.stretched if isinstance(module, ExportedModel) else isinstance(module, RTDETRDetectionModel)
 
 
-def collecting_validator(module: nn.Module) -> type[Any]:
+def collecting_validator(module: nn.Module | ExportedModel) -> type[Any]:
     """Return the host's validator for a module, mixed with ``Collecting``.
 
     Raises:
@@ -199,7 +200,7 @@ def classification_validator() -> type[Any]:
 
 def validate(
     validator_class: type[Any],
-    module: nn.Module,
+    module: nn.Module | ExportedModel,
     *,
     names: Mapping[int, str],
     options: Mapping[str, Any],
@@ -210,14 +211,19 @@ def validate(
 
     Args:
         validator_class: From ``collecting_validator`` or ``classification_validator``.
-        module: The model; it is not changed.
+        module: The model; it is not changed. Of an exported file, the batch is its own.
         names: Class index -> name.
         options: Keys of the host's configuration.
         loader: Batches to use instead of those the host would load.
         exported: A file made from the module, to run in its place; a fixed input makes every image a square.
     """
-    model: Any = os.fspath(exported) if exported else deepcopy(module).float().eval()
-    if not exported:
+    if isinstance(module, ExportedModel):
+        options = options if module.dynamic else {**options, "batch": module.batch}
+        model: Any = os.fspath(module.path)
+    elif exported:
+        model = os.fspath(exported)
+    else:
+        model = deepcopy(module).float().eval()
         model.names = dict(names)
     with undisturbed(), tempfile.TemporaryDirectory() as folder:
         arguments = {"mode": "val", "plots": False, "verbose": False, **options}
