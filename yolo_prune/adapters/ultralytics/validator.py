@@ -37,6 +37,7 @@ _VALIDATORS: dict[str, type[DetectionValidator]] = {
     "pose": PoseValidator,
     "obb": OBBValidator,
 }
+_STRIDE = 32  # the least that the host pads images to
 _LOADING_ERRORS = (RuntimeError, ValueError, OSError, KeyError)
 
 
@@ -97,6 +98,7 @@ class Collecting:
 
     host_score = True
     threads = 1
+    stride: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,6 +108,7 @@ class Collecting:
     def get_dataloader(self, dataset_path: Any, batch_size: int) -> _Tracked:
         """Build the host's loader; what is wrong with the data becomes a DataError."""
         host: Any = super()
+        self.stride = max(int(self.stride), _STRIDE)  # a checkpoint's is never less, an exported file's may be
         try:
             loader = host.get_dataloader(dataset_path, batch_size)
         except _LOADING_ERRORS as error:
