@@ -7,6 +7,7 @@ import math
 import os
 import random
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -60,6 +61,16 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
+def _quiet_torchscript() -> Iterator[None]:
+    """Silence what torch says of the format of a file that somebody else has chosen."""
+    with warnings.catch_warnings():
+        # 2026-11: torch.jit.load is deprecated, and there is nothing else that runs a .torchscript file.
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        yield
+
+
+@contextmanager
 def _patient_nms() -> Iterator[None]:
     """Lift the host's time limit on NMS: past it, images silently lose their detections on a busy machine."""
     original = nms.non_max_suppression
@@ -108,7 +119,9 @@ class Collecting:
     def get_dataloader(self, dataset_path: Any, batch_size: int) -> _Tracked:
         """Build the host's loader; what is wrong with the data becomes a DataError."""
         host: Any = super()
-        self.stride = max(int(self.stride), _STRIDE)  # a checkpoint's is never less, an exported file's may be
+        self.stride = max(
+            int(self.stride), _STRIDE
+        )  # a checkpoint's is never less, an exported file's may be
         try:
             loader = host.get_dataloader(dataset_path, batch_size)
         except _LOADING_ERRORS as error:
@@ -228,7 +241,7 @@ def validate(
     else:
         model = deepcopy(module).float().eval()
         model.names = dict(names)
-    with undisturbed(), tempfile.TemporaryDirectory() as folder:
+    with undisturbed(), _quiet_torchscript(), tempfile.TemporaryDirectory() as folder:
         arguments = {"mode": "val", "plots": False, "verbose": False, **options}
         validator = validator_class(dataloader=loader, save_dir=Path(folder), args=arguments)
         validator.threads = torch.get_num_threads()
