@@ -28,8 +28,9 @@ from yolo_prune.adapters.ultralytics.evaluate import Evaluator
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.checkpoint import load_detector
 from yolo_prune.cost import count_macs
-from yolo_prune.cut.plan import Budget, Widths
+from yolo_prune.cut.plan import Budget
 from yolo_prune.cut.surgery import cut_
+from yolo_prune.cut.widths import Widths
 from yolo_prune.files import write_text
 from yolo_prune.recover import Recipe, cut_in_rounds, recalibrate_bn_
 

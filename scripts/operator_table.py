@@ -23,8 +23,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from yolo_prune.cut.plan import Budget, Widths, choose_channels, least_channels
+from yolo_prune.cut.plan import Budget, choose_channels, least_channels
 from yolo_prune.cut.proven import Anatomy, cut_proven_
+from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import EquivalenceError
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "operators.md"

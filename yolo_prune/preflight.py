@@ -8,8 +8,9 @@ import math
 import numpy as np
 
 from yolo_prune.config import BUDGET_KEYS, PruneConfig
-from yolo_prune.cut.plan import Budget, Widths, choose_channels
+from yolo_prune.cut.plan import Budget, check_possible
 from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.recover.rounds import RECONSTRUCTION
 from yolo_prune.score import CRITERIA
@@ -48,7 +49,7 @@ def check_budget(config: PruneConfig, loaded: LoadedModel, anatomy: Anatomy) -> 
             f"{budget.kind}={budget.value:g} is no less than the model has: {full / 1e9:.4g} GMACs at "
             f"{size_of(config, loaded)} px. There is nothing to cut."
         )
-    choose_channels(cost, everything, budget, widths=Widths(config.round_to, config.min_width))
+    check_possible(cost, budget, Widths(config.round_to, config.min_width, config.min_keep))
 
 
 def choose_criterion(config: PruneConfig, loaded: LoadedModel) -> str:

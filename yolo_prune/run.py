@@ -12,9 +12,9 @@ from torch import nn
 
 from yolo_prune.checkpoint import fingerprint, load_detector, save_detector
 from yolo_prune.config import PruneConfig, make_config, to_yaml
-from yolo_prune.cut.plan import Widths
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.widths import Widths
 from yolo_prune.device import resolve_device
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.files import write_text
@@ -247,7 +247,7 @@ def _cut_and_recover(
     recipe = Recipe(
         criterion=choose_criterion(config, loaded),
         rounds=config.rounds,
-        widths=Widths(config.round_to, config.min_width),
+        widths=Widths(config.round_to, config.min_width, config.min_keep),
         fold=config.fold,
         seed=config.seed,
         depth=config.depth,

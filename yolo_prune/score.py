@@ -7,7 +7,7 @@ they measure (:mod:`yolo_prune.recover`).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import numpy as np
 import torch
@@ -57,11 +57,13 @@ def score_by_bn_scale(module: nn.Module, graph: ChannelGraph, seed: int = 0) -> 
         seed: Unused.
 
     Returns:
-        Scores, float64, shape (channels,). A channel without BatchNorm gets the mean of all others.
+        Scores, float64, shape (channels,). A channel without BatchNorm gets the mean of all others times its relative
+        strength: the geometric mean of how strongly it is made and how strongly it is read, each as the norm of its
+        weights over the mean norm of its layer. So it does not matter how a layer shares its scale with its readers.
 
     Source:
         Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017. Ours: the mean over
-        coupled layers, so that a wide residual group is not worth more for having more members.
+        coupled layers, so that a wide residual group is not worth more for having more members; channels without norm.
     """
     total, count = np.zeros(graph.channel_count), np.zeros(graph.channel_count)
     tensors, scales = _tensors(module), set(norm_scale_names(module))
@@ -70,22 +72,40 @@ def score_by_bn_scale(module: nn.Module, graph: ChannelGraph, seed: int = 0) -> 
             _scatter(graph, axis, tensors[axis.name].detach().cpu().abs().double().numpy(), total, count)
     scores = _mean(total, count)
     known = count > 0
-    scores[~known] = scores[known].mean() if known.any() else 1.0
+    level = float(scores[known].mean()) if known.any() else 1.0
+    made = _score_by_norm(module, graph, 2, roles=("out", "vector"), missing=1.0)
+    read = _score_by_norm(module, graph, 2, roles=("in", "grouped"), missing=1.0)
+    scores[~known] = level * np.sqrt(made * read)[~known]
     return scores
 
 
-def _score_by_norm(module: nn.Module, graph: ChannelGraph, order: int) -> FloatArray:
-    """Mean over a channel's weight slices of their norm, each layer divided by its own mean."""
+def _score_by_norm(
+    module: nn.Module,
+    graph: ChannelGraph,
+    order: int,
+    *,
+    roles: Container[str] = ("out", "vector", "in", "grouped"),
+    missing: float = 0.0,
+) -> FloatArray:
+    """Mean over a channel's weight slices of their norm, each layer divided by its own mean.
+
+    Args:
+        module: The traced module.
+        graph: Its channels.
+        order: Of the norm.
+        roles: Which axes count.
+        missing: Score of a channel that has none of them.
+    """
     total, count = np.zeros(graph.channel_count), np.zeros(graph.channel_count)
     tensors = _tensors(module)
     for axis in graph.axes:
         tensor = tensors[axis.name].detach()
-        if tensor.dim() < 2:
+        if tensor.dim() < 2 or axis.role not in roles:
             continue
         rows = tensor.cpu().double().movedim(axis.dim, 0).reshape(axis.size, -1)
         norms = torch.linalg.vector_norm(rows, ord=order, dim=1).cpu().numpy()
         _scatter(graph, axis, norms / max(float(norms.mean()), 1e-12), total, count)
-    return _mean(total, count)
+    return np.where(count > 0, _mean(total, count), missing)
 
 
 def score_by_l1(module: nn.Module, graph: ChannelGraph, seed: int = 0) -> FloatArray:

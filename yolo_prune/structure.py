@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from yolo_prune.cost import CostModel, FloatArray
 from yolo_prune.cut.depth import choose_block, worth_inside
 from yolo_prune.cut.optimizer import check_can_follow, count_left_behind, follow_cut
-from yolo_prune.cut.plan import Budget, Widths, against_parent, choose_channels
+from yolo_prune.cut.plan import Budget, against_parent, check_possible, choose_channels
 from yolo_prune.cut.proven import Anatomy, cut_proven_, drop_proven_, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
+from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.copies import copy_with
@@ -41,6 +42,7 @@ def prune_module(
     freeze: Sequence[str] = (),
     round_to: int = 8,
     min_width: int = 8,
+    min_keep: float | None = None,
     seed: int = 0,
     depth: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
@@ -65,6 +67,8 @@ def prune_module(
         freeze: Module names or patterns whose channels stay.
         round_to: Widths become multiples of this.
         min_width: Smallest width of a group.
+        min_keep: Smallest share of its width that a group keeps, in [0, 1]. None: half of what an even cut to the
+            budget leaves, and less where the budget cannot be met otherwise.
         seed: For ``criterion="random"``.
         depth: Drop whole residual blocks too, where that loses less than narrower layers that save as much.
         optimizer: Trains the module, and is handed the new parameters with what it remembers of them.
@@ -92,13 +96,13 @@ def prune_module(
     budget = one_budget(keep_macs=keep_macs, gmacs=gmacs, keep_params=keep_params)
     if optimizer is not None:
         check_can_follow(optimizer, module)
-    ranking = _Ranking(find_criterion(criterion), seed, Widths(round_to, min_width))
+    ranking = _Ranking(find_criterion(criterion), seed, Widths(round_to, min_width, min_keep))
     anatomy = Anatomy(
         *(example_input, cost_input, rules, select_outputs, tuple(freeze), operators), positions=Positions()
     )
     before = anatomy.cost_of(module)
     limit = budget.absolute(before)
-    choose_channels(before, np.ones(before.graph.channel_count), limit, widths=ranking.widths)
+    check_possible(before, limit, ranking.widths)
     target = copy_with(module, Tensor.clone)  # the module itself changes when everything has worked
     earlier, anatomy = _drop_blocks_(target, anatomy, limit, ranking) if depth else (None, anatomy)
     plan, anatomy = _cut_widths_(target, anatomy, limit, ranking)
@@ -106,8 +110,11 @@ def prune_module(
     _check_met(plan, limit)
     cut_(module, plan, rules=rules)
     _tell_optimizer(optimizer, module)
-    settings = {"criterion": criterion, "round_to": round_to, "seed": seed, "depth": depth}
-    return replace(plan, settings=settings)
+    floors = {"min_width": min_width, "min_keep": min_keep}
+    return replace(
+        plan,
+        settings={"criterion": criterion, "round_to": round_to, **floors, "seed": seed, "depth": depth},
+    )
 
 
 def _check_met(plan: PrunePlan, limit: Budget) -> None:

@@ -66,7 +66,10 @@ def run_sweep(config: SweepConfig) -> SweepResult:
 
 def trials_of(config: SweepConfig, folder: Path) -> list[PruneConfig]:
     """Return the options of every trial: all budgets with all criteria."""
-    keys = ("model", "data", "imgsz", "device", "seed", "epochs", "batch", "workers", "rounds", "round_to")
+    keys = (
+        *("model", "data", "imgsz", "device", "seed", "epochs", "batch", "workers", "rounds"),
+        *("round_to", "min_width", "min_keep"),
+    )
     shared = {key: getattr(config, key) for key in keys}
     runtimes = ("torch",) if config.runtime == "torch" else ("torch", config.runtime)
     trials = []

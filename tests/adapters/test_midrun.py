@@ -1,9 +1,11 @@
 """The cut under a running training: two processes end up with the same model; randomness is left alone."""
 
 import copy
+import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,13 @@ from tiny_host import cut, tiny
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
+from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.adapters.ultralytics.training import midrun
 from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_scales
 from yolo_prune.config.inrun import InRunSettings
 from yolo_prune.cut.plan import Budget
+from yolo_prune.cut.surgery import cut_
+from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError, YoloPruneError
 from yolo_prune.inrun import RunState
 from yolo_prune.randomness import untouched_randomness
@@ -26,6 +31,7 @@ SETTINGS = InRunSettings(keep_macs=0.7, steps=1, round_to=4, min_width=4)
 
 TWO_PROCESSES = """
 import sys
+from dataclasses import replace
 sys.path.insert(0, sys.argv[1])
 import test_midrun
 test_midrun.be_one_of_two(int(sys.argv[2]), *sys.argv[3:])
@@ -115,6 +121,22 @@ def cut_in_two_processes(tmp_path: Path, device: str) -> None:
 
 def test_two_processes_have_the_same_plan_and_the_same_weights_after_the_cut(tmp_path):
     cut_in_two_processes(tmp_path, "cpu")
+
+
+def test_the_floors_of_a_later_cut_are_shares_of_what_the_run_began_with():
+    model = tiny()
+    before = Lineage.of(anatomy_of(model, 64).cost_of(model).graph)
+    made = recovered(model)
+    after = cut_(copy.deepcopy(model), made.plan, rules=block_rules())
+    graph = anatomy_of(after, 64).cost_of(after).graph
+    state = RunState(1.0, 100, plan=made.plan.to_json(), widths=before.widths)
+    resumed = RunState.from_dict(json.loads(json.dumps(state.to_dict())))
+    widths, lineage = midrun.allowed_widths(replace(SETTINGS, min_keep=0.3), resumed)
+    assert (widths.round_to, widths.min_width, widths.min_keep) == (4, 4, 0.3)
+    found = lineage.wholes(graph)
+    assert found.tolist() == before.then(made.plan).wholes(graph).tolist()
+    assert sum(found) > sum(len(group.channels) for group in graph.groups)
+    assert midrun.allowed_widths(SETTINGS, RunState(1.0, 100))[1] is None
 
 
 def test_alone_there_is_nobody_to_ask():

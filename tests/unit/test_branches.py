@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from yolo_prune.cut.blocks import find_residual_blocks, original_name, remove_blocks_
-from yolo_prune.cut.plan import Budget, Widths, plan_drop
+from yolo_prune.cut.plan import Budget, plan_drop
 from yolo_prune.cut.proven import Anatomy, drop_proven_, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
+from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import DataError, EquivalenceError, PlanError
 from yolo_prune.graph.arguments import Arguments
 from yolo_prune.recover import Recipe, cut_in_rounds

@@ -111,6 +111,8 @@ def test_texts_become_the_type_of_their_field(word, key, value):
         ("fold=maybe", "fold must be true or false, got 'maybe'."),
         ("batch=0", "batch must be at least 1, got 0."),
         ("round_to=0", "round_to must be between 1 and 64, got 0."),
+        ("min_keep=1.5", "min_keep must be between 0 and 1, got 1.5."),
+        ("min_keep=-0.1", "min_keep must be between 0 and 1, got -0.1."),
         ("rounds=101", "rounds must be between 1 and 100, got 101."),
         ("imgsz=330", "imgsz must be a multiple of 32, got 330: try 352."),
         ("imgsz=0", "imgsz must be at least 32, got 0."),

@@ -208,7 +208,12 @@ def test_a_block_is_cut_exactly_or_frozen_by_name(build):
 
 
 @pytest.mark.parametrize(
-    ("mark", "check"), [("module rule", "net.shuffle.width"), ("operator rule", "net[0].out_channels")]
+    ("mark", "check"),
+    [
+        ("module rule", "2 * net.gate.half"),
+        ("operator rule", "net[0].out_channels"),
+        ("optimizer", "len(optimizer.state[net[0].weight]['exp_avg'])"),
+    ],
 )
 def test_the_examples_of_the_guide_run(mark, check):
     code = re.search(rf"<!-- tested: {mark} -->\n```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)[1]

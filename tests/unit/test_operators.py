@@ -11,8 +11,9 @@ from nets import Net, channels, conv, free_width, group_of, randomise_, reason_o
 from torch import nn
 
 from yolo_prune.cost import cost_model
-from yolo_prune.cut.plan import Budget, Widths, choose_channels, make_plan
+from yolo_prune.cut.plan import Budget, choose_channels, make_plan
 from yolo_prune.cut.proven import Anatomy, cut_proven_
+from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError
 from yolo_prune.graph import trace_groups
 from yolo_prune.structure import prune_module

@@ -11,8 +11,9 @@ from torch import nn
 
 from yolo_prune.cost import cost_model
 from yolo_prune.cut.optimizer import follow_cut
-from yolo_prune.cut.plan import Budget, Widths
+from yolo_prune.cut.plan import Budget
 from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.widths import Widths
 from yolo_prune.distill import fit_projection
 from yolo_prune.graph.groups import trace_groups
 from yolo_prune.recover.drops import fidelity_to

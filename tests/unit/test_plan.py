@@ -10,8 +10,9 @@ from nets import Net, conv
 from torch import nn
 
 from yolo_prune.cost import channel_gradient, cost_model, count_macs, count_parameters
-from yolo_prune.cut.plan import Budget, Widths, choose_channels, make_plan
+from yolo_prune.cut.plan import Budget, choose_channels, make_plan
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, PlanError
 from yolo_prune.graph import trace_groups
 from yolo_prune.structure import one_budget

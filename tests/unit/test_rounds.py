@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from yolo_prune.cut.plan import Budget, Widths
+from yolo_prune.cut.plan import Budget
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
+from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, EquivalenceError
 from yolo_prune.recover import Recipe, cut_in_rounds
 from yolo_prune.recover import rounds as rounds_module

@@ -78,6 +78,11 @@ def test_speeds_of_trials_are_compared_through_the_parent(pruned, tmp_path):
     assert [trial.fps for trial in result.trials] == pytest.approx([80, 100, 160, None, 100, 160, None])
 
 
+def test_floors_are_those_of_every_trial(pruned, tmp_path):
+    run_sweep(options(tmp_path, min_width="16", min_keep="0.4", round_to="4"))
+    assert {(config.min_width, config.min_keep, config.round_to) for config in pruned} == {(16, 0.4, 4)}
+
+
 def test_a_sweep_goes_on_where_it_was(pruned, tmp_path):
     first = run_sweep(options(tmp_path))
     again = run_sweep(options(tmp_path, resume=True))

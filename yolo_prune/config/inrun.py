@@ -40,6 +40,9 @@ class InRunSettings:
     steps: int = option("steps of measuring, choosing and folding in every cut", 12, low=1, high=100)
     round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
     min_width: int = option("no layer gets narrower than this many channels", 8, low=1)
+    min_keep: float | None = option(
+        "share of its width that every layer keeps, 0 for none; chosen when not given", None, low=0, high=1
+    )
     keep_layers: tuple[str, ...] = option("modules that keep their channels, such as model.0,model.22", ())
     fold: bool = option("fold what removed channels contributed into the kept ones", True)
     calibration_images: int = option("training images that folding and scoring look at", 96, low=1)

@@ -49,6 +49,9 @@ class PruneConfig:
     seed: int = option(_SEED, 0, low=0, high=SEED_MAX)
     round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
     min_width: int = option("no layer gets narrower than this many channels", 8, low=1)
+    min_keep: float | None = option(
+        "share of its width that every layer keeps, 0 for none; chosen when not given", None, low=0, high=1
+    )
     criterion: str = option("what a channel is worth: auto, or the name of a criterion", "auto")
     depth: bool = option("drop residual blocks as a whole where that loses less than narrower layers", False)
     rounds: int = option("rounds of measuring and cutting on the way to the budget", 12, low=1, high=100)
@@ -143,6 +146,10 @@ class SweepConfig:
     batch: int = option("images per batch of evaluation and training", 16, low=1)
     rounds: int = option("rounds of measuring and cutting on the way to the budget", 12, low=1, high=100)
     round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
+    min_width: int = option("no layer gets narrower than this many channels", 8, low=1)
+    min_keep: float | None = option(
+        "share of its width that every layer keeps, 0 for none; chosen when not given", None, low=0, high=1
+    )
     min_fps: float | None = option("pick the most accurate model that is at least this fast", None, low=0)
     max_ap_drop: float | None = option(
         "pick the fastest model that loses no more AP (of a classifier: top-1) than this", None, low=0, high=1

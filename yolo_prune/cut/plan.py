@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -13,11 +12,14 @@ from yolo_prune.cost import CostModel, FloatArray
 from yolo_prune.cut.blocks import ResidualBlock
 from yolo_prune.cut.held import explain_held, held_amount
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.progress import LOGGER
 
 BUDGETS = ("keep_macs", "gmacs", "keep_params")
+_NOTHING = 0.01  # of the mean score: such a channel was switched off by sparse training, not misjudged
 
 
 @dataclass(frozen=True)
@@ -63,44 +65,20 @@ class Budget:
         return "params" if self.kind in ("keep_params", "params") else "macs"
 
 
-@dataclass(frozen=True)
-class Widths:
-    """What widths are allowed.
-
-    Attributes:
-        round_to: Widths become multiples of this; a width that is none to begin with is rounded at its first cut.
-        min_width: No group gets narrower than this (or than its own width, where that is smaller).
-    """
-
-    round_to: int = 8
-    min_width: int = 8
-
-    def steps(self, width: int, free: int, unit: int = 1) -> list[int]:
-        """Return how many channels go at each step down.
-
-        Args:
-            width: Channels of the group.
-            free: How many of them may go at all.
-            unit: Indices of a layer that one channel stands for; the rounding is of layers.
-        """
-        multiple = self.round_to // math.gcd(self.round_to, unit)
-        floor = max(-(-self.min_width // unit), width - free, 1)
-        steps = []
-        while width > floor:
-            target = (width - 1) // multiple * multiple
-            if target < floor:
-                break
-            steps.append(width - target)
-            width = target
-        return steps
-
-
 @dataclass
 class _Ladder:
-    """The removal order of one class of tied groups: blocks of channels, cheapest first, with their summed scores."""
+    """The removal order of one class of tied groups.
+
+    Attributes:
+        blocks: Channels that go together, cheapest first.
+        scores: Their summed scores.
+        easy: How many of the blocks are worth nothing or leave the share that every group keeps if the budget allows.
+        position: Blocks that are gone.
+    """
 
     blocks: list[IntArray]
     scores: list[float]
+    easy: int
     position: int = 0
 
     @property
@@ -108,28 +86,28 @@ class _Ladder:
         """The block that goes next."""
         return self.blocks[self.position]
 
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left to go."""
-        return self.position >= len(self.blocks)
 
-
-def _ladders(graph: ChannelGraph, scores: FloatArray, widths: Widths) -> list[_Ladder]:
+def _ladders(
+    graph: ChannelGraph, scores: FloatArray, widths: Widths, wholes: IntArray | None = None
+) -> list[_Ladder]:
     """Order the free channels of every class of tied groups, lowest score first, in steps of allowed widths."""
-    ladders = []
+    ladders, nothing = [], _NOTHING * float(scores[~graph.frozen].mean() if not graph.frozen.all() else 0.0)
     for tie in graph.ties:
         groups = [graph.groups[index] for index in tie]
         free = [group.channels[~graph.frozen[group.channels]] for group in groups]
         ranked = [channels[np.argsort(scores[channels], kind="stable")] for channels in free]
         unit = max(group.unit for group in groups)
-        steps = widths.steps(len(groups[0].channels), min(len(channels) for channels in free), unit)
+        width, whole = len(groups[0].channels), None if wholes is None else max(wholes[list(tie)].tolist())
+        steps = widths.steps(width, min(len(channels) for channels in free), unit, whole)
         borders = np.cumsum([0, *steps])
         blocks = [
             np.concatenate([channels[start:stop] for channels in ranked])
             for start, stop in pairwise(borders.tolist())
         ]
         if blocks:
-            ladders.append(_Ladder(blocks, [float(scores[block].sum()) for block in blocks]))
+            worth = [float(scores[block].sum()) for block in blocks]
+            off = sum(score <= nothing * len(block) for score, block in zip(worth, blocks, strict=True))
+            ladders.append(_Ladder(blocks, worth, max(widths.easy_steps(width, steps, whole), off)))
     return ladders
 
 
@@ -139,6 +117,7 @@ def choose_channels(
     budget: Budget,
     *,
     widths: Widths | None = None,
+    wholes: IntArray | None = None,
     cost_power: float = 1.0,
     tolerance: float = 0.02,
 ) -> BoolArray:
@@ -152,6 +131,8 @@ def choose_channels(
         scores: Worth per channel, shape (channels,), larger is worth more.
         budget: How much may stay.
         widths: Allowed widths.
+        wholes: Channels of every group in the parent, shape (groups,), see
+            :class:`yolo_prune.cut.widths.Lineage`; None: the module is the parent.
         cost_power: A block is ranked by its score over the saved cost to this power: 0 ignores cost.
         tolerance: A block whose removal would leave less than ``(1 - tolerance)`` of the budget is passed over
             while a smaller one can still meet it.
@@ -163,20 +144,30 @@ def choose_channels(
         BudgetError: Everything at its floor still costs more than the budget.
     """
     limit = budget.limit(cost)
-    ladders = _ladders(cost.graph, scores, widths or Widths())
     keep = np.ones(cost.graph.channel_count, dtype=bool)
-    _check_possible(cost, budget, limit, ladders, widths or Widths())
     counts, now = cost.counts(keep), budget.measure(cost, keep)
+    widths = (widths or Widths()).for_budget(limit / max(now, 1e-12))
+    ladders = _ladders(cost.graph, scores, widths, wholes)
+    check_possible(cost, budget, widths, wholes)
     effects = cost.counts_of([block for ladder in ladders for block in ladder.blocks])
     first = np.cumsum([0, *(len(ladder.blocks) for ladder in ladders)])[
         :-1
     ]  # row of each ladder's first block
     passed_over: set[int] = set()
+    easy = True
     while now > limit:
         gains = effects @ cost.gradient(counts, budget.gradient)
-        best = _cheapest(ladders, gains, first, cost_power, passed_over)
+        best = _cheapest(ladders, gains, first, cost_power, passed_over, easy)
+        if best is None and easy:
+            easy = False
+            if widths.min_keep is None:
+                LOGGER.info(
+                    "the budget needs layers narrower than %.2f of their width, the default floor; min_keep= sets one.",
+                    widths.soft_keep,
+                )
+            continue
         if best is None:
-            _overshoot_(cost, keep, budget, limit, ladders)
+            _overshoot_(cost, keep, budget, limit, ladders, passed_over)
             return keep
         row = slice(*effects.indptr[first[best] + ladders[best].position :][:2])
         smaller = counts.copy()
@@ -192,12 +183,12 @@ def choose_channels(
 
 
 def _cheapest(
-    ladders: list[_Ladder], gains: FloatArray, first: IntArray, power: float, skip: set[int]
+    ladders: list[_Ladder], gains: FloatArray, first: IntArray, power: float, skip: set[int], easy: bool
 ) -> int | None:
-    """Return the ladder whose next block has the lowest score per saved cost."""
+    """Return the ladder whose next block has the lowest score per saved cost, of the ``easy`` blocks or of all."""
     best, best_value = None, np.inf
     for index, ladder in enumerate(ladders):
-        if index in skip or ladder.done:
+        if index in skip or ladder.position >= (ladder.easy if easy else len(ladder.blocks)):
             continue
         gain = max(float(gains[first[index] + ladder.position]), 1e-12)
         value = ladder.scores[ladder.position] / gain**power
@@ -207,16 +198,16 @@ def _cheapest(
 
 
 def _overshoot_(
-    cost: CostModel, keep: BoolArray, budget: Budget, limit: float, ladders: list[_Ladder]
+    cost: CostModel, keep: BoolArray, budget: Budget, limit: float, ladders: list[_Ladder], coarse: set[int]
 ) -> None:
-    """Meet a budget that no next block meets closely: take the smallest one, then give back what fits."""
+    """Meet a budget that no next block of the ladders ``coarse`` meets closely: take the smallest, give back."""
 
     def without(ladder: _Ladder) -> float:
         trial = keep.copy()
         trial[ladder.next_block] = False
         return budget.measure(cost, trial)
 
-    smallest = max((ladder for ladder in ladders if not ladder.done), key=without)
+    smallest = max((ladders[index] for index in sorted(coarse)), key=without)
     keep[smallest.next_block] = False
     others = [ladder for ladder in ladders if ladder is not smallest and ladder.position]
     for ladder in sorted(others, key=lambda ladder: -ladder.scores[ladder.position - 1]):
@@ -229,37 +220,52 @@ def _overshoot_(
             ladder.position -= 1
 
 
-def least_channels(cost: CostModel, widths: Widths | None = None) -> BoolArray:
+def least_channels(
+    cost: CostModel, widths: Widths | None = None, wholes: IntArray | None = None
+) -> BoolArray:
     """Return what is left with every group at its floor: no budget below it can be met, shape (channels,)."""
     scores = np.ones(cost.graph.channel_count)
-    return _floor(cost, _ladders(cost.graph, scores, widths or Widths()))
-
-
-def _floor(cost: CostModel, ladders: list[_Ladder]) -> BoolArray:
     keep = np.ones(cost.graph.channel_count, dtype=bool)
-    for ladder in ladders:
+    for ladder in _ladders(cost.graph, scores, widths or Widths(), wholes):
         for block in ladder.blocks:
             keep[block] = False
     return keep
 
 
-def _check_possible(
-    cost: CostModel, budget: Budget, limit: float, ladders: list[_Ladder], widths: Widths
+def check_possible(
+    cost: CostModel, budget: Budget, widths: Widths | None = None, wholes: IntArray | None = None
 ) -> None:
-    floor = _floor(cost, ladders)
+    """Refuse a budget that cannot be met, whatever the scores.
+
+    Args:
+        cost: Cost model of the traced module.
+        budget: How much may stay.
+        widths: Allowed widths.
+        wholes: As in :func:`choose_channels`.
+
+    Raises:
+        BudgetError: Everything at its floor still costs more than the budget.
+    """
+    widths, limit = widths or Widths(), budget.limit(cost)
+    floor = least_channels(cost, widths, wholes)
     least = budget.measure(cost, floor)
     if least <= limit:
         return
     largest, share = _largest_fixed(cost, floor)
     unit, scale = ("M parameters", 1e6) if budget.gradient == "params" else ("GMACs", 1e9)
     key = "round_to" if widths.round_to > widths.min_width else "min_width"
+    floors = f"its floor of {max(widths.round_to, widths.min_width)} channels"
+    if widths.min_keep:
+        without = budget.measure(cost, least_channels(cost, replace(widths, min_keep=0.0), wholes))
+        floors = f"{floors} or min_keep={widths.min_keep:g} of its width"
+        key = "min_keep" if without <= limit else f"min_keep and {key}"
     why, held = explain_held(cost, floor, budget.gradient), held_amount(cost, budget.gradient)
     advice = f"Raise the budget or lower {key}; the largest part that remains is '{largest}' ({share / 1e9:.3g} GMACs)."
     if held > limit:
         advice = f"Raise the budget: {held / scale:.3g} {unit} stay whatever the floor."
     raise BudgetError(
-        f"cannot meet {limit / scale:.3g} {unit}: {least / scale:.3g} {unit} remain with every group at its floor of "
-        f"{max(widths.round_to, widths.min_width)} channels. {advice}{why and f' {why}'}"
+        f"cannot meet {limit / scale:.3g} {unit}: {least / scale:.3g} {unit} remain with every group at {floors}. "
+        f"{advice}{why and f' {why}'}"
     )
 
 

@@ -28,7 +28,11 @@ def hold_(
         single = next((cell for cell in members if len(cell) == 1), None)
         if held is None and single is None:
             continue
-        why = "is one channel, or several that only go together" if held is None else reasons.get(int(held[0]), "")
+        why = (
+            "is one channel, or several that only go together"
+            if held is None
+            else reasons.get(int(held[0]), "")
+        )
         if held is None and single is not None:
             held = single
             _freeze(single, why, frozen, reasons)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,6 +46,8 @@ class RunState:
         most_strength: The largest lambda that the search may take.
         rest: Epochs until the search may raise lambda again.
         ramp_steps: Length of lambda's ramp in optimizer steps, None while the sparsifier is off.
+        widths: Of the model that the run began with, for the floors of later cuts, see
+            :class:`yolo_prune.cut.widths.Lineage`; empty when there is one cut.
     """
 
     gmacs: float
@@ -61,6 +63,7 @@ class RunState:
     most_strength: float | None = None
     rest: int = 0
     ramp_steps: int | None = None
+    widths: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def current_params(self) -> int:

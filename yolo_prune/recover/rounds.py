@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from yolo_prune.cost import CostModel
 from yolo_prune.cut.blocks import ResidualBlock
 from yolo_prune.cut.depth import saved_by_drop, worth_inside
-from yolo_prune.cut.plan import Budget, Widths, against_parent, choose_channels, make_plan
+from yolo_prune.cut.plan import Budget, against_parent, check_possible, choose_channels, make_plan
 from yolo_prune.cut.proven import Anatomy, cut_proven_, offered_blocks
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.widths import Lineage, Widths
 from yolo_prune.errors import BudgetError, EquivalenceError
-from yolo_prune.graph.atoms import BoolArray
+from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.branches import branch_cost, drop_and_refit
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
@@ -99,6 +100,7 @@ def cut_in_rounds(
     batches: Sequence[Tensor] = (),
     task: TaskLoss | None = None,
     validate: Callable[[nn.Module], float] | None = None,
+    lineage: Lineage | None = None,
 ) -> CutResult:
     """Cut a copy of ``parent`` to a budget.
 
@@ -111,6 +113,7 @@ def cut_in_rounds(
         task: As in :func:`yolo_prune.recover.collect_moments`.
         validate: Scores the model after each round (for the cliff), and without blocks that ``depth`` may drop, which
             else are judged by the error of the outputs on the calibration images; larger is better.
+        lineage: Cuts that led to ``parent``, where floors are shares of widths before them; None: there are none.
 
     Returns:
         The cut copy, its plan and the rounds.
@@ -125,7 +128,10 @@ def cut_in_rounds(
     full, limit = budget.measure(before, everything), budget.limit(before)
     if limit >= full:
         return CutResult(copy.deepcopy(parent), _identity_plan(before, budget), ())
-    choose_channels(before, np.ones(before.graph.channel_count), budget, widths=recipe.widths)
+    lineage = lineage or Lineage.of(before.graph)
+    wholes = lineage.wholes(before.graph)
+    recipe = replace(recipe, widths=recipe.widths.for_budget(limit / full))
+    check_possible(before, budget, recipe.widths, wholes)
     module, plan, rounds = copy.deepcopy(parent), None, []
     if recipe.depth:
         judge = validate or fidelity_to(module, anatomy, batches)
@@ -135,7 +141,8 @@ def cut_in_rounds(
     for number, share in enumerate(waypoints(limit / start, recipe.rounds), 1):
         step = Budget.of(budget.gradient, share * start)
         description = f"round {number}/{recipe.rounds}"
-        module, made, anatomy = _one_round(module, anatomy, step, recipe, batches, task, description)
+        past = lineage if plan is None else lineage.then(plan)
+        module, made, anatomy = _one_round(module, anatomy, step, recipe, batches, task, description, past)
         plan = made if plan is None else plan.then(made)
         kept = _amount(module, anatomy, budget) / full
         score = validate(module) if validate else None
@@ -169,6 +176,7 @@ def _one_round(
     batches: Sequence[Tensor],
     task: TaskLoss | None,
     description: str,
+    lineage: Lineage | None = None,
 ) -> tuple[nn.Module, PrunePlan, Anatomy]:
     """Measure, choose, fold and cut once; a module whose cut is not exact is frozen and the round starts again."""
     for _ in range(_ATTEMPTS):
@@ -183,7 +191,7 @@ def _one_round(
                 seed=recipe.seed,
                 description=f"{description}: measuring",
             )
-        keep = _choose(module, cost, moments, budget, recipe)
+        keep = _choose(module, cost, moments, budget, recipe, lineage.wholes(cost.graph) if lineage else None)
         folded = copy.deepcopy(module)
         if recipe.fold and moments:
             fold_removed_(folded, cost.graph, keep, moments, ridge=recipe.ridge)
@@ -251,14 +259,26 @@ def _order_of_blocks(
 
 
 def _choose(
-    module: nn.Module, cost: CostModel, moments: dict[str, Moments], budget: Budget, recipe: Recipe
+    module: nn.Module,
+    cost: CostModel,
+    moments: dict[str, Moments],
+    budget: Budget,
+    recipe: Recipe,
+    wholes: IntArray | None,
 ) -> BoolArray:
     """Return which channels stay."""
     if recipe.criterion != RECONSTRUCTION:
         scores = find_criterion(recipe.criterion)(module, cost.graph, recipe.seed)
-        return choose_channels(cost, scores, budget, widths=recipe.widths, cost_power=0.0)
+        return choose_channels(cost, scores, budget, widths=recipe.widths, wholes=wholes, cost_power=0.0)
     return choose_by_reconstruction(
-        module, cost, moments, budget, widths=recipe.widths, ridge=recipe.ridge, cost_power=recipe.cost_power
+        module,
+        cost,
+        moments,
+        budget,
+        widths=recipe.widths,
+        wholes=wholes,
+        ridge=recipe.ridge,
+        cost_power=recipe.cost_power,
     )
 
 
@@ -284,6 +304,7 @@ def _summarise(
             "rounds": recipe.rounds,
             "round_to": recipe.widths.round_to,
             "min_width": recipe.widths.min_width,
+            "min_keep": recipe.widths.min_keep,
             "fold": recipe.fold,
             "depth": recipe.depth,
             "seed": recipe.seed,

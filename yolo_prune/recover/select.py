@@ -14,7 +14,8 @@ import numpy as np
 from torch import nn
 
 from yolo_prune.cost import CostModel, FloatArray, channel_gradient
-from yolo_prune.cut.plan import Budget, Widths
+from yolo_prune.cut.plan import Budget
+from yolo_prune.cut.widths import Widths
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.recover.moments import Moments
@@ -101,6 +102,7 @@ def choose_by_reconstruction(
     budget: Budget,
     *,
     widths: Widths | None = None,
+    wholes: IntArray | None = None,
     ridge: float = 1e-3,
     cost_power: float = 1.0,
     tolerance: float = 0.02,
@@ -113,6 +115,7 @@ def choose_by_reconstruction(
         moments: From :func:`yolo_prune.recover.collect_moments` on the same module.
         budget: How much may stay.
         widths: Allowed widths.
+        wholes: As in :func:`yolo_prune.cut.plan.choose_channels`.
         ridge: Regularisation, as a share of the mean variance of a layer's input.
         cost_power: Saved cost counts to this power.
         tolerance: As in :func:`yolo_prune.cut.plan.choose_channels`.
@@ -127,7 +130,7 @@ def choose_by_reconstruction(
     """
     graph = cost.graph
     readers, places = _readers(module, graph, moments, ridge)
-    ladders = _ladders(graph, places, widths or Widths())
+    ladders = _ladders(graph, places, widths or Widths(), wholes)
     keep = np.ones(graph.channel_count, dtype=bool)
     limit, now = budget.limit(cost), budget.measure(cost, keep)
     for ladder in ladders:
@@ -181,7 +184,12 @@ def _readers(
     return readers, places
 
 
-def _ladders(graph: ChannelGraph, places: dict[int, list[tuple[int, int]]], widths: Widths) -> list[_Ladder]:
+def _ladders(
+    graph: ChannelGraph,
+    places: dict[int, list[tuple[int, int]]],
+    widths: Widths,
+    wholes: IntArray | None = None,
+) -> list[_Ladder]:
     """List the classes of tied groups whose channels can be measured."""
     ladders = []
     blind = np.array([any(r < 0 for r, _ in places.get(c, ())) for c in range(graph.channel_count)])
@@ -189,7 +197,8 @@ def _ladders(graph: ChannelGraph, places: dict[int, list[tuple[int, int]]], widt
         cells = [graph.groups[index].channels for index in tie]
         free = [c[~graph.frozen[c] & ~graph.contracted[c] & ~blind[c]].tolist() for c in cells]
         unit = max(graph.groups[index].unit for index in tie)
-        steps = widths.steps(len(cells[0]), min(len(f) for f in free), unit)
+        width, whole = len(cells[0]), None if wholes is None else max(wholes[list(tie)].tolist())
+        steps = widths.steps(width, min(len(f) for f in free), unit, whole)
         if steps:
             used = sorted(
                 {reader for cell in free for channel in cell for reader, _ in places.get(channel, ())}

@@ -35,8 +35,9 @@ from yolo_prune.adapters.ultralytics.training.exact import _ResumesExactly
 from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_scales
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, _StaysCut, unwrap
 from yolo_prune.config.inrun import InRunSettings, make_settings, same_settings
-from yolo_prune.cut.plan import Widths, choose_channels
+from yolo_prune.cut.plan import check_possible
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.inrun import CutRecord, RunState, check_schedule, cut_is_due, is_separated, round_budget
 from yolo_prune.inrun.schedule import cut_shares
@@ -96,22 +97,20 @@ class _PrunesInRun(_ResumesExactly):
         module = unwrap(self.model)
         with untouched_randomness():
             cost = self._anatomy(module).cost_of(midrun.average_as_saved(self.ema.ema))
-        everything = np.ones(cost.graph.channel_count)
         if self.resume and RUN_KEY in self.resumed:
             self.state = RunState.from_dict(self.resumed[RUN_KEY]["state"])
         else:
-            whole = everything.astype(bool)
-            self.state = RunState(gmacs=cost.macs(whole) / 1e9, params=count_parameters(module))
+            whole = np.ones(cost.graph.channel_count, dtype=bool)
+            before = Lineage.of(cost.graph).widths if self.pruning.rounds > 1 else {}
+            self.state = RunState(cost.macs(whole) / 1e9, count_parameters(module), widths=before)
         self.params_before = self.state.current_params
         self.check_sizes()
         if len(self.state.cuts) < self.pruning.rounds:
-            last = self._budget(self.pruning.rounds)
-            choose_channels(
-                cost, everything, last, widths=Widths(self.pruning.round_to, self.pruning.min_width)
-            )
+            widths, lineage = midrun.allowed_widths(self.pruning, self.state)
+            wholes = lineage.wholes(cost.graph) if lineage else None
+            check_possible(cost, self._budget(self.pruning.rounds), widths, wholes)
             self.stopper.patience = float("inf")  # early stopping waits for the last cut
-        kind, value = self.pruning.budget
-        share = value / self.state.gmacs if kind == "gmacs" else value
+        share = midrun.share_of_parent(self.pruning, self.state)
         picture = Path(self.save_dir, "prune_scales.png")
         self.sparse = SparsePhase(
             self.pruning, self.state, free_scales(cost), max(1.0 - share**0.5, 0.0), picture
@@ -225,7 +224,8 @@ class _PrunesInRun(_ResumesExactly):
         pruning = self.pruning
         images = midrun.calibration_images(self, pruning.calibration_images, self.args.seed)
         budget, classes = self._budget(number), len(self.data["names"])
-        options = {"imgsz": int(self.args.imgsz), "classes": classes, "seed": self.args.seed}
+        options: dict[str, Any] = {"imgsz": int(self.args.imgsz), "classes": classes, "seed": self.args.seed}
+        options["widths"], options["lineage"] = midrun.allowed_widths(self.pruning, self.state)
         anatomy = self._anatomy(parent)
         try:
             return midrun.recover(parent, anatomy, budget, pruning, criterion, images, **options)

@@ -15,12 +15,14 @@ from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.config.inrun import InRunSettings
 from yolo_prune.cut.optimizer import follow_cut
-from yolo_prune.cut.plan import Budget, Widths
+from yolo_prune.cut.plan import Budget
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
+from yolo_prune.cut.widths import Lineage, Widths
 from yolo_prune.device import release_memory
 from yolo_prune.errors import YoloPruneError
+from yolo_prune.inrun import RunState
 from yolo_prune.randomness import untouched_randomness
 from yolo_prune.recover.rounds import Recipe, cut_in_rounds
 
@@ -72,6 +74,19 @@ def frozen_modules(
     return (*keep_layers, *(name for name in held if name in names))
 
 
+def share_of_parent(settings: InRunSettings, state: RunState) -> float:
+    """Return what the budget leaves of the model that the run began with, as a share of its MACs or parameters."""
+    kind, value = settings.budget or ("keep_macs", 1.0)
+    return value / state.gmacs if kind == "gmacs" else value
+
+
+def allowed_widths(settings: InRunSettings, state: RunState) -> tuple[Widths, Lineage | None]:
+    """Return which widths are allowed, and after a cut how wide layers were when the run began."""
+    widths = Widths(settings.round_to, settings.min_width, settings.min_keep)
+    lineage = Lineage(state.widths, PrunePlan.from_json(state.plan)) if state.plan and state.widths else None
+    return widths.for_budget(share_of_parent(settings, state)), lineage
+
+
 def recover(
     parent: nn.Module,
     anatomy: Anatomy,
@@ -83,6 +98,8 @@ def recover(
     imgsz: int,
     classes: int,
     seed: int,
+    widths: Widths | None = None,
+    lineage: Lineage | None = None,
 ) -> Recovered:
     """Cut a copy of the parent to a budget and fold.
 
@@ -96,6 +113,8 @@ def recover(
         imgsz: Side of the images, pixels.
         classes: Number of classes.
         seed: Of pixels and projections.
+        widths: Allowed widths; None: those of the settings.
+        lineage: Earlier cuts of the run; None: there are none.
 
     Raises:
         BudgetError: The budget cannot be met.
@@ -104,7 +123,7 @@ def recover(
     recipe = Recipe(
         criterion=criterion,
         rounds=max(settings.steps // settings.rounds, 1),
-        widths=Widths(settings.round_to, settings.min_width),
+        widths=widths or Widths(settings.round_to, settings.min_width, settings.min_keep),
         fold=settings.fold,
         seed=seed,
     )
@@ -116,6 +135,7 @@ def recover(
         recipe,
         batches=batches,
         task=detection_projection(imgsz, seed, classes=classes),
+        lineage=lineage,
     )
     weights = {name: tensor.detach().cpu().clone() for name, tensor in cut.module.state_dict().items()}
     return Recovered(cut.plan, weights)
