@@ -150,13 +150,41 @@ class Random(nn.Module):
             run = lambda xs, ls: [torch.stack(xs, size % 2 * 2).mean(size % 2 * 2)]  # noqa: E731
             self.step(run, [a, b], [self.widths[a]])
 
+    def add_shuffle(self, a, _, size):
+        """Shuffle channels by the width that the activation has."""
+        groups = 2 + size % 3
+
+        def run(xs, ls):
+            b, c, h, w = xs[0].shape
+            return [xs[0].view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, -1, h, w)]
+
+        if self.widths[a] % groups == 0:
+            self.step(run, [a], [self.widths[a]])
+
+    def add_slices(self, a, _, size):
+        """Take a third or a half of the channels by a share of the width."""
+        parts, width = 2 + size % 2, self.widths[a]
+        if width % parts == 0 and width > parts:
+            run = lambda xs, ls: [xs[0][:, : xs[0].size(1) // parts], xs[0][:, xs[0].size(1) // parts :]]  # noqa: E731
+            self.step(run, [a], [width // parts, width - width // parts])
+
+    def add_interleave(self, a, b, size):
+        if self.widths[a] == self.widths[b]:
+            run = lambda xs, ls: [torch.stack(xs, 1 + size % 2).flatten(1, 2)]  # noqa: E731
+            self.step(run, [a, b], [2 * self.widths[a]])
+
+    def add_glu(self, a, _, size):
+        if self.widths[a] % 2 == 0:
+            self.step(lambda xs, ls: [nn.functional.glu(xs[0], 1)], [a], [self.widths[a] // 2])
+
     def add_unknown(self, a, _, size):
         run = [
             lambda x: x.cumsum(1),
             lambda x: x.sort(1).values,
             lambda x: x.flip(1),
             lambda x: x.softmax(1),
-        ][size % 4]
+            lambda x: x.roll(1, 1),
+        ][size % 5]
         self.step(lambda xs, ls: [run(xs[0])], [a], [self.widths[a]])
 
     def forward(self, x):
