@@ -131,7 +131,7 @@ def small_prune(out: Path, device: str) -> dict:
         batch=16,
         device=device,
         bench=False,
-        plots=False,
+        **({"plots": False} if large else {}),
         project=str(out),
         name="prune",
         exist_ok=True,
