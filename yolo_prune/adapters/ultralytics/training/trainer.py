@@ -118,17 +118,18 @@ def as_saved(module: nn.Module) -> Iterator[None]:
 
     A fitness measured inside belongs to the file, not to a more precise model that nobody gets.
     """
-    tensors = [t for t in module.state_dict().values() if t.is_floating_point()]
-    originals = [t.clone() for t in tensors]
+    tensors = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    originals = {name: tensor.clone() for name, tensor in tensors.items()}
     try:
         with torch.no_grad():
-            for tensor in tensors:
+            for tensor in tensors.values():
                 tensor.copy_(torch.nan_to_num(tensor.half()).to(tensor.dtype))
         yield
     finally:
-        with torch.no_grad():
-            for tensor, original in zip(tensors, originals, strict=True):
-                tensor.copy_(original)
+        with torch.no_grad():  # on a GPU, older hosts validate in 16 bits: then these are other tensors
+            for name, tensor in module.state_dict().items():
+                if name in originals:
+                    tensor.copy_(originals[name])
 
 
 class _StaysCut:
