@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 oldest="$(sed -n 's/.*"ultralytics>=\([0-9.]*\).*/\1/p' pyproject.toml)"
-subset=(tests/arch tests/adapters/test_ultralytics_{load,data,rules,options,train}.py tests/adapters/test_{attach,classify,exact,saliency}.py
+subset=(tests/arch tests/adapters/test_ultralytics_{load,data,rules,options,train}.py tests/adapters/test_{attach,classify,exact,saliency,verify}.py
     tests/e2e/test_prune_{tasks,classify}.py)
 status=0
 export YOLO_CONFIG_DIR="$PWD/.venv/versions/settings" # an older host resets the settings that it finds
