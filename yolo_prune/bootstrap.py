@@ -141,7 +141,7 @@ def interval_of(values: FloatArray, confidence: float = CONFIDENCE) -> Interval 
 
     Note:
         The truth is inside less often than promised where images are few (``scripts/check_intervals.py``, 50 to 100
-        images, 3 classes): 91 to 93 times in 100 for a difference, 87 to 93 for an AP, which so few overestimate.
+        images, 3 classes): 91 to 95 times in 100 for a difference, 87 to 94 for an AP, which so few overestimate.
 
     Source:
         Efron, Bootstrap methods: another look at the jackknife, 1979: images are the units that are drawn.

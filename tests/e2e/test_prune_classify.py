@@ -107,7 +107,7 @@ def test_the_rows_say_top1_and_no_ap(finished):
 
 def test_the_reports_speak_of_top1(finished):
     table = (finished / "report.md").read_text()
-    assert "| top-1 change | top-5 |" in table
+    assert " top-1 change | top-5 |" in table
     assert "COCO" not in table
     assert "AP" not in (finished / "report.html").read_text().split("</style>")[1]
     assert json.loads((finished / "report.json").read_text())["per_class"][0]["images"] == 12
