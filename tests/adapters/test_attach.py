@@ -1,17 +1,20 @@
 """One line added to a training that the user already has: attach, and yolo-prune train."""
 
+import copy
 import csv
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tiny_host import cut, tiny
+from tiny_host import cut, draw, tiny
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 import yolo_prune
-from yolo_prune.adapters.ultralytics.training.attach import read_result, train_from_config
+from yolo_prune.adapters.ultralytics.training.attach import train_from_config
+from yolo_prune.adapters.ultralytics.training.history import read_result, run_state
 from yolo_prune.adapters.ultralytics.training.inrun import inrun_trainer
 from yolo_prune.checkpoint import save_detector
 from yolo_prune.config import TrainConfig, make_config
@@ -196,3 +199,132 @@ def test_a_pruned_model_without_a_budget_goes_on_as_pruned(data, tmp_path):
     assert lines[0] == f"parameters: {count} before, {count} after training"
     with pytest.raises(ConfigError, match=r"^'data' is missing: the data set to train the pruned model on"):
         train_from_config(TrainConfig(model=str(path)))
+
+
+def test_once_the_budget_is_met_the_object_trains_what_it_has(stock, data, tmp_path, caplog):
+    caplog.set_level("INFO", "yolo_prune")
+    model = YOLO(stock)
+    handle = yolo_prune.attach(model, **PRUNING)
+    train(model, data, tmp_path, "first")
+    met = handle.result
+    for name in ("second", "third"):
+        caplog.clear()
+        train(model, data, tmp_path, name, epochs=1)
+        assert count_parameters(model.model) == met.params_after
+        assert caplog.messages[0].startswith(
+            f"the budget is met: training goes on with the {met.params_after:,} parameters that are left. To cut "
+        )
+        again = handle.result
+        assert (again.plan, again.cuts, again.folder) == (met.plan, met.cuts, tmp_path / name)
+    with pytest.raises(ConfigError, match=r"^pretrained=False would replace the pruned model"):
+        train(model, data, tmp_path, pretrained=False)
+    with pytest.raises(
+        CheckpointError, match="is of a training that ended"
+    ):  # and not the run that cut, resumed
+        last = tmp_path / "third/weights/last.pt"
+        train_from_config(TrainConfig(model=str(last), data=str(data), resume=True, verbose=False))
+
+
+def test_a_further_cut_is_asked_for_and_counts_from_the_present_model(stock, data, tmp_path, caplog):
+    caplog.set_level("INFO", "yolo_prune")
+    model = YOLO(stock)
+    yolo_prune.attach(model, **PRUNING).remove()
+    path = save_detector(tmp_path / "p.pt", cut(tiny()), task="detect", train_args={"imgsz": 64}, meta={})
+    for train_on in (
+        lambda: train_attached(YOLO(path), data, tmp_path),
+        lambda: train_from_config(
+            TrainConfig(
+                model=str(path),
+                data=str(data),
+                verbose=False,
+                train_args={**HOST, "project": str(tmp_path), "name": "command"},
+                **PRUNING,
+            )
+        ),
+    ):
+        caplog.clear()
+        train_on()
+        said = [message for message in caplog.messages if message.startswith("the model was pruned before")]
+        count = count_parameters(cut(tiny()))
+        assert len(said) == 1
+        assert said[0].startswith("the model was pruned before: keep_macs=0.7 is of what is left of it, ")
+        assert said[0].endswith(f" GMACs and {count:,} parameters.")
+    result = read_result(tmp_path / "command")
+    assert result.params_before == count
+    assert result.plan.kept_macs <= 0.7
+
+
+def train_attached(model, data, folder):
+    yolo_prune.attach(model, **PRUNING)
+    return train(model, data, folder)
+
+
+def test_a_run_that_ended_between_its_cuts_goes_on_to_the_same_budget(stock, data, tmp_path):
+    def stop(trainer):
+        trainer.stop = trainer.epoch == 1  # one of two cuts is made
+
+    model = YOLO(stock)
+    handle = yolo_prune.attach(model, **{**PRUNING, "rounds": 2, "prune_at": 1})
+    model.add_callback("on_train_epoch_end", stop)
+    train(model, data, tmp_path, "first", epochs=4)
+    first = handle.result
+    assert len(first.cuts) == 1
+    assert first.plan.kept_macs > 0.75
+    model.clear_callback("on_train_epoch_end")
+    train(model, data, tmp_path, "second", epochs=3)
+    second = handle.result
+    assert second.params_before == first.params_after
+    assert 0.6 < first.plan.kept_macs * second.plan.kept_macs <= 0.7001
+
+
+@pytest.mark.parametrize("ray", [False, True])
+def test_tuning_an_attached_object_is_refused_before_anything_starts(ray, stock, data, monkeypatch):
+    model = YOLO(stock)
+    handle = yolo_prune.attach(model, keep_macs=0.5)
+    started = []
+    monkeypatch.setattr("ultralytics.engine.tuner.Tuner.__init__", lambda *_, **__: started.append(1))
+    with pytest.raises(ConfigError) as caught:
+        model.tune(data=str(data), use_ray=ray, iterations=1)
+    assert str(caught.value) == (
+        "model.tune() trains in processes of its own, which the attached pruning does not reach. Tune before "
+        "attach(...), or after remove() on the handle, and prune with what it found; yolo-prune sweep tries budgets."
+    )
+    assert not started
+    handle.remove()
+    assert model.tune.__func__ is YOLO.tune
+    assert model.train.__func__ is YOLO.train
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_an_attached_object_prunes_itself(copied, stock):
+    model = YOLO(stock)
+    yolo_prune.attach(model, **PRUNING)
+    other = copied(model)
+    assert other.train.__self__._model is other
+    assert other._smart_load("trainer").pruning == model._smart_load("trainer").pruning
+    with pytest.raises(ConfigError, match=r"^model\.tune\(\) trains in processes"):
+        other.tune()
+
+
+def test_a_class_of_trainer_is_refused_where_callbacks_are_cleared_or_run_elsewhere(stock, data):
+    model = YOLO(stock)
+    yolo_prune.attach(model, **PRUNING)
+    model.reset_callbacks()
+    with pytest.raises(ConfigError, match=r"^model\.train\(trainer=\.\.\.\) leaves out the attached pruning"):
+        model.train(
+            trainer=DetectionTrainer, data=str(data), device="0,1"
+        )  # there the parent runs no callback
+    with pytest.raises(ConfigError, match="leaves out the attached pruning"):
+        YOLO.train(model, trainer=DetectionTrainer, data=str(data))
+
+
+def test_several_data_sets_are_each_trained_with_pruning(stock, data, tmp_path):
+    model = YOLO(stock)
+    yolo_prune.attach(model, **PRUNING)
+    model.reset_callbacks()  # or the host would start its own command line
+    other = draw(tmp_path / "other")
+    train(model, [data, str(other)], tmp_path)
+    best = sorted((tmp_path / "multitrain").glob("*/weights/best.pt"))
+    assert len(best) == 2
+    for path in best:
+        assert len(run_state(torch.load(path, weights_only=False)["yolo_prune"]).cuts) == 1

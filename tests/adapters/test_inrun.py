@@ -1,5 +1,6 @@
 """Pruning inside a training of the host: the cut, the five doors through which a host grows a model back, resume."""
 
+import copy
 import io
 import json
 import os
@@ -19,9 +20,10 @@ from ultralytics.models import yolo
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import ModelEMA
 
-from yolo_prune.adapters.ultralytics.training import midrun
-from yolo_prune.adapters.ultralytics.training.attach import read_result
+from yolo_prune.adapters.ultralytics.training import inrun, midrun
 from yolo_prune.adapters.ultralytics.training.distill import DistilledCriterion
+from yolo_prune.adapters.ultralytics.training.history import read_result
+from yolo_prune.checkpoint import load_detector
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError, ConfigError, RebuiltError
 from yolo_prune.retrain import count_parameters
@@ -171,7 +173,7 @@ def test_door_resume_after_the_cut_goes_on_with_the_cut_model(data, tmp_path, ki
 
 
 def test_control_resume_through_a_host_that_rebuilds_is_an_error(data, tmp_path, killed, monkeypatch):
-    monkeypatch.setattr(midrun, "is_cut", lambda module: False)
+    monkeypatch.setattr(inrun, "is_cut", lambda module, record: False)
     with pytest.raises((RebuiltError, RuntimeError)):
         run(data, tmp_path, GrowsBack, resume=again(killed, tmp_path))
 
@@ -455,3 +457,19 @@ def test_where_reconstruction_falls_short_the_scales_do(data, tmp_path, monkeypa
     assert "Cutting by the scales instead" in caplog.text
     with pytest.raises(BudgetError):
         run(data, tmp_path / "asked for", epochs=3, pruning={"criterion": "reconstruction"})
+
+
+def test_the_cut_begins_with_the_weights_that_the_file_of_the_parent_has(data, tmp_path, monkeypatch):
+    began, recover = {}, midrun.recover
+
+    def watched(parent, *args, **options):
+        began["cut"] = copy.deepcopy(parent.state_dict())
+        began["average"] = copy.deepcopy(trainer.ema.ema.state_dict())
+        return recover(parent, *args, **options)
+
+    monkeypatch.setattr(midrun, "recover", watched)
+    trainer = make(data, tmp_path, epochs=2, pruning={"prune_at": 1, "criterion": "l2"})
+    trainer.train()
+    kept = load_detector(trainer.wdir / "parent.pt").module.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in began["cut"].items())
+    assert not all(torch.equal(kept[name], value.float()) for name, value in began["average"].items())

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_host import cut, tiny
+from tiny_host import tiny
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
+from yolo_prune.adapters.ultralytics.recognise import is_cut
 from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.adapters.ultralytics.training import midrun
 from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_scales
@@ -154,19 +155,8 @@ def test_randomness_is_as_it_was_afterwards():
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     with untouched_randomness():
         draw()
-        midrun.is_cut(tiny())
+        is_cut(tiny())
     assert draw() == expected
-
-
-@pytest.mark.parametrize("task", ["detect", "segment", "classify"])
-def test_a_cut_model_is_told_from_a_stock_one(task):
-    module = tiny(task)
-    assert not midrun.is_cut(module)
-    assert midrun.is_cut(cut(module))
-    if task == "classify":
-        module.model[-1].linear = nn.Linear(1280, 7)  # as the host changes it for other classes
-        assert not midrun.is_cut(module)
-    assert not midrun.is_cut(nn.Linear(2, 2))
 
 
 def test_the_average_is_rounded_as_a_checkpoint_is_and_the_original_is_not():

@@ -10,7 +10,7 @@ from PIL import Image
 import yolo_prune
 from yolo_prune.adapters.ultralytics.export import export_onnx, onnx_parity
 from yolo_prune.adapters.ultralytics.int8 import export_int8
-from yolo_prune.adapters.ultralytics.training.attach import read_result
+from yolo_prune.adapters.ultralytics.training.history import read_result
 from yolo_prune.checkpoint import load_detector, read_metadata, save_detector, write_metadata
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.evaluate import coco_from_yolo

@@ -4,7 +4,7 @@ Knows no host; the trainer that uses it is in ``adapters``.
 """
 
 from yolo_prune.inrun.scales import ScaleWatch, draw_scales, is_separated
-from yolo_prune.inrun.schedule import check_schedule, cut_is_due, cut_shares, round_budget
+from yolo_prune.inrun.schedule import check_schedule, cut_is_due, cut_shares, round_budget, what_is_left
 from yolo_prune.inrun.state import CutRecord, RunState
 from yolo_prune.inrun.strength import StrengthSearch, first_strength, most_strength
 
@@ -21,4 +21,5 @@ __all__ = [
     "is_separated",
     "most_strength",
     "round_budget",
+    "what_is_left",
 ]

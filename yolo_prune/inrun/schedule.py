@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from yolo_prune.config.inrun import InRunSettings
 from yolo_prune.cut.plan import Budget
 from yolo_prune.errors import ConfigError
+from yolo_prune.inrun.state import RunState
 
 _FIRST_SHARE, _LAST_SHARE = 0.4, 0.7
 _EARLIEST, _LATEST = 0.2, 0.6
+_NEARLY_ALL = 1 - 1e-9
 
 
 def cut_shares(prune_at: float | str, rounds: int, epochs: int) -> list[float]:
@@ -103,3 +108,22 @@ def round_budget(budget: Budget, full_macs: float, full_params: int, number: int
     target = budget.value * full if budget.kind.startswith("keep_") else budget.value * 1e9
     amount = full + (target - full) * number / rounds
     return Budget.of(budget.gradient, amount)
+
+
+def what_is_left(settings: InRunSettings, state: RunState) -> InRunSettings:
+    """Return the options of a run that goes on where another ended before its last cut.
+
+    Its budget, a share of the model that the first run began with, becomes one of the model as it is now.
+
+    Args:
+        settings: Of the first run.
+        state: Where it ended, with fewer cuts than rounds.
+    """
+    rounds = settings.rounds - len(state.cuts)
+    if settings.keep_macs is not None:
+        share = min(settings.keep_macs * state.gmacs / state.current_gmacs, _NEARLY_ALL)
+        return replace(settings, rounds=rounds, keep_macs=share)
+    if settings.keep_params is not None:
+        share = min(settings.keep_params * state.params / state.current_params, _NEARLY_ALL)
+        return replace(settings, rounds=rounds, keep_params=share)
+    return replace(settings, rounds=rounds)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError
 
 
@@ -74,6 +75,17 @@ class RunState:
     def current_gmacs(self) -> float:
         """1e9 MACs of the model that the run trains now."""
         return self.cuts[-1].gmacs if self.cuts else self.gmacs
+
+    def whole_plan(self, made: PrunePlan, budget: dict[str, float]) -> PrunePlan:
+        """Return one plan from the model that the run began with to the one after a cut.
+
+        Args:
+            made: The plan of that cut alone.
+            budget: Asked for of the whole run.
+        """
+        plan = PrunePlan.from_json(self.plan).then(made) if self.plan else made
+        macs, params = plan.gmacs / self.gmacs, plan.params / self.params
+        return replace(plan, budget=budget, kept_macs=macs, kept_params=params)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that a restricted loader reads."""

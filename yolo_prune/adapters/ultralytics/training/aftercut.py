@@ -118,7 +118,7 @@ def save_parent(trainer: Any, parent: nn.Module) -> None:
             parent,
             task=trainer.args.task,
             train_args=options,
-            meta={"role": "parent", "imgsz": int(trainer.args.imgsz)},
+            meta={"role": "parent", "cut": trainer.began_cut or None, "imgsz": int(trainer.args.imgsz)},
             trust=True,  # it is being trained, so its classes are here
         )
     except CheckpointError as error:

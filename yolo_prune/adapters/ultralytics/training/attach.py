@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,64 +11,53 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
-from yolo_prune.adapters.ultralytics.load import check_named_files, check_run_files, read_checkpoint
+from yolo_prune.adapters.ultralytics.load import check_named_files, check_run_files
 from yolo_prune.adapters.ultralytics.options import check_pruned_training_args
 from yolo_prune.adapters.ultralytics.own import own_classes
-from yolo_prune.adapters.ultralytics.training.inrun import RUN_KEY, inrun_trainer
-from yolo_prune.adapters.ultralytics.training.midrun import is_cut
+from yolo_prune.adapters.ultralytics.recognise import is_cut
+from yolo_prune.adapters.ultralytics.training.history import (
+    RUN_KEY,
+    InRunResult,
+    carried,
+    meta_of,
+    read_result,
+    run_state,
+)
+from yolo_prune.adapters.ultralytics.training.inrun import inrun_class
 from yolo_prune.adapters.ultralytics.training.train import train_pruned
-from yolo_prune.adapters.ultralytics.training.trainer import _StaysCut, prune_trainer
+from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, _StaysCut, prune_trainer
 from yolo_prune.checkpoint import load_detector
 from yolo_prune.config import TrainConfig
 from yolo_prune.config.inrun import InRunSettings, make_settings
-from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.inrun import CutRecord, RunState
+from yolo_prune.inrun import RunState, what_is_left
 from yolo_prune.owncode import guarding_host
+from yolo_prune.progress import LOGGER
 from yolo_prune.retrain import count_parameters
-from yolo_prune.stored import METADATA_KEY
 
 _LOADER = "_smart_load"
-
-
-@dataclass(frozen=True)
-class InRunResult:
-    """What a training with pruning inside left behind.
-
-    Attributes:
-        folder: The host's run folder.
-        best: The checkpoint to use.
-        parent: The model right before the first cut, None when it could not be written.
-        plan: What was cut, None when the run ended before.
-        cuts: One entry a cut.
-        params_before: Parameters of the model that the run began with.
-        params_after: Parameters of ``best``, read back from the file.
-    """
-
-    folder: Path
-    best: Path
-    parent: Path | None
-    plan: PrunePlan | None
-    cuts: tuple[CutRecord, ...]
-    params_before: int
-    params_after: int
+_OURS = (_LOADER, "train", "tune")
+_FIRST_EVENT = "on_pretrain_routine_start"
+_OTHER_TRAINER = (
+    "model.train(trainer=...) leaves out the attached pruning. Pass inrun_trainer(YourTrainer, keep_macs=...) as "
+    "trainer=, or none at all."
+)
 
 
 class Attachment:
-    """Pruning attached to one ``YOLO`` object; made by :func:`attach`."""
+    """Pruning attached to one ``YOLO`` object; made by :func:`attach`.
+
+    Bound methods of this handle stand on the object in the place of its own, so a deep copy or a pickle of the object
+    carries a handle of its own.
+    """
 
     def __init__(self, model: Any, settings: InRunSettings | None) -> None:
         self._model = model
-        load = getattr(model, _LOADER)
-
-        def load_ours(key: str) -> Any:
-            found = load(key)
-            if key != "trainer":
-                return found
-            return prune_trainer(found) if settings is None else inrun_trainer(found, settings)
-
-        model.__dict__[_LOADER] = load_ours  # on this object alone
-        model.add_callback("on_pretrain_routine_start", _refuse_other_trainers)
+        self._settings = settings
+        self._began_with = getattr(model, "ckpt", None)
+        ours = (self._load, self._train, self._tune)
+        model.__dict__.update(zip(_OURS, ours, strict=True))  # on this object alone
+        model.add_callback(_FIRST_EVENT, _refuse_other_trainers)
 
     @property
     def active(self) -> bool:
@@ -77,8 +66,9 @@ class Attachment:
 
     def remove(self) -> None:
         """Give the object its own trainer back. Calling it twice is harmless."""
-        self._model.__dict__.pop(_LOADER, None)
-        callbacks = self._model.callbacks["on_pretrain_routine_start"]
+        for name in _OURS:
+            self._model.__dict__.pop(name, None)
+        callbacks = self._model.callbacks[_FIRST_EVENT]
         if _refuse_other_trainers in callbacks:
             callbacks.remove(_refuse_other_trainers)
 
@@ -94,6 +84,56 @@ class Attachment:
             raise CheckpointError("nothing was trained yet: call model.train(...) first.")
         own = own_classes(self._model.model) if isinstance(self._model.model, nn.Module) else []
         return read_result(Path(trainer.save_dir), trust=bool(own))
+
+    def _load(self, key: str) -> Any:
+        """Return the host's class for ``key``; a trainer becomes one that prunes, or keeps what is cut."""
+        found = type(self._model)._smart_load(self._model, key)
+        if key != "trainer":
+            return found
+        meta = meta_of(getattr(self._model, "ckpt", None))
+        if self._settings is None:
+            return prune_trainer(found, TrainSettings(meta=carried(meta)))
+        state = self._own_state()
+        if state is None:
+            return inrun_class(found, self._settings, meta)
+        if len(state.cuts) < self._settings.rounds:
+            return inrun_class(found, what_is_left(self._settings, state), meta)
+        LOGGER.info(
+            "the budget is met: training goes on with the %s parameters that are left. To cut further, call remove() "
+            "on the handle and attach a budget of the present model.",
+            f"{state.current_params:,}",
+        )
+        return prune_trainer(found, TrainSettings(meta=carried(meta)))
+
+    def _own_state(self) -> RunState | None:
+        """Return the state of the run through this handle that made the object's present model, None before one."""
+        checkpoint = getattr(self._model, "ckpt", None)
+        if checkpoint is self._began_with:
+            return None
+        state = run_state(meta_of(checkpoint))
+        here = isinstance(self._model.model, nn.Module) and count_parameters(self._model.model)
+        return state if state is not None and state.cuts and state.current_params == here else None
+
+    def _train(self, trainer: Any = None, **arguments: Any) -> Any:
+        """Train like the object, unless that would leave out the pruning."""
+        if trainer is not None and not issubclass(trainer, _StaysCut):
+            raise ConfigError(_OTHER_TRAINER)
+        if arguments.get("pretrained", True) not in (True, None) and self._own_state() is not None:
+            raise ConfigError(
+                f"pretrained={arguments['pretrained']} would replace the pruned model: call remove() on the handle, "
+                "or attach to a new YOLO object."
+            )
+        if _refuse_other_trainers not in self._model.callbacks[_FIRST_EVENT]:  # cleared since
+            self._model.add_callback(_FIRST_EVENT, _refuse_other_trainers)
+        return type(self._model).train(self._model, trainer, **arguments)
+
+    def _tune(self, *_: Any, **__: Any) -> None:
+        """Refuse: the host tunes in processes of its own, from files, and what is attached does not reach them."""
+        raise ConfigError(
+            "model.tune() trains in processes of its own, which the attached pruning does not reach. Tune before "
+            "attach(...), or after remove() on the handle, and prune with what it found; yolo-prune sweep tries "
+            "budgets."
+        )
 
 
 def attach(model: Any, **options: Any) -> Attachment:
@@ -127,10 +167,10 @@ def attach(model: Any, **options: Any) -> Attachment:
         raise ConfigError("pruning is attached to this object already: call remove() on its handle first.")
     if any(options.get(key) is not None for key in ("keep_macs", "gmacs", "keep_params")):
         return Attachment(model, make_settings(options))
-    meta = dict((getattr(model, "ckpt", None) or {}).get(METADATA_KEY) or {})
+    meta = meta_of(getattr(model, "ckpt", None))
     if RUN_KEY in meta and (model.ckpt or {}).get("optimizer") is not None:
         return Attachment(model, make_settings({**meta[RUN_KEY]["settings"], **options}))
-    if isinstance(model.model, nn.Module) and is_cut(model.model):
+    if isinstance(model.model, nn.Module) and is_cut(model.model, meta):
         return Attachment(model, None)
     return Attachment(model, make_settings(options))  # says which budgets there are
 
@@ -138,42 +178,7 @@ def attach(model: Any, **options: Any) -> Attachment:
 def _refuse_other_trainers(trainer: Any) -> None:
     """Refuse a training that would silently not be pruned."""
     if not isinstance(trainer, _StaysCut):
-        raise ConfigError(
-            "model.train(trainer=...) leaves out the attached pruning. Pass "
-            "inrun_trainer(YourTrainer, keep_macs=...) as trainer=, or none at all."
-        )
-
-
-def read_result(folder: Path | str, *, trust: bool = False) -> InRunResult:
-    """Read the outcome of a training with pruning inside back from its run folder.
-
-    Args:
-        folder: The host's run folder.
-        trust: Read a checkpoint that holds classes that are not stock.
-
-    Raises:
-        CheckpointError: The folder holds no checkpoint of such a run.
-    """
-    folder = Path(folder)
-    weights = folder / "weights"
-    best = weights / "best.pt" if (weights / "best.pt").is_file() else weights / "last.pt"
-    if not best.is_file():
-        raise CheckpointError(f"'{folder}' holds no checkpoint: its training did not get so far.")
-    checkpoint = read_checkpoint(best, trust=trust)
-    meta = dict(checkpoint.get(METADATA_KEY) or {})
-    if RUN_KEY not in meta:
-        raise CheckpointError(f"'{best}' is not of a training that yolo_prune pruned.")
-    state = RunState.from_dict(meta[RUN_KEY]["state"])
-    parent = weights / "parent.pt"
-    return InRunResult(
-        folder=folder,
-        best=best,
-        parent=parent if parent.is_file() else None,
-        plan=PrunePlan.from_json(state.plan) if state.plan else None,
-        cuts=tuple(state.cuts),
-        params_before=state.params,
-        params_after=count_parameters(checkpoint.get("ema") or checkpoint["model"]),
-    )
+        raise ConfigError(_OTHER_TRAINER)
 
 
 @guarding_host
@@ -195,7 +200,7 @@ def train_from_config(config: TrainConfig) -> list[str]:
     interrupted = config.resume and RUN_KEY in (loaded.meta or {})
     if config.resume and loaded.path.suffix == ".pt":
         check_run_files(loaded.path, {"train_args": loaded.train_args}, trust=config.trust)
-    if config.budget is None and not interrupted and is_cut(loaded.module):
+    if config.budget is None and not interrupted and is_cut(loaded.module, loaded.meta):
         return _train_pruned(config)
     if config.budget is None and not interrupted:
         return _train_plain(config)

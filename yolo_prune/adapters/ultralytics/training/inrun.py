@@ -21,8 +21,10 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,24 +32,24 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-from yolo_prune.adapters.ultralytics.training import aftercut, midrun, rescue
+from yolo_prune.adapters.ultralytics.recognise import is_cut
+from yolo_prune.adapters.ultralytics.training import aftercut, beginning, midrun, rescue
 from yolo_prune.adapters.ultralytics.training.exact import _ResumesExactly
+from yolo_prune.adapters.ultralytics.training.history import RUN_KEY
 from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_scales
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, _StaysCut, unwrap
 from yolo_prune.config.inrun import InRunSettings, make_settings, same_settings
 from yolo_prune.cut.plan import check_possible
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Lineage
-from yolo_prune.errors import BudgetError, ConfigError
-from yolo_prune.inrun import CutRecord, RunState, check_schedule, cut_is_due, is_separated, round_budget
+from yolo_prune.errors import BudgetError
+from yolo_prune.inrun import CutRecord, RunState, cut_is_due, is_separated, round_budget
 from yolo_prune.inrun.schedule import cut_shares
 from yolo_prune.progress import LOGGER, log_to_console
 from yolo_prune.randomness import untouched_randomness
 from yolo_prune.recover.rounds import RECONSTRUCTION
 from yolo_prune.retrain import count_parameters
 from yolo_prune.structure import one_budget
-
-RUN_KEY = "in_run"
 
 
 class _PrunesInRun(_ResumesExactly):
@@ -58,10 +60,14 @@ class _PrunesInRun(_ResumesExactly):
     state: RunState
     sparse: SparsePhase
     busy = False
+    record: Mapping[str, Any] = MappingProxyType({})
+    began_cut = False
 
     def get_model(self: Any, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> Any:
         """Return the host's model; weights that are already cut are taken as they are."""
-        if weights is not None and midrun.is_cut(weights):
+        other = isinstance(self.args.pretrained, (str, Path)) and not self.resume
+        self.began_cut = weights is not None and is_cut(weights, {} if other else self.record)
+        if self.began_cut:
             return super().get_model(cfg=cfg, weights=weights, verbose=verbose)
         return super(_StaysCut, self).get_model(  # type: ignore[misc]
             cfg=cfg, weights=weights, verbose=verbose
@@ -91,7 +97,7 @@ class _PrunesInRun(_ResumesExactly):
             log_to_console()  # under the host's DDP and from Python nobody else has asked for it
         if self.pruning.threads is not None:
             torch.set_num_threads(self.pruning.threads)
-        self._refuse_what_cannot_work()
+        beginning.refuse_what_cannot_work(self)
         rescue.report_left_out(self)
         self.note_batches_per_step()
         module = unwrap(self.model)
@@ -103,6 +109,7 @@ class _PrunesInRun(_ResumesExactly):
             whole = np.ones(cost.graph.channel_count, dtype=bool)
             before = Lineage.of(cost.graph).widths if self.pruning.rounds > 1 else {}
             self.state = RunState(cost.macs(whole) / 1e9, count_parameters(module), widths=before)
+            beginning.say_what_the_budget_is_of(self)
         self.params_before = self.state.current_params
         self.check_sizes()
         if len(self.state.cuts) < self.pruning.rounds:
@@ -118,18 +125,6 @@ class _PrunesInRun(_ResumesExactly):
         if self.state.cuts:
             aftercut.resume_average(self)
             aftercut.attach_teacher(self, None)
-
-    def _refuse_what_cannot_work(self: Any) -> None:
-        """Raise ConfigError for options that exclude each other."""
-        from yolo_prune.preflight import check_criterion
-
-        check_criterion(self.pruning.criterion)
-        if getattr(self.args, "distill_model", None):
-            raise ConfigError("distill_model= and pruning in the run exclude each other: use distill=true.")
-        if getattr(self.args, "quantize", None) in (8, "8", "int8"):
-            raise ConfigError("prune first, then train with quantize=8: a quantised model cannot be cut.")
-        if not self.args.time:
-            check_schedule(self.pruning.prune_at, self.pruning.rounds, self.epochs)
 
     def _anatomy(self: Any, module: nn.Module) -> Any:
         frozen = midrun.frozen_modules(self.freeze_layer_names, self.pruning.keep_layers, module)
@@ -202,7 +197,7 @@ class _PrunesInRun(_ResumesExactly):
                 aftercut.save_parent(self, parent)
             recovered = midrun.from_first_process(lambda: self._recover(parent, number, criterion))
             midrun.swap_(unwrap(self.model), self.optimizer, recovered)
-            plan = self._whole_plan(recovered.plan)
+            plan = self.state.whole_plan(recovered.plan, dict([self.pruning.budget]))
             params = count_parameters(unwrap(self.model))
             used = str(recovered.plan.settings["criterion"])
             self.state.cuts.append(CutRecord(self.epoch, used, plan.gmacs, params))
@@ -234,17 +229,6 @@ class _PrunesInRun(_ResumesExactly):
                 raise
             LOGGER.warning("%s Cutting by the scales instead.", error)
             return midrun.recover(parent, anatomy, budget, pruning, "bn_scale", images, **options)
-
-    def _whole_plan(self: Any, made: PrunePlan) -> PrunePlan:
-        """Return one plan from the model that the run began with to the one it trains now."""
-        state, (kind, value) = self.state, self.pruning.budget
-        plan = PrunePlan.from_json(state.plan).then(made) if state.plan else made
-        return replace(
-            plan,
-            budget={kind: value},
-            kept_macs=plan.gmacs / state.gmacs,
-            kept_params=plan.params / state.params,
-        )
 
     def _save_cut(self: Any, plan: PrunePlan) -> None:
         """Measure the cut model, then write plan.json, last.pt and best.pt, in an order that survives a kill."""
@@ -298,7 +282,8 @@ class _PrunesInRun(_ResumesExactly):
         """Save like the host, with the state of the run inside."""
         budget = dict([self.pruning.budget])
         run = {"settings": self.pruning.to_dict(), "state": self.state.to_dict()}
-        meta = {"role": "retrained" if self.state.cuts else "training", "plan": budget, RUN_KEY: run}
+        role, cut = ("retrained", True) if self.state.cuts else ("training", self.began_cut)
+        meta = {"role": role, "cut": cut, "plan": budget, RUN_KEY: run}
         self.settings = replace(self.settings, meta=meta)
         return super().save_model()
 
@@ -333,6 +318,17 @@ def inrun_trainer(base: type, settings: InRunSettings | None = None, **options: 
     Raises:
         ConfigError: An option is unknown or wrong, or there is no budget.
     """
-    pruning = settings if settings is not None else make_settings(options)
+    return inrun_class(base, settings if settings is not None else make_settings(options), {})
+
+
+def inrun_class(base: type, settings: InRunSettings, record: Mapping[str, Any]) -> type:
+    """Return the class of :func:`inrun_trainer`.
+
+    Args:
+        base: A trainer class of the host.
+        settings: The options.
+        record: What yolo_prune recorded in the checkpoint that the model comes from; empty where it is not known.
+    """
     # Loggers of the host attach only to classes with "Trainer" in their names.
-    return type(f"Pruning{base.__name__}", (_PrunesInRun, base), {"pruning": pruning})
+    members = {"pruning": settings, "record": dict(record)}
+    return type(f"Pruning{base.__name__}", (_PrunesInRun, base), members)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from yolo_prune.cut.widths import Lineage, Widths
 from yolo_prune.device import release_memory
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.inrun import RunState
-from yolo_prune.randomness import untouched_randomness
 from yolo_prune.recover.rounds import Recipe, cut_in_rounds
 
 _Value = TypeVar("_Value")
@@ -214,24 +213,3 @@ def files_of(dataset: Any) -> list[Path] | None:
         return [Path(file) for file in sorted(files)]  # with rect=True they are sorted by shape
     samples = getattr(dataset, "samples", None)
     return sorted(Path(sample[0]) for sample in samples) if isinstance(samples, list) and samples else None
-
-
-def is_cut(module: nn.Module) -> bool:
-    """Tell whether a model has other shapes than its own description builds.
-
-    The last layer of a classifier may differ: the host changes it for other classes.
-    """
-    description: Any = getattr(module, "yaml", None)
-    if not isinstance(description, Mapping):
-        return False
-    with untouched_randomness():
-        try:
-            stock = type(module)(deepcopy(dict(description)), verbose=False)
-        except (TypeError, KeyError, AttributeError):  # a class of the user's own
-            return False
-    shapes = {name: tensor.shape for name, tensor in stock.state_dict().items()}
-    return any(
-        shapes.get(name) != tensor.shape
-        for name, tensor in module.state_dict().items()
-        if not name.endswith(("linear.weight", "linear.bias"))
-    )

@@ -20,6 +20,7 @@ from torch import nn
 
 from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
 from yolo_prune.adapters.ultralytics.load import check_run_files, read_checkpoint
+from yolo_prune.adapters.ultralytics.training.history import carried
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, prune_trainer
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import replacing
@@ -188,7 +189,7 @@ def train_pruned(
     gentle = gentle_recipe(epochs, int(host_args.get("batch", 16))) if recipe == "gentle" else {}
     settings = replace(
         GENTLE_SETTINGS if recipe == "gentle" else TrainSettings(),
-        meta=dict(loaded.meta or {}),
+        meta=carried(loaded.meta),
         teacher=None if teacher is None else load_detector(teacher, trust=trust).module,
     )
     overrides = {

@@ -1,0 +1,36 @@
+"""What is checked and said before the first epoch of a training that prunes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from yolo_prune.errors import ConfigError
+from yolo_prune.inrun import check_schedule
+from yolo_prune.progress import LOGGER
+
+
+def refuse_what_cannot_work(trainer: Any) -> None:
+    """Raise ConfigError for options that exclude each other."""
+    from yolo_prune.preflight import check_criterion
+
+    pruning, args = trainer.pruning, trainer.args
+    check_criterion(pruning.criterion)
+    if getattr(args, "distill_model", None):
+        raise ConfigError("distill_model= and pruning in the run exclude each other: use distill=true.")
+    if getattr(args, "quantize", None) in (8, "8", "int8"):
+        raise ConfigError("prune first, then train with quantize=8: a quantised model cannot be cut.")
+    if not args.time:
+        check_schedule(pruning.prune_at, pruning.rounds, trainer.epochs)
+
+
+def say_what_the_budget_is_of(trainer: Any) -> None:
+    """Say of a model that was cut before that the budget counts from what is left of it."""
+    (kind, value), state = trainer.pruning.budget, trainer.state
+    if trainer.began_cut and kind != "gmacs":
+        LOGGER.info(
+            "the model was pruned before: %s=%g is of what is left of it, %.3g GMACs and %s parameters.",
+            kind,
+            value,
+            state.gmacs,
+            f"{state.params:,}",
+        )
