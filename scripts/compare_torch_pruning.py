@@ -26,7 +26,7 @@ from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.data import calibration_batches
 from yolo_prune.adapters.ultralytics.evaluate import Evaluator
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
-from yolo_prune.checkpoint import load_detector
+from yolo_prune.checkpoint import load_detector, save_detector
 from yolo_prune.cost import count_macs
 from yolo_prune.cut.plan import Budget
 from yolo_prune.cut.surgery import cut_
@@ -171,6 +171,14 @@ def table(ours_rows: list[dict], their_rows: list[dict], parent_ap: float) -> st
     return "\n".join(lines)
 
 
+def stored_parent(model: Path, folder: Path) -> Path:
+    """Write the parent as ``prune`` does: its file's half-precision weights are what every row begins with."""
+    loaded = load_detector(model)
+    return save_detector(
+        folder / "parent.pt", loaded.module, task=loaded.task, train_args=loaded.train_args, meta={}
+    )
+
+
 def main() -> None:
     """Run both and print the table."""
     parser = argparse.ArgumentParser(
@@ -188,9 +196,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     keeps = [float(value) for value in options.keep.split(",")]
-    parent_ap = Evaluator(options.data, imgsz=options.imgsz)(load_detector(options.model).module).ap
-    their_rows = [] if options.skip_theirs else theirs(options.model, options.data, options.imgsz, keeps)
-    our_rows = ours(options.model, options.data, options.imgsz, keeps, options)
+    with tempfile.TemporaryDirectory(prefix="compare-") as folder:
+        parent = stored_parent(options.model, Path(folder))
+        parent_ap = Evaluator(options.data, imgsz=options.imgsz)(load_detector(parent).module).ap
+        their_rows = [] if options.skip_theirs else theirs(parent, options.data, options.imgsz, keeps)
+        our_rows = ours(parent, options.data, options.imgsz, keeps, options)
     if options.json:
         write_text(
             options.json, json.dumps({"parent": parent_ap, "ours": our_rows, "theirs": their_rows}, indent=1)

@@ -119,12 +119,16 @@ def _run(
     anatomy: Anatomy,
 ) -> PruneResult:
     """Do the work in an open run folder."""
+    from yolo_prune.adapters.ultralytics.recognise import record_of_cut
+
     imgsz = size_of(config, loaded)
     write_text(space.root / "args.yaml", to_yaml(config))
     seed_generators(config.seed)
     with space.stage("evaluate parent", "evaluating the parent"):
-        parent_file = _save(config, space, "parent", loaded.module, loaded, imgsz, {"role": "parent"})
+        role = {"role": "parent", "cut": record_of_cut(loaded.meta)}
+        parent_file = _save(config, space, "parent", loaded.module, loaded, imgsz, role)
         models = [_evaluated("parent", parent_file, config, task, imgsz)]
+    loaded = replace(loaded, module=models[0].module)  # as the file has it: cut what was evaluated
     cut, stages, anatomy = _cut_and_recover(config, loaded, task, space, anatomy, device, imgsz)
     with space.stage("evaluate pruned", "evaluating the pruned model"):
         models.append(_evaluated("pruned", space.weights / "pruned.pt", config, task, imgsz))

@@ -13,10 +13,12 @@ import yaml
 
 import yolo_prune
 from yolo_prune import cli
-from yolo_prune.checkpoint import load_detector, read_metadata
+from yolo_prune import run as run_of_prune
+from yolo_prune.checkpoint import fingerprint, load_detector, read_metadata
 from yolo_prune.config import PruneConfig, make_config
 from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.errors import BudgetError
 
 FILES = (
     *(
@@ -353,3 +355,20 @@ def test_a_pruned_model_can_be_pruned_again(folder, data, tmp_path):
     assert result.best == tmp_path / "prune" / "weights" / "pruned.pt"
     assert result.report.rows[0].model == "parent"
     assert result.report.rows[0].fps is None
+
+
+def test_the_cut_begins_with_the_weights_that_were_evaluated(data, parent, tmp_path, monkeypatch):
+    """Random weights have more digits than a checkpoint keeps: what is written, evaluated and cut must be one."""
+    seen = []
+
+    def stop(module, *_, **__):
+        seen.append(fingerprint(module))
+        raise BudgetError("far enough")
+
+    monkeypatch.setattr(run_of_prune, "cut_in_rounds", stop)
+    description = parent.parents[2] / "tiny.yaml"
+    options = {"keep_macs": 0.6, "imgsz": 64, "workers": 0, "calibration_images": 4, "project": str(tmp_path)}
+    with pytest.raises(BudgetError, match="far enough"):
+        yolo_prune.prune(description, data=data, name="a", **options)
+    assert seen == [fingerprint(load_detector(tmp_path / "a/weights/parent.pt").module)]
+    assert seen != [fingerprint(load_detector(description).module)]
