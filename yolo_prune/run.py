@@ -22,7 +22,7 @@ from yolo_prune.measure import Evaluated, measure_run
 from yolo_prune.owncode import guarding_host
 from yolo_prune.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
 from yolo_prune.progress import LOGGER
-from yolo_prune.randomness import seed_generators
+from yolo_prune.randomness import seed_generators, untouched_randomness
 from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
 from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.stored import LoadedModel
@@ -103,7 +103,8 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
     try:
         if not config.resume:
             _make_room(space, loaded.path)
-        return _run(config, loaded, task, space, device, anatomy)
+        with untouched_randomness():
+            return _run(config, loaded, task, space, device, anatomy)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"{space.root} keeps what was finished; resume=true name={space.root.name} goes on"

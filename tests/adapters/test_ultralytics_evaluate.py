@@ -4,11 +4,13 @@ import logging
 import os
 import random
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_host import tiny
 from torch import nn
 
 from yolo_prune.adapters.ultralytics import verify
@@ -156,18 +158,33 @@ def test_oriented_boxes_are_scored_by_the_upright_box_around_them():
     assert box == pytest.approx([90, 60, 20, 40], abs=1e-3)
 
 
-def test_nms_is_not_cut_short_by_the_clock(monkeypatch):
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_nms_is_not_cut_short_by_the_clock_and_the_hosts_own_stays_as_it_is(task, monkeypatch):
     """The host gives up after 2 s + 0.05 s an image; on a busy machine that would look like a bad model."""
+    from ultralytics.models.yolo.detect import DetectionValidator
     from ultralytics.utils import nms
 
-    from yolo_prune.adapters.ultralytics.validator import _patient_nms
+    from yolo_prune.adapters.ultralytics.validator import collecting_validator
 
     clock = iter(range(0, 10**6, 1000))
     monkeypatch.setattr(nms.time, "time", lambda: float(next(clock)))
     predictions = torch.rand(3, 5, 20)
     predictions[:, :4] *= 50
-    with _patient_nms():
-        patient = nms.non_max_suppression(predictions.clone(), 0.1, 0.7)
-    hasty = nms.non_max_suppression(predictions.clone(), 0.1, 0.7)
-    assert all(len(each) for each in patient)
-    assert not len(hasty[-1]), "the control: the host's own limit loses the last image"
+    before, method = nms.non_max_suppression, DetectionValidator.postprocess
+    found = []
+    for cls in (collecting_validator(tiny(task)), DetectionValidator):
+        validator = cls(args={"task": task, "conf": 0.1}, save_dir=Path())
+        validator.nc, validator.end2end = 1, False
+        found.append(method_of_boxes(validator)(predictions.clone()))
+    patient, hasty = found
+    assert all(len(each["conf"]) for each in patient)
+    assert not len(hasty[-1]["conf"]), "the control: the host's own limit loses the last image"
+    assert (nms.non_max_suppression, DetectionValidator.postprocess) == (before, method)
+
+
+def method_of_boxes(validator):
+    """The step of a validator that a segmenter's adds its masks to."""
+    owner = next(
+        cls for cls in type(validator).__mro__ if cls.__name__ in ("_PatientNms", "DetectionValidator")
+    )
+    return owner.postprocess.__get__(validator)

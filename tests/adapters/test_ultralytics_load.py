@@ -172,12 +172,6 @@ def test_a_trusted_file_that_needs_a_missing_package_says_so_and_installs_nothin
     )
 
 
-def test_the_host_may_not_install_packages():
-    from ultralytics.utils import checks
-
-    assert checks.AUTOINSTALL is False
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

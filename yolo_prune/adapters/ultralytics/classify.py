@@ -230,7 +230,8 @@ def _labelled(
     data: ClassificationData, names: Mapping[int, str], imgsz: int, max_images: int, batch: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Load evenly spread images of a split with the class indices that the host gives them."""
-    from yolo_prune.adapters.ultralytics.validator import classification_validator, undisturbed
+    from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
+    from yolo_prune.adapters.ultralytics.validator import classification_validator
 
     options = {"task": "classify", "imgsz": imgsz, "split": data.split, "mode": "val"}
     with undisturbed(), tempfile.TemporaryDirectory() as folder:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.bench.images import holds_queries
 from yolo_prune.bench.pytorch import first_tensor, fuse
 from yolo_prune.checkpoint import load_detector
@@ -119,28 +117,11 @@ def _run_exporter(host: Any, imgsz: int, batch: int, dynamic: bool) -> str:
     }
     if getattr(host, "end2end", False):
         options["nms"] = False  # unset, the newer exporters take the head that needs suppression
-    with _quiet_host():
+    with undisturbed(logging.WARNING), warnings.catch_warnings():
+        # 2026-11: torch deprecates the TorchScript exporter, which the host still uses, and it warns of every shape
+        # that it traces as a constant.
+        warnings.simplefilter("ignore")
         return str(Exporter(overrides=options)(model=host))
-
-
-@contextmanager
-def _quiet_host() -> Iterator[None]:
-    """Silence the exporter's messages and undo what it may change in this process."""
-    logger = logging.getLogger("ultralytics")
-    level, visible = logger.level, os.environ.get("CUDA_VISIBLE_DEVICES")
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # 2026-11: torch deprecates the TorchScript exporter, which the host still uses, and it warns of
-            # every shape that it traces as a constant.
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        if visible is None:  # some versions hide every GPU when they select the CPU
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible
 
 
 def onnx_parity(

@@ -2,7 +2,8 @@
 
 The host unpickles checkpoints and its caches of labels in full, which runs whatever code is in them. Inside
 :func:`guarded` it reads checkpoints as this package does, takes a cache that holds more than plain values for
-missing, and knows the classes of the user's own by name, as architecture files name them. Then it is as it was.
+missing, installs no package, and knows the classes of the user's own by name, as architecture files name them. Then it
+is as it was.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from yolo_prune.adapters.ultralytics.load import read_checkpoint
 from yolo_prune.adapters.ultralytics.own import import_classes, known_to_host
+from yolo_prune.adapters.ultralytics.undisturbed import no_installs
 from yolo_prune.progress import LOGGER
 
 _LOADERS = ("ultralytics.nn.tasks", "ultralytics.utils.torch_utils")
@@ -50,6 +52,7 @@ def guarded(*, trust: bool, imports: Sequence[str] = ()) -> Iterator[None]:
         return read_checkpoint(Path(file), trust=trust)
 
     with ExitStack() as stack:
+        stack.enter_context(no_installs())
         stack.enter_context(known_to_host())
         for name in _LOADERS:
             stack.enter_context(_replaced(name, "torch_load", load))

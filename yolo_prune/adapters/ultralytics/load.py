@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from torch import nn
 
 from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
 from yolo_prune.adapters.ultralytics.own import TrustedPickle, lend_classes_of, own_classes, where_from
+from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.errors import CheckpointError
 from yolo_prune.stored import METADATA_KEY, LoadedModel, check_file
 
@@ -244,7 +246,7 @@ def _build_from_yaml(name: str, device: str, seed: int, *, trust: bool) -> Loade
     rows = _check_architecture(description, name)
     build = RTDETR if rows[-1][2] == "RTDETRDecoder" else YOLO
     try:
-        with torch.random.fork_rng(devices=[]):
+        with undisturbed(logging.WARNING):
             torch.manual_seed(seed)
             module = build(name).model
     except (*_BROKEN, SyntaxError) as error:

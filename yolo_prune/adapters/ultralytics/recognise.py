@@ -7,17 +7,15 @@ and keeps when it goes on with fewer (YOLO11n from 80 classes to 3: 80 channels,
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 from torch import nn
 
+from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.progress import LOGGER
-from yolo_prune.randomness import untouched_randomness
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -132,7 +130,7 @@ def _built(module: nn.Module, classes: int | None = None) -> Shapes | None:
     """Return the shapes that the host builds from a model's description, None where it cannot."""
     description = dict(getattr(module, "yaml"))  # noqa: B009 - a plain attribute, no submodule
     channels = description.get("channels", description.get("ch", 3))
-    with untouched_randomness(), _silent_host():
+    with undisturbed():
         try:
             stock = type(module)(deepcopy(description), ch=channels, nc=classes, verbose=False)
         except _UNBUILDABLE:  # a class of the user's own, or one of another version of the host
@@ -142,15 +140,3 @@ def _built(module: nn.Module, classes: int | None = None) -> Shapes | None:
 
 def _shapes(module: nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-@contextmanager
-def _silent_host() -> Iterator[None]:
-    """Keep the host from talking of a model that nobody asked for."""
-    logger = logging.getLogger("ultralytics")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

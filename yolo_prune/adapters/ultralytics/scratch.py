@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from yolo_prune.adapters.ultralytics.undisturbed import no_installs
+
 # One optimizer step a batch (nbs = batch): on a few hundred images the host's default of 64 takes too few.
 _RECIPE: dict[str, Any] = {
     "batch": 8,
@@ -26,6 +28,7 @@ _RECIPE: dict[str, Any] = {
 }
 
 
+@no_installs()
 def train_from_scratch(
     architecture: str, data: Path, folder: Path, *, epochs: int, imgsz: int, device: str, seed: int
 ) -> Path:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import random
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,7 +11,8 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FunctionType, SimpleNamespace
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -24,11 +23,11 @@ from ultralytics.models.yolo.obb import OBBValidator
 from ultralytics.models.yolo.pose import PoseValidator
 from ultralytics.models.yolo.segment import SegmentationValidator
 from ultralytics.nn.tasks import RTDETRDetectionModel, guess_model_task
-from ultralytics.utils import LOGGER as HOST_LOGGER
 from ultralytics.utils import nms, ops
 
 from yolo_prune.adapters.ultralytics.annotations import one_line
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
+from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.errors import DataError
 from yolo_prune.progress import track
 
@@ -42,22 +41,19 @@ _STRIDE = 32  # the least that the host pads images to
 _LOADING_ERRORS = (RuntimeError, ValueError, OSError, KeyError)
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Run host code silently and put back what it changes in this process: threads, devices, random state."""
-    level, threads, state = HOST_LOGGER.level, torch.get_num_threads(), random.getstate()
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    HOST_LOGGER.setLevel(logging.ERROR)  # hides its bars, too
-    try:
-        yield
-    finally:
-        HOST_LOGGER.setLevel(level)
-        torch.set_num_threads(threads)
-        random.setstate(state)
-        if devices is None:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = devices
+class _PatientNms(DetectionValidator):  # type: ignore[misc]
+    """The host's validator without its time limit on NMS: past it, images silently lose their detections.
+
+    The limit is no option, and another value for everybody would be seen outside: the method is the host's own, with
+    names of its own.
+    """
+
+    _host = DetectionValidator.postprocess
+    _names: ClassVar = {
+        **_host.__globals__,
+        "nms": SimpleNamespace(non_max_suppression=partial(nms.non_max_suppression, max_time_img=math.inf)),
+    }
+    postprocess = FunctionType(_host.__code__, _names, _host.__name__, _host.__defaults__, _host.__closure__)
 
 
 @contextmanager
@@ -68,17 +64,6 @@ def _quiet_torchscript() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         yield
-
-
-@contextmanager
-def _patient_nms() -> Iterator[None]:
-    """Lift the host's time limit on NMS: past it, images silently lose their detections on a busy machine."""
-    original = nms.non_max_suppression
-    nms.non_max_suppression = partial(original, max_time_img=math.inf)
-    try:
-        yield
-    finally:
-        nms.non_max_suppression = original
 
 
 class _Tracked:
@@ -143,12 +128,6 @@ class Collecting:
         host: Any = super()
         return dict(host.preprocess(batch))
 
-    def postprocess(self, preds: Any) -> Any:
-        """Run the host's NMS to its end."""
-        host: Any = super()
-        with _patient_nms():
-            return host.postprocess(preds)
-
     def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
         """Keep the detections of one batch, then let the host count them."""
         for index, prediction in enumerate(preds):
@@ -204,7 +183,8 @@ def collecting_validator(module: nn.Module | ExportedModel) -> type[Any]:
     if task not in _VALIDATORS:
         raise DataError(f"a '{task}' model finds no boxes: COCO AP is for {', '.join(_VALIDATORS)} models.")
     base = RTDETRValidator if is_stretched(module) else _VALIDATORS[task]
-    return type("CollectingValidator", (Collecting, base), {})
+    bases = (_PatientNms,) if base is DetectionValidator else (base, _PatientNms)
+    return type("CollectingValidator", (Collecting, *bases), {})
 
 
 def classification_validator() -> type[Any]:

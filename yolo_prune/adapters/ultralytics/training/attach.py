@@ -26,6 +26,7 @@ from yolo_prune.adapters.ultralytics.training.history import (
 from yolo_prune.adapters.ultralytics.training.inrun import inrun_class
 from yolo_prune.adapters.ultralytics.training.train import train_pruned
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, _StaysCut, prune_trainer
+from yolo_prune.adapters.ultralytics.undisturbed import training_options
 from yolo_prune.checkpoint import load_detector
 from yolo_prune.config import TrainConfig
 from yolo_prune.config.inrun import InRunSettings, make_settings
@@ -250,7 +251,8 @@ def _train_plain(config: TrainConfig) -> list[str]:
     if config.threads is not None:
         threads = config.threads
         model.add_callback("on_train_start", lambda _: torch.set_num_threads(threads))
-    model.train(**_host_arguments(config))
+    with training_options(config.threads):
+        model.train(**_host_arguments(config))
     return [f"run folder: {model.trainer.save_dir}\nbest: {model.trainer.best}"]
 
 

@@ -38,6 +38,7 @@ from yolo_prune.adapters.ultralytics.training.exact import _ResumesExactly
 from yolo_prune.adapters.ultralytics.training.history import RUN_KEY
 from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_scales
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, _StaysCut, unwrap
+from yolo_prune.adapters.ultralytics.undisturbed import training_options
 from yolo_prune.config.inrun import InRunSettings, make_settings, same_settings
 from yolo_prune.cut.plan import check_possible
 from yolo_prune.cut.record import PrunePlan
@@ -72,6 +73,11 @@ class _PrunesInRun(_ResumesExactly):
         return super(_StaysCut, self).get_model(  # type: ignore[misc]
             cfg=cfg, weights=weights, verbose=verbose
         )
+
+    def train(self: Any) -> Any:
+        """Train like the host; what our options change in the process is put back."""
+        with training_options(self.pruning.threads):
+            return super().train()
 
     def run_callbacks(self: Any, event: str) -> None:
         """Run the host's callbacks of ``event``; our own part comes first."""

@@ -22,6 +22,7 @@ from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_y
 from yolo_prune.adapters.ultralytics.load import check_run_files, read_checkpoint
 from yolo_prune.adapters.ultralytics.training.history import carried
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, prune_trainer
+from yolo_prune.adapters.ultralytics.undisturbed import no_installs
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
@@ -68,6 +69,7 @@ def gentle_recipe(epochs: int, batch: int) -> dict[str, Any]:
     }
 
 
+@no_installs()
 def retrain(
     module: nn.Module,
     *,
@@ -147,6 +149,7 @@ def retrain(
     return _result(run_dir / "weights", run_dir / "results.csv", count_parameters(module), trust)
 
 
+@no_installs()
 def train_pruned(
     model: str | Path,
     *,

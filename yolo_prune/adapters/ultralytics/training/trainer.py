@@ -30,6 +30,7 @@ from yolo_prune.adapters.ultralytics.load import check_run_files
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.save import marked
 from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, distil_
+from yolo_prune.adapters.ultralytics.undisturbed import training_options
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
@@ -158,6 +159,11 @@ class _StaysCut:
             trust = bool(own_classes(unwrap(self.model)))
             check_run_files(self.last, checkpoint, trust=trust)  # the host reads them at the end
         return checkpoint
+
+    def train(self: Any) -> Any:
+        """Train like the host; what our options change in the process is put back."""
+        with training_options(self.settings.threads):
+            return super().train()  # type: ignore[misc]
 
     def run_callbacks(self: Any, event: str) -> None:
         """Run the host's callbacks of ``event``; our own part of the start of training comes first."""
