@@ -315,7 +315,7 @@ def test_a_class_of_trainer_is_refused_where_callbacks_are_cleared_or_run_elsewh
             trainer=DetectionTrainer, data=str(data), device="0,1"
         )  # there the parent runs no callback
     with pytest.raises(ConfigError, match="leaves out the attached pruning"):
-        YOLO.train(model, trainer=DetectionTrainer, data=str(data))
+        YOLO.train(model, trainer=DetectionTrainer, data=str(data), epochs=1, imgsz=64)
 
 
 def test_several_data_sets_are_each_trained_with_pruning(stock, data, tmp_path):

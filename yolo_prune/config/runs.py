@@ -38,11 +38,19 @@ class PruneConfig:
     model: str = option(_MODEL)
     data: str = option(_DATA)
     keep_macs: float | None = option(
-        "budget, one of three: fraction of the MACs that stays, such as 0.5", None, low=0, high=1, inside=True
+        "budget, one of three: fraction of the model's MACs that stays; of a pruned model, of what is left",
+        None,
+        low=0,
+        high=1,
+        inside=True,
     )
     gmacs: float | None = option("budget, one of three: MACs that stay, in 1e9 at imgsz", None, low=1e-6)
     keep_params: float | None = option(
-        "budget, one of three: fraction of the parameters that stays", None, low=0, high=1, inside=True
+        "budget, one of three: fraction of the model's parameters that stays",
+        None,
+        low=0,
+        high=1,
+        inside=True,
     )
     imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
     device: str | None = option(_DEVICE, None)

@@ -117,6 +117,8 @@ class Attachment:
 
     def _train(self, trainer: Any = None, **arguments: Any) -> Any:
         """Train like the object, unless that would leave out the pruning."""
+        if _refuse_other_trainers not in self._model.callbacks[_FIRST_EVENT]:  # cleared since
+            self._model.add_callback(_FIRST_EVENT, _refuse_other_trainers)
         if trainer is not None and not issubclass(trainer, _StaysCut):
             raise ConfigError(_OTHER_TRAINER)
         if arguments.get("pretrained", True) not in (True, None) and self._own_state() is not None:
@@ -124,8 +126,6 @@ class Attachment:
                 f"pretrained={arguments['pretrained']} would replace the pruned model: call remove() on the handle, "
                 "or attach to a new YOLO object."
             )
-        if _refuse_other_trainers not in self._model.callbacks[_FIRST_EVENT]:  # cleared since
-            self._model.add_callback(_FIRST_EVENT, _refuse_other_trainers)
         return type(self._model).train(self._model, trainer, **arguments)
 
     def _tune(self, *_: Any, **__: Any) -> None:
@@ -141,13 +141,15 @@ def attach(model: Any, **options: Any) -> Attachment:
     """Let every training of a ``YOLO`` object prune it on the way, until the handle is removed.
 
     The object's own ``model.train(...)`` line stays as it is. Nothing else is touched: other objects, and the host
-    itself, know nothing of it.
+    itself, know nothing of it. Once the budget is met, later trainings of the object train what is left of it; a
+    further cut is asked for with ``remove()`` and a new ``attach``. ``model.tune()`` is refused: the host tunes in
+    processes that nothing attached reaches.
 
     Args:
         model: An ``ultralytics.YOLO`` (or ``RTDETR``).
-        **options: Fields of :class:`yolo_prune.config.inrun.InRunSettings`, such as ``keep_macs=0.5``. Without a
-            budget the object must come from an interrupted run (it is resumed with the options that it began with)
-            or be pruned already (it stays pruned).
+        **options: Fields of :class:`yolo_prune.config.inrun.InRunSettings`, such as ``keep_macs=0.5``, a share
+            of the model as it is now: of a pruned one, of what is left. Without a budget the object must come from an
+            interrupted run (it is resumed with the options that it began with) or be pruned already (it stays so).
 
     Returns:
         A handle with ``remove()`` and, after the training, ``result``.
