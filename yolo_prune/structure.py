@@ -67,7 +67,7 @@ def prune_module(
         freeze: Module names or patterns whose channels stay.
         round_to: Widths become multiples of this.
         min_width: Smallest width of a group.
-        min_keep: Smallest share of its width that a group keeps, in [0, 1]. None: half of what an even cut to the
+        min_keep: Smallest share of its width that a group keeps, in [0, 1]. None: 0.7 of what an even cut to the
             budget leaves, and less where the budget cannot be met otherwise.
         seed: For ``criterion="random"``.
         depth: Drop whole residual blocks too, where that loses less than narrower layers that save as much.

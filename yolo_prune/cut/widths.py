@@ -14,7 +14,7 @@ from yolo_prune.graph.atoms import IntArray
 from yolo_prune.graph.groups import ChannelGraph
 
 # Of the width that an even cut would leave; measured on detectors without data, see Widths.
-EVEN_SHARE = 0.5
+EVEN_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Widths:
     soft_keep: float | None = None
 
     def for_budget(self, share: float) -> Widths:
-        """Return the same widths with the default floor of a budget: half of what an even cut leaves of every layer.
+        """Return the same widths with the default floor of a budget: 0.7 of what an even cut leaves of every layer.
 
         An even cut to a share of the MACs leaves its square root of every width. Rankings that never saw data compare
         layers badly: by score per MAC they take nearly all of a pyramid's or a head's channels before any of the
