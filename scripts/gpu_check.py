@@ -18,9 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("pytest", "hypothesis", "cloudpickle", "pip")
 LEFT_OUT = ("torch", "triton", "nvidia", "cuda")  # what the machine with the GPU brings itself
+IMGSZ = 640
+NO_GPU = "torch finds no CUDA device"
 SECONDS = 3.0  # to time each model in each way
-ENOUGH = 45.0  # seconds that must be left for one more way
-WAYS = [(half, compiled, batch) for batch in (1, 32) for compiled in (False, True) for half in (False, True)]
+ENOUGH = {False: 30.0, True: 100.0}  # seconds that must be left for one more way: eager, compiled
+WAYS = [(half, compiled, batch) for compiled in (False, True) for batch in (1, 32) for half in (False, True)]
 
 
 def needed(roots: list[str]) -> list[str]:
@@ -148,34 +150,34 @@ def small_prune(out: Path, device: str) -> dict:
     ]
     proof = result.report.equivalence
     return {
-        "parent": str(out / "prune" / "weights" / "parent.pt"),
-        "pruned": str(result.best),
+        "parent": "prune/weights/parent.pt",
+        "pruned": result.best.relative_to(out).as_posix(),
         "rows": rows,
         "exact": None if proof is None else proof.verdict,
         "stage_seconds": result.report.timing_s,
     }
 
 
-def time_models(models: dict[str, str], half: bool, compiled: bool, batch: int) -> list[dict]:
+def time_models(models: dict[str, Path], way: dict) -> list[dict]:
     """Time parent and pruned in one way; a way that is not there says why."""
     from yolo_prune.bench import compare
     from yolo_prune.errors import YoloPruneError
 
-    way = {
-        "dtype": "float16" if half else "float32",
-        "mode": "compile" if compiled else "eager",
-        "batch": batch,
-    }
-    options = {"runtime": "torch", "imgsz": 640, "device": "cuda:0", "seconds": SECONDS}
+    options = {"runtime": "torch", "imgsz": way["imgsz"], "device": "cuda:0", "seconds": SECONDS}
+    options |= {"half": way["dtype"] == "float16", "compile": way["mode"] == "compile", "batch": way["batch"]}
     try:
-        found = compare(models, **options, half=half, compile=compiled, batch=batch)
+        found = compare(models, **options)
     except YoloPruneError as error:
         return [{"model": name, **way, "not_measured": str(error)} for name in models]
     if found.not_measured:
         return [{"model": name, **way, "not_measured": found.not_measured} for name in models]
     rows = []
     for name, timing in found.timings.items():
-        speed = {"fps": timing.fps, "net_fps": 1e3 * batch / timing.net_ms, "latency_ms": timing.latency_ms}
+        speed = {
+            "fps": timing.fps,
+            "net_fps": 1e3 * way["batch"] / timing.net_ms,
+            "latency_ms": timing.latency_ms,
+        }
         speed |= {key: getattr(timing, key) for key in ("pre_ms", "net_ms", "post_ms", "samples")}
         ratios = {kind: [r.value, r.low, r.high] for kind, r in found.ratios[name].items()}
         rows.append({"model": name, **way, **speed, "times_faster": ratios})
@@ -211,13 +213,16 @@ def main() -> int:
     found["tests"] = run_tests(out, max(left() - 120, 60))
     note("tests", since)
     since = time.monotonic()
-    models, found["speed"] = {name: found["prune"][name] for name in ("parent", "pruned")}, []
+    models, found["speed"] = {name: out / found["prune"][name] for name in ("parent", "pruned")}, []
     for half, compiled, batch in WAYS:
-        if left() > ENOUGH:
-            found["speed"] += time_models(models, half, compiled, batch)
+        way = {"dtype": "float16" if half else "float32", "mode": "compile" if compiled else "eager"}
+        way |= {"batch": batch, "imgsz": IMGSZ}
+        if not found["machine"]["gpu"]:
+            found["speed"] += [{"model": name, **way, "not_measured": NO_GPU} for name in models]
+        elif left() < ENOUGH[compiled]:
+            found["speed"] += [{"model": name, **way, "not_measured": "the time was up"} for name in models]
         else:
-            way = {"dtype": "float16" if half else "float32", "mode": "compile" if compiled else "eager"}
-            found["speed"].append({**way, "batch": batch, "not_measured": "the time was up"})
+            found["speed"] += time_models(models, way)
         note("speed", since)
     tests = found["tests"]
     bad = tests.get("failed") or tests.get("not_finished")
