@@ -12,6 +12,7 @@ from torch import nn
 
 from yolo_prune.checkpoint import fingerprint, load_detector, save_detector
 from yolo_prune.config import PruneConfig, make_config, to_yaml
+from yolo_prune.config.resume import ARGS_FILE, check_resumed
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Widths
@@ -101,7 +102,9 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
         config.project, config.name, "prune", exist_ok=config.exist_ok, resume=config.resume
     )
     try:
-        if not config.resume:
+        if config.resume:
+            check_resumed(space.root, config)
+        else:
             _make_room(space, loaded.path)
         with untouched_randomness():
             return _run(config, loaded, task, space, device, anatomy)
@@ -123,7 +126,7 @@ def _run(
     from yolo_prune.adapters.ultralytics.recognise import record_of_cut
 
     imgsz = size_of(config, loaded)
-    write_text(space.root / "args.yaml", to_yaml(config))
+    write_text(space.root / ARGS_FILE, to_yaml(replace(config, resume=False)))  # to be run again, not resumed
     seed_generators(config.seed)
     with space.stage("evaluate parent", "evaluating the parent"):
         role = {"role": "parent", "cut": record_of_cut(loaded.meta)}
@@ -207,7 +210,7 @@ def _recall(
     """Return the cut that an interrupted run finished, None when it had not come so far.
 
     Raises:
-        ConfigError: It was another cut than the one asked for now.
+        ConfigError: It was a cut of another model than the file holds now.
     """
     done, file = space.recall("recovery"), space.weights / "pruned.pt"
     if not (done and space.plan.is_file() and file.is_file()):
@@ -216,12 +219,6 @@ def _recall(
         PrunePlan.from_json(space.plan.read_text(encoding="utf-8")),
         load_detector(file, trust=config.trust, device=device),
     )
-    budget = budget_of(config)
-    if plan.budget != {budget.kind: budget.value}:
-        before = ", ".join(f"{kind}={value:g}" for kind, value in plan.budget.items())
-        raise ConfigError(
-            f"'{space.root}' was cut to {before}, not {budget.kind}={budget.value:g}. Choose another name=."
-        )
     if (pruned.meta or {}).get("of") != fingerprint(loaded.module):
         raise ConfigError(
             f"'{space.root}' was cut from another model than '{loaded.path}'. Choose another name=."

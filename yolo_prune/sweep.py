@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.config import PruneConfig, SweepConfig
+from yolo_prune.config import PruneConfig, SweepConfig, to_yaml
+from yolo_prune.config.resume import ARGS_FILE, FREE_ON_RESUME, check_resumed
 from yolo_prune.errors import ConfigError, MissingRuntimeError, YoloPruneError
+from yolo_prune.files import write_text
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import RunReport, report_from_json
 from yolo_prune.report.intervals import accuracy_interval
@@ -31,6 +33,8 @@ from yolo_prune.report.select import (
 )
 from yolo_prune.trials import SweepResult, Trial, write_sweep
 from yolo_prune.workspace import open_workspace
+
+_FREE = FREE_ON_RESUME - {"threads", "bench", "runtimes"}  # speeds of trials are compared with each other
 
 
 def run_sweep(config: SweepConfig) -> SweepResult:
@@ -49,6 +53,10 @@ def run_sweep(config: SweepConfig) -> SweepResult:
         config.project, config.name, "sweep", exist_ok=config.exist_ok, resume=config.resume
     )
     plans = trials_of(config, space.root)
+    for plan in plans:
+        if plan.resume:
+            check_resumed(space.root / str(plan.name), plan, free=_FREE)
+    write_text(space.root / ARGS_FILE, to_yaml(replace(config, resume=False)))
     LOGGER.info("%d trials in %s", len(plans), space.root)
     outcomes = _engine(config.engine)(plans)
     found = [_read(plan, outcome, config.runtime) for plan, outcome in zip(plans, outcomes, strict=True)]
@@ -88,7 +96,8 @@ def trials_of(config: SweepConfig, folder: Path) -> list[PruneConfig]:
                     imports=config.imports,
                     project=str(folder),
                     name=name,
-                    resume=started,
+                    resume=config.resume and started,
+                    exist_ok=config.exist_ok,
                     train_args=config.train_args,
                 )
             )
@@ -96,11 +105,11 @@ def trials_of(config: SweepConfig, folder: Path) -> list[PruneConfig]:
 
 
 def run_trial(config: PruneConfig) -> str:
-    """Run one trial unless its report is there; return why it failed, or nothing."""
+    """Run one trial, unless it is resumed and its report is there; return why it failed, or nothing."""
     from yolo_prune.run import prune_from_config
 
     folder = Path(config.project, config.name or "")
-    if (folder / "report.json").is_file():
+    if config.resume and (folder / "report.json").is_file():
         LOGGER.info("%s is done: read, not run again", folder.name)
         return ""
     try:

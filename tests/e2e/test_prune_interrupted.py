@@ -103,7 +103,9 @@ def test_a_stopped_run_leaves_whole_files_and_can_be_resumed(
     assert [stage["name"] for stage in report["stages"]] == ["cut", "bn", "fold", "fold_bn"]
 
 
-def test_a_run_stopped_while_retraining_goes_on_with_the_next_epoch(run, tmp_path, finished, monkeypatch):
+def test_a_run_stopped_while_retraining_goes_on_with_the_next_epoch(
+    run, tmp_path, finished, monkeypatch, parent
+):
     from ultralytics.engine.trainer import BaseTrainer
 
     original, steps = BaseTrainer.optimizer_step, []
@@ -132,10 +134,20 @@ def test_a_run_stopped_while_retraining_goes_on_with_the_next_epoch(run, tmp_pat
     code, err = run("epochs=2", "plots=false", "resume=true", "keep_macs=0.8")
     assert code == 2
     assert err.splitlines()[-1] == (
-        f"yolo-prune: error: '{folder}' was cut to keep_macs=0.6, not keep_macs=0.8. Choose another name=."
+        f"yolo-prune: error: the run in '{folder}' was started with keep_macs=0.6, not keep_macs=0.8. Give what it "
+        "was started with, or choose another name=."
     )
     other = folder / "weights" / "best.pt"
     code, err = run("epochs=2", "plots=false", "resume=true", f"model={other}", "keep_macs=0.6")
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        f"yolo-prune: error: the run in '{folder}' was started with model={parent}, not model={other}. Give what it "
+        "was started with, or choose another name=."
+    )
+    args = (folder / "args.yaml").read_text()
+    assert "resume: false" in args
+    (folder / "args.yaml").write_text(args.replace(str(parent), str(other)))  # the same name, another content
+    code, err = run("epochs=2", "plots=false", "resume=true", f"model={other}")
     assert code == 2
     assert err.splitlines()[-1] == (
         f"yolo-prune: error: '{folder}' was cut from another model than '{other}'. Choose another name=."

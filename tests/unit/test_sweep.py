@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from yolo_prune import sweep
-from yolo_prune.config import SweepConfig, make_config
+from yolo_prune.config import SweepConfig, make_config, to_yaml
 from yolo_prune.errors import BudgetError, ConfigError, MissingRuntimeError
+from yolo_prune.files import write_text
 from yolo_prune.report import Row, RunReport, write_report
 from yolo_prune.report.rows import Speedup
 from yolo_prune.sweep import Trial, choose, pareto_front, run_sweep
@@ -33,10 +34,12 @@ def pruned(monkeypatch):
 
     def stage(config):
         calls.append(config)
+        Path(config.project, config.name).mkdir(exist_ok=True)
         if config.keep_macs < 0.3:
             raise BudgetError("cannot meet it.")
         ap = 0.6 - 0.2 * (1 - config.keep_macs) ** 2 - (0.1 if config.criterion == "l1" else 0.0)
         folder = Path(config.project, config.name)
+        write_text(folder / "args.yaml", to_yaml(config))
         write_report(report_of(config.keep_macs, ap, 100.0 if len(calls) % 2 else 60.0), folder)
 
     monkeypatch.setattr("yolo_prune.run.prune_from_config", stage)
@@ -89,6 +92,48 @@ def test_a_sweep_goes_on_where_it_was(pruned, tmp_path):
     assert again == first
     assert [config.name for config in pruned[6:]] == ["auto_0.2", "l1_0.2"]  # those without a report
     assert len(pruned) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"seed": 1}, ("seed=0", "seed=1")),
+        ({"data": "other.yaml"}, ("data=d.yaml", "data=other.yaml")),
+        ({"epochs": 3, "model": "b.pt"}, ("model=best.pt and epochs=0", "model=b.pt and epochs=3")),
+        ({"threads": 2}, ("threads=none", "threads=2")),
+    ],
+)
+def test_a_resumed_sweep_takes_no_report_that_was_made_with_other_options(pruned, tmp_path, changes, differs):
+    run_sweep(options(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        run_sweep(options(tmp_path, resume=True, **changes))
+    assert str(caught.value) == (
+        f"the run in '{tmp_path / 's' / 'auto_0.8'}' was started with {differs[0]}, not {differs[1]}. Give what it "
+        "was started with, or choose another name=."
+    )
+    run_sweep(options(tmp_path, resume=True, device="cpu", workers=0, keep_macs="0.8,0.7", max_ap_drop=0.1))
+
+
+def test_a_report_that_nobody_knows_the_options_of_is_not_taken(pruned, tmp_path):
+    write_report(report_of(0.8, 0.9, 1.0), tmp_path / "s" / "auto_0.8")
+    with pytest.raises(
+        ConfigError, match=r"^'.*auto_0\.8' holds no args\.yaml, so nothing says how its files"
+    ):
+        run_sweep(options(tmp_path, resume=True))
+
+
+def test_a_sweep_into_a_folder_that_exists_runs_its_trials_anew(pruned, tmp_path):
+    run_sweep(options(tmp_path))
+    run_sweep(options(tmp_path, exist_ok=True))
+    assert len(pruned) == 12
+    assert not any(config.resume for config in pruned)
+
+
+def test_the_options_of_a_sweep_are_kept_to_run_it_again(pruned, tmp_path):
+    config = options(tmp_path)
+    run_sweep(config)
+    run_sweep(options(tmp_path, resume=True))
+    assert make_config(SweepConfig, [f"cfg={tmp_path / 's' / 'args.yaml'}"]) == config
 
 
 def test_a_sweep_without_a_success_says_why(pruned, tmp_path):

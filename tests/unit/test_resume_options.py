@@ -1,0 +1,82 @@
+"""A run that goes on is the run that was started: what differs is named, and what may differ is a list."""
+
+import dataclasses
+
+import pytest
+
+from yolo_prune.config import PruneConfig, make_config, to_yaml
+from yolo_prune.config.options import REST, option_fields
+from yolo_prune.config.resume import FREE_ON_RESUME, check_resumed
+from yolo_prune.errors import ConfigError
+
+WORDS = ["model=best.pt", "data=d.yaml", "keep_macs=0.5", "epochs=3", "mosaic=0.5"]
+OTHER = {
+    **{"model": "b.pt", "data": "e.yaml", "keep_macs": 0.25, "imgsz": 320, "seed": 7, "round_to": 4},
+    **{"min_width": 4, "min_keep": 0.2, "criterion": "l1", "depth": True, "rounds": 3, "freeze": ("model.0",), "epochs": 9},
+    **{"batch": 4, "recalibrate_bn": False, "fold": False, "calibration_images": 8, "distill": False},
+    **{"lr0": 0.1, "optimizer": "SGD", "split": "test"},
+}
+
+
+@pytest.fixture
+def started(tmp_path):
+    (tmp_path / "args.yaml").write_text(to_yaml(make_config(PruneConfig, WORDS)), "utf-8")
+    return tmp_path
+
+
+def asked(**changes):
+    return dataclasses.replace(make_config(PruneConfig, WORDS), **changes)
+
+
+def test_the_same_options_go_on(started):
+    check_resumed(
+        started, asked(resume=True, name="a", project="elsewhere", device="cpu", workers=0, quantize=8)
+    )
+
+
+def test_every_option_is_compared_or_may_change(started):
+    rest = set(option_fields(PruneConfig)) - set(OTHER) - FREE_ON_RESUME
+    assert rest == {"gmacs", "keep_params"}  # of which one is given instead of keep_macs
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_an_option_that_differs_is_named(started, key):
+    with pytest.raises(
+        ConfigError, match=rf"^the run in '.*' was started with {key}=.*, not {key}=.*\. Give"
+    ):
+        check_resumed(started, asked(**{key: OTHER[key]}))
+
+
+def test_another_kind_of_budget_and_arguments_of_the_host_are_named(started):
+    with pytest.raises(ConfigError) as caught:
+        check_resumed(started, asked(keep_macs=None, gmacs=2.0, **{REST: {"mosaic": 0.0, "mixup": 0.1}}))
+    assert str(caught.value) == (
+        f"the run in '{started}' was started with keep_macs=0.5 and gmacs=none and mosaic=0.5 and mixup=none, not "
+        "keep_macs=none and gmacs=2.0 and mosaic=0.0 and mixup=0.1. Give what it was started with, or choose another "
+        "name=."
+    )
+
+
+def test_another_way_to_write_a_path_is_the_same(started, monkeypatch):
+    monkeypatch.chdir(started)
+    check_resumed(started, asked(model=str(started / "best.pt"), data="./d.yaml"))
+
+
+def test_keys_of_another_release_are_passed_over(started):
+    file = started / "args.yaml"
+    kept = [line for line in file.read_text().splitlines() if not line.startswith("depth")]
+    file.write_text("\n".join([*kept, "of_tomorrow: 1"]) + "\n")
+    check_resumed(started, asked())
+    with pytest.raises(ConfigError, match=r"started with depth=false, not depth=true"):
+        check_resumed(started, asked(depth=True))
+
+
+def test_files_without_options_are_not_taken_for_a_run_and_an_empty_folder_is_none(tmp_path):
+    (tmp_path / "weights").mkdir()
+    check_resumed(tmp_path, asked())
+    (tmp_path / "weights" / "pruned.pt").touch()
+    with pytest.raises(ConfigError, match=r"holds no args\.yaml, so nothing says how its files were made"):
+        check_resumed(tmp_path, asked())
+    (tmp_path / "args.yaml").write_text("model: x.pt\n")
+    with pytest.raises(ConfigError, match=r"args\.yaml' does not hold the options of such a run"):
+        check_resumed(tmp_path, asked())
