@@ -83,12 +83,12 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
 def prune_from_config(config: PruneConfig) -> PruneResult:
     """Run ``yolo-prune prune``; see :func:`prune`."""
     from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-    from yolo_prune.adapters.ultralytics.options import check_pruned_training_args, check_train_args
+    from yolo_prune.adapters.ultralytics.options import check_retraining_args, check_train_args
     from yolo_prune.adapters.ultralytics.tasks import open_task
 
     rate = {} if config.lr0 is None else {"lr0": config.lr0}
     check_train_args({**config.train_args, "optimizer": config.optimizer, **rate})
-    check_pruned_training_args(config.train_args)
+    check_retraining_args(config.train_args)
     check_criterion(config.criterion)
     device = resolve_device(config.device)
     loaded = load_detector(config.model, trust=config.trust, device=device, seed=config.seed)

@@ -2,7 +2,13 @@
 
 import pytest
 
-from yolo_prune.adapters.ultralytics.options import check_pruned_training_args, check_train_args
+from yolo_prune.adapters.ultralytics.options import (
+    check_pruned_training_args,
+    check_pruning_options,
+    check_retraining_args,
+    check_train_args,
+)
+from yolo_prune.config import TrainConfig
 from yolo_prune.config.host_keys import HOST_NOT_TRAINING_KEYS, HOST_OWN_KEYS, HOST_TRAIN_KEYS
 from yolo_prune.errors import ConfigError
 
@@ -74,3 +80,68 @@ def test_a_run_that_prunes_needs_its_checkpoints():
     check_pruned_training_args({"save": True})
     with pytest.raises(ConfigError, match=r"^save=false leaves nothing to resume from"):
         check_pruned_training_args({"save": False})
+
+
+@pytest.mark.parametrize(
+    ("train_args", "message"),
+    [
+        ({"pretrained": "x.pt"}, "'pretrained' changes nothing when a cut model is trained: leave it out."),
+        (
+            {"single_cls": True},
+            "single_cls=true changes the classes, which a cut model keeps: train its parent so.",
+        ),
+        ({"save": False}, "save=false leaves nothing to resume from or to choose the best of: leave it out."),
+    ],
+)
+def test_what_a_cut_model_cannot_be_trained_with_is_refused(train_args, message):
+    with pytest.raises(ConfigError) as caught:
+        check_retraining_args(train_args)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("options", "pruned", "started_with", "message"),
+    [
+        (
+            {"prune_at": 0.5, "keep_layers": "model.0"},
+            False,
+            None,
+            "prune_at, keep_layers: for pruning in the training, and no budget is given: keep_macs=...",
+        ),
+        (
+            {"teacher": "a.pt", "keep_macs": 0.5},
+            False,
+            None,
+            "teacher= and recipe= are for a model that is already pruned, without a budget.",
+        ),
+        (
+            {"recipe": "host"},
+            False,
+            None,
+            "teacher= and recipe= are for a model that is already pruned, without a budget.",
+        ),
+        (
+            {"keep_macs": 0.5, "rounds": 2},
+            False,
+            {"keep_macs": 0.6, "rounds": 2},
+            "the run of 'm.pt' was started with keep_macs=0.6, not keep_macs=0.5. Leave that out to go on, or train "
+            "anew.",
+        ),
+        ({"teacher": "a.pt", "recipe": "host", "threads": 2}, True, None, ""),
+        ({"threads": 2}, False, None, ""),
+        (
+            {"keep_macs": 0.5, "keep_layers": "model.0"},
+            False,
+            {"keep_macs": 0.5, "keep_layers": ["model.0"]},
+            "",
+        ),
+    ],
+)
+def test_options_of_a_training_that_would_be_passed_over_are_refused(options, pruned, started_with, message):
+    config = TrainConfig(model="m.pt", **options)
+    if not message:
+        check_pruning_options(config, pruned=pruned, started_with=started_with)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_pruning_options(config, pruned=pruned, started_with=started_with)
+    assert str(caught.value) == message

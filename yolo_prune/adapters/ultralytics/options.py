@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from yolo_prune.config import TrainConfig
 from yolo_prune.config.host_keys import HOST_NOT_TRAINING_KEYS
+from yolo_prune.config.inrun import InRunSettings
 from yolo_prune.config.options import SEED_MAX
 from yolo_prune.device import check_training_device
 from yolo_prune.errors import ConfigError
@@ -78,3 +81,55 @@ def check_pruned_training_args(train_args: Mapping[str, Any]) -> None:
     """
     if train_args.get("save") is False:
         raise ConfigError("save=false leaves nothing to resume from or to choose the best of: leave it out.")
+
+
+def check_retraining_args(train_args: Mapping[str, Any]) -> None:
+    """Refuse what means nothing, or cannot be, when a model that is already cut is trained.
+
+    Args:
+        train_args: Training arguments of the host by name.
+
+    Raises:
+        ConfigError: One of them would be passed over, or would change what the model tells apart.
+    """
+    check_pruned_training_args(train_args)
+    if train_args.get("pretrained", True) is not True:
+        raise ConfigError("'pretrained' changes nothing when a cut model is trained: leave it out.")
+    if train_args.get("single_cls"):
+        raise ConfigError(
+            "single_cls=true changes the classes, which a cut model keeps: train its parent so."
+        )
+
+
+def check_pruning_options(
+    config: TrainConfig, *, pruned: bool, started_with: Mapping[str, Any] | None
+) -> None:
+    """Refuse options of ``train`` that the training at hand would pass over.
+
+    Args:
+        config: What was asked for.
+        pruned: The model is already cut, and no budget is given: it is trained on.
+        started_with: Pruning options of the interrupted run that goes on; None for a new run.
+
+    Raises:
+        ConfigError: Options of the pruning without a budget, others than those of the interrupted run, or a teacher
+            or recipe where they do not count.
+    """
+    defaults = {field.name: field.default for field in fields(InRunSettings) if field.name != "threads"}
+    given = {key: getattr(config, key) for key in defaults if getattr(config, key) != defaults[key]}
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    if started_with is not None:
+        changed = [key for key, value in given.items() if started_with.get(key) != value]
+        if changed:
+            old = " and ".join(f"{key}={started_with.get(key)}" for key in changed)
+            new = " and ".join(f"{key}={given[key]}" for key in changed)
+            raise ConfigError(
+                f"the run of '{config.model}' was started with {old}, not {new}. Leave that out to go on, or "
+                "train anew."
+            )
+    elif given and config.budget is None:
+        raise ConfigError(
+            f"{', '.join(given)}: for pruning in the training, and no budget is given: keep_macs=..."
+        )
+    if not pruned and (config.teacher is not None or config.recipe != "gentle"):
+        raise ConfigError("teacher= and recipe= are for a model that is already pruned, without a budget.")

@@ -12,7 +12,11 @@ from torch import nn
 
 from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
 from yolo_prune.adapters.ultralytics.load import check_named_files, check_run_files
-from yolo_prune.adapters.ultralytics.options import check_pruned_training_args
+from yolo_prune.adapters.ultralytics.options import (
+    check_pruned_training_args,
+    check_pruning_options,
+    check_retraining_args,
+)
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.recognise import is_cut
 from yolo_prune.adapters.ultralytics.training.history import (
@@ -203,7 +207,10 @@ def train_from_config(config: TrainConfig) -> list[str]:
     interrupted = config.resume and RUN_KEY in (loaded.meta or {})
     if config.resume and loaded.path.suffix == ".pt":
         check_run_files(loaded.path, {"train_args": loaded.train_args}, trust=config.trust)
-    if config.budget is None and not interrupted and is_cut(loaded.module, loaded.meta):
+    pruned = config.budget is None and not interrupted and is_cut(loaded.module, loaded.meta)
+    started_with = loaded.meta[RUN_KEY]["settings"] if interrupted and loaded.meta else None
+    check_pruning_options(config, pruned=pruned, started_with=started_with)
+    if pruned:
         return _train_pruned(config)
     if config.budget is None and not interrupted:
         return _train_plain(config)
@@ -265,7 +272,7 @@ def _train_pruned(config: TrainConfig) -> list[str]:
     arguments.pop("task", None)
     if arguments.get("optimizer") == "auto":
         del arguments["optimizer"]  # the recipe's
-    check_pruned_training_args(config.train_args)
+    check_retraining_args(config.train_args)
     if config.data is None:
         raise ConfigError("'data' is missing: the data set to train the pruned model on. Give data=...")
     result = train_pruned(
