@@ -12,8 +12,15 @@ from yolo_prune.errors import ConfigError
 WORDS = ["model=best.pt", "data=d.yaml", "keep_macs=0.5", "epochs=3", "mosaic=0.5"]
 OTHER = {
     **{"model": "b.pt", "data": "e.yaml", "keep_macs": 0.25, "imgsz": 320, "seed": 7, "round_to": 4},
-    **{"min_width": 4, "min_keep": 0.2, "criterion": "l1", "depth": True, "rounds": 3, "freeze": ("model.0",), "epochs": 9},
-    **{"batch": 4, "recalibrate_bn": False, "fold": False, "calibration_images": 8, "distill": False},
+    **{"min_width": 4, "min_keep": 0.2, "criterion": "l1", "rounds": 3, "freeze": ("model.0",), "epochs": 9},
+    **{
+        "depth": True,
+        "batch": 4,
+        "recalibrate_bn": False,
+        "fold": False,
+        "calibration_images": 8,
+        "distill": False,
+    },
     **{"lr0": 0.1, "optimizer": "SGD", "split": "test"},
 }
 
