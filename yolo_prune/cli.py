@@ -283,7 +283,14 @@ def _type_name(hint: Any, field: dataclasses.Field[Any]) -> str:
             str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices
         )
     text = str(hint)
-    for kind, name in (("tuple", "A,B"), ("float", "FLOAT"), ("bool", "BOOL"), ("int", "INT")):
+    kinds = (
+        ("tuple[int, int]", "INT|H,W"),
+        ("tuple", "A,B"),
+        ("float", "FLOAT"),
+        ("bool", "BOOL"),
+        ("int", "INT"),
+    )
+    for kind, name in kinds:
         if kind in text:
             return name
     return "TEXT"

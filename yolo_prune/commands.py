@@ -27,6 +27,7 @@ from yolo_prune.config import (
 )
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
+from yolo_prune.imgsz import ImageSize, plain_size, size_text
 from yolo_prune.owncode import guarding_host
 from yolo_prune.report.metric import METRICS
 
@@ -124,14 +125,14 @@ def evaluate(config: EvalConfig) -> None:
     values |= {f"{task.metric} of {name}": value for name, value in result.per_class.items()}
     say(aligned_table([{"metric": name, "value": value} for name, value in values.items()]))
     boxes = "" if result.boxes is None else f"{result.boxes} boxes, "
-    say(f"{result.images} images, {boxes}{imgsz} px, split {config.split}; {result.evaluator}")
+    say(f"{result.images} images, {boxes}{size_text(imgsz)} px, split {config.split}; {result.evaluator}")
     bounds = interval_of(resampled_accuracy(result.sample))
     if bounds:
         source = f"{METHOD}, {RESAMPLES:,} resamples"
         say(f"{PERCENT} interval of {task.metric}: {bounds.low:.4f} to {bounds.high:.4f} ({source})")
     for note in result.notes:
         say(note)
-    found = {"imgsz": imgsz, "split": config.split, "ap_of": result.ap_of, "notes": result.notes}
+    found = {"imgsz": plain_size(imgsz), "split": config.split, "ap_of": result.ap_of, "notes": result.notes}
     found |= {"low": bounds.low, "high": bounds.high} if bounds else {}
     found |= {key: value for key, value in asdict(replace(result, sample=None)).items() if key != "sample"}
     _write_json(config.json, found)
@@ -184,10 +185,10 @@ def export(config: ExportConfig) -> None:
         say(
             f"largest difference to the checkpoint: {parity.max_abs_diff:.2g} on outputs up to {parity.scale:.4g}"
         )
-    say(f"export: {out} ({out.stat().st_size / 1e6:.1f} MB, {imgsz} px)")
+    say(f"export: {out} ({out.stat().st_size / 1e6:.1f} MB, {size_text(imgsz)} px)")
 
 
-def _export_int8(config: ExportConfig, loaded: LoadedModel, out: Path, imgsz: int) -> None:
+def _export_int8(config: ExportConfig, loaded: LoadedModel, out: Path, imgsz: ImageSize) -> None:
     from yolo_prune.adapters.ultralytics.int8 import export_measured_int8
     from yolo_prune.adapters.ultralytics.tasks import open_task
 
@@ -213,7 +214,7 @@ def _export_int8(config: ExportConfig, loaded: LoadedModel, out: Path, imgsz: in
         say(f"{name}: {METRICS[task.metric].sentence(result.scores)} ({result.images} images)")
 
 
-def _own_size(path: str, trust: bool) -> int:
+def _own_size(path: str, trust: bool) -> ImageSize:
     """Return the image size that a checkpoint was trained at.
 
     Raises:
@@ -242,8 +243,12 @@ def inspect(config: InspectConfig) -> None:
 
 def report(config: ReportConfig) -> None:
     """Write the report of a run folder again and print its table."""
-    from yolo_prune.report import rebuild_report, render_table, report_from_json
+    from yolo_prune.report import rebuild_report, render_table, report_from_json, write_json
 
+    if config.bench:
+        from yolo_prune.measure import measure_speed_again
+
+        write_json(measure_speed_again(Path(config.run)), Path(config.run))
     page = rebuild_report(config.run)
     say(render_table(report_from_json(config.run)))
     say(f"\nreport: {page}")

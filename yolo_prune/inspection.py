@@ -14,11 +14,12 @@ from yolo_prune.cost import CostModel, channel_gradient
 from yolo_prune.cut.depth import saved_by_drop
 from yolo_prune.cut.proven import Anatomy, offered_blocks
 from yolo_prune.graph.groups import Group
+from yolo_prune.imgsz import ImageSize
 from yolo_prune.score import norm_scale_names
 
 
 def inspect_all(
-    model: str | Path, imgsz: int | None = None, *, trust: bool = False
+    model: str | Path, imgsz: ImageSize | None = None, *, trust: bool = False
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """List groups and residual blocks of a model that is loaded and traced once.
 
@@ -36,13 +37,13 @@ def inspect_all(
 
 
 def inspect_model(
-    model: str | Path, imgsz: int | None = None, *, trust: bool = False
+    model: str | Path, imgsz: ImageSize | None = None, *, trust: bool = False
 ) -> list[dict[str, Any]]:
     """List the groups of channels of a checkpoint or architecture.
 
     Args:
         model: As for :func:`yolo_prune.checkpoint.load_detector`.
-        imgsz: Side of the square input that costs are counted for; None: the model's own.
+        imgsz: Size of the input that costs are counted for, in pixels; None: the model's own.
         trust: Allow classes that are not stock.
 
     Returns:
@@ -52,7 +53,7 @@ def inspect_model(
     return describe_groups(module, anatomy.cost_of(module))
 
 
-def _opened(model: str | Path, imgsz: int | None, trust: bool) -> tuple[nn.Module, Anatomy]:
+def _opened(model: str | Path, imgsz: ImageSize | None, trust: bool) -> tuple[nn.Module, Anatomy]:
     from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 
     loaded = load_detector(model, trust=trust)

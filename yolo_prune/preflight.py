@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from yolo_prune.cut.plan import Budget, check_possible
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, ConfigError
+from yolo_prune.imgsz import ImageSize, rounded_up, size_text
 from yolo_prune.recover.rounds import RECONSTRUCTION
 from yolo_prune.score import CRITERIA
 from yolo_prune.stored import LoadedModel
@@ -21,9 +21,9 @@ _STRIDE = 32
 KNOWN_CRITERIA = ("auto", RECONSTRUCTION, *CRITERIA)
 
 
-def size_of(config: PruneConfig, loaded: LoadedModel) -> int:
-    """Return the side of the input in pixels: the one asked for, else the model's own as the host rounds it up."""
-    return config.imgsz or math.ceil(loaded.imgsz / _STRIDE) * _STRIDE
+def size_of(config: PruneConfig, loaded: LoadedModel) -> ImageSize:
+    """Return the size of the input in pixels: the one asked for, else the model's own as the host rounds it up."""
+    return config.imgsz or rounded_up(loaded.imgsz, _STRIDE)
 
 
 def budget_of(config: PruneConfig) -> Budget:
@@ -47,7 +47,7 @@ def check_budget(config: PruneConfig, loaded: LoadedModel, anatomy: Anatomy) -> 
     if budget.limit(cost) >= full:
         raise BudgetError(
             f"{budget.kind}={budget.value:g} is no less than the model has: {full / 1e9:.4g} GMACs at "
-            f"{size_of(config, loaded)} px. There is nothing to cut."
+            f"{size_text(size_of(config, loaded))} px. There is nothing to cut."
         )
     check_possible(cost, budget, Widths(config.round_to, config.min_width, config.min_keep))
 

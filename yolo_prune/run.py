@@ -17,8 +17,9 @@ from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Widths
 from yolo_prune.device import resolve_device
-from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, MissingRuntimeError
+from yolo_prune.errors import CheckpointError, ConfigError, YoloPruneError
 from yolo_prune.files import write_text
+from yolo_prune.imgsz import ImageSize, plain_size
 from yolo_prune.measure import Evaluated, measure_run
 from yolo_prune.owncode import guarding_host
 from yolo_prune.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
@@ -141,13 +142,12 @@ def _run(
             _retrain(config, loaded, models, space, device, imgsz, cut.plan)
         with space.stage("evaluate retrained", "evaluating the retrained model"):
             models.append(_evaluated("retrained", space.weights / "best.pt", config, task, imgsz))
-    final, trouble = models[-1], list[str]()
+    final, failed = models[-1], dict[str, str]()
     if config.quantize:
         with space.stage("quantise", "quantising the final model to INT8"):
-            quantised, trouble = _quantised(final, config, task, space)
+            quantised, failed = _quantised(final, config, task, space)
             models += quantised
-    report = measure_run(config, models, cut, stages, anatomy, task, space, device)
-    report = replace(report, warnings=(*report.warnings, *trouble))
+    report = measure_run(config, models, cut, stages, anatomy, task, space, device, failed)
     write_report(report, space.root)
     return PruneResult(space.root, report, cut.plan, final.file)
 
@@ -158,7 +158,7 @@ def _save(
     name: str,
     module: nn.Module,
     loaded: LoadedModel,
-    imgsz: int,
+    imgsz: ImageSize,
     meta: Mapping[str, Any],
 ) -> Path:
     """Write one of the run's checkpoints."""
@@ -166,13 +166,13 @@ def _save(
         space.weights / f"{name}.pt",
         module,
         task=loaded.task,
-        train_args={**loaded.train_args, "imgsz": imgsz, "task": loaded.task},
-        meta={**meta, "parent": str(loaded.path), "imgsz": imgsz},
+        train_args={**loaded.train_args, "imgsz": plain_size(imgsz), "task": loaded.task},
+        meta={**meta, "parent": str(loaded.path), "imgsz": plain_size(imgsz)},
         trust=config.trust,
     )
 
 
-def _evaluated(name: str, file: Path, config: PruneConfig, task: Task, imgsz: int) -> Evaluated:
+def _evaluated(name: str, file: Path, config: PruneConfig, task: Task, imgsz: ImageSize) -> Evaluated:
     """Load a checkpoint back from its file, as a user would, and evaluate it."""
     module = load_detector(file, trust=config.trust, device=task.device).module
     result = task.evaluate(module, imgsz)
@@ -182,19 +182,28 @@ def _evaluated(name: str, file: Path, config: PruneConfig, task: Task, imgsz: in
 
 def _quantised(
     final: Evaluated, config: PruneConfig, task: Task, space: Workspace
-) -> tuple[list[Evaluated], list[str]]:
-    """Export the final model to INT8 and evaluate the file; what goes wrong there is a warning."""
+) -> tuple[list[Evaluated], dict[str, str]]:
+    """Export the final model to INT8 and evaluate the file; what goes wrong there is why its row is empty."""
     from yolo_prune.adapters.ultralytics.int8 import export_measured_int8
 
     out = space.weights / f"{final.file.stem}_int8.onnx"
-    options = {"imgsz": final.imgsz, "images": config.calibration_images, "seed": config.seed}
+    size, images = final.imgsz, config.calibration_images
     try:
-        result = export_measured_int8(final.file, final.module, out, task, **options, trust=config.trust)
-    except (BenchmarkError, MissingRuntimeError) as error:
+        result = export_measured_int8(
+            final.file,
+            final.module,
+            out,
+            task,
+            imgsz=size,
+            images=images,
+            seed=config.seed,
+            trust=config.trust,
+        )
+    except (YoloPruneError, OSError) as error:
         LOGGER.warning("there is no INT8 model: %s", error)
-        return [], [f"There is no INT8 model: {error}"]
+        return [], {"int8": f"there is no INT8 model: {error}"}
     LOGGER.info("int8: %s (%d images)", METRICS[task.metric].sentence(result.scores), result.images)
-    return [Evaluated("int8", out, final.module, result, final.imgsz)], []
+    return [Evaluated("int8", out, final.module, result, final.imgsz)], {}
 
 
 def _make_room(space: Workspace, model: Path) -> None:
@@ -236,7 +245,7 @@ def _cut_and_recover(
     space: Workspace,
     anatomy: Anatomy,
     device: str,
-    imgsz: int,
+    imgsz: ImageSize,
 ) -> tuple[CutResult, dict[str, float | None], Anatomy]:
     """Cut, recover without training, choose by validation, and write ``pruned.pt`` and ``plan.json``."""
     from yolo_prune.adapters.ultralytics.saliency import detection_projection
@@ -289,7 +298,7 @@ def _retrain(
     models: list[Evaluated],
     space: Workspace,
     device: str,
-    imgsz: int,
+    imgsz: ImageSize,
     plan: PrunePlan,
 ) -> None:
     """Retrain the pruned model with the parent as teacher."""
@@ -314,6 +323,11 @@ def _retrain(
         extra=extra,
         resume=config.resume,
         trust=config.trust,
-        meta={"role": "retrained", "plan": plan.budget, "kept_macs": plan.kept_macs},
+        meta={
+            "role": "retrained",
+            "plan": plan.budget,
+            "kept_macs": plan.kept_macs,
+            "imgsz": plain_size(imgsz),
+        },
         task=loaded.task,
     )

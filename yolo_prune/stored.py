@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from yolo_prune.errors import CheckpointError
+from yolo_prune.imgsz import ImageSize
 
 METADATA_KEY = "yolo_prune"
 _ZIP, _PICKLE, _LFS = b"PK", b"\x80", b"version https://git-lfs"
@@ -23,8 +24,9 @@ class LoadedModel:
         module: The network. Its parameters belong to the caller.
         task: The host's name of the task, such as ``"detect"``.
         names: Class index to class name.
-        imgsz: Side in pixels of the square input it was trained at (where the file does not say: 640, of a
+        imgsz: Size of its input: what we recorded, else that of its training (where the file does not say: 640, of a
             classifier 224).
+        channels: Of the images that it takes.
         path: The file it came from.
         meta: What yolo_prune recorded when it wrote the file (plan, parent, versions); None for other files.
         train_args: The options of the training that made it, as the host recorded them.
@@ -33,7 +35,8 @@ class LoadedModel:
     module: nn.Module
     task: str
     names: dict[int, str]
-    imgsz: int
+    imgsz: ImageSize
+    channels: int
     path: Path
     meta: dict[str, Any] | None = None
     train_args: dict[str, Any] = field(default_factory=dict)

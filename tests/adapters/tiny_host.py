@@ -31,33 +31,43 @@ def label(task: str, kind: int, box: np.ndarray) -> str:
     return f"{kind} " + " ".join(f"{value:.4f}" for value in box) + keypoint
 
 
-def draw(folder: Path, task: str = "detect", classes: int = 2) -> Path:
-    """Draw eight images of 64 px with one bright rectangle each, for training and for validation."""
+def draw(folder: Path, task: str = "detect", classes: int = 2, channels: int = 3) -> Path:
+    """Draw eight images of 64 px with one bright rectangle each, for training and for validation.
+
+    Three channels are a .jpg as cameras write it; others are kept exactly, more than four as pages of a .tiff.
+    """
+    ending = {1: "png", 3: "jpg", 4: "png"}.get(channels, "tiff")
     random = np.random.default_rng(0)
     for index in range(8):
         kind = index % classes
-        image = random.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        image = random.integers(0, 60, (64, 64, channels), dtype=np.uint8)
         box = np.array([*random.uniform(0.3, 0.7, 2), *random.uniform(0.2, 0.5, 2)])
         (left, top), (right, bottom) = (box[:2] - box[2:] / 2) * 64, (box[:2] + box[2:] / 2) * 64
-        image[int(top) : int(bottom), int(left) : int(right), kind] = 255
+        image[int(top) : int(bottom), int(left) : int(right), kind % channels] = 255
         for split in ("train", "val"):
             name = f"{split}/{kind}/{index}" if task == "classify" else f"images/{split}/{index}"
-            file = folder / f"{name}.jpg"
+            file = folder / f"{name}.{ending}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(file), image)
+            if channels > 4:
+                cv2.imwritemulti(str(file), np.moveaxis(image, 2, 0))
+            else:
+                cv2.imwrite(str(file), image)
             text = folder / "labels" / split / f"{index}.txt"
             text.parent.mkdir(parents=True, exist_ok=True)
             text.write_text(label(task, kind, box) + "\n")
     if task == "classify":
         return folder
     names = "".join(f"  {kind}: kind{kind}\n" for kind in range(classes))
+    stated = f"channels: {channels}\n" if channels != 3 else ""
     keypoints = "kpt_shape: [1, 3]\n" if task == "pose" else ""
     yaml = folder / "data.yaml"
-    yaml.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\n{keypoints}names:\n{names}")
+    yaml.write_text(
+        f"path: {folder}\ntrain: images/train\nval: images/val\n{stated}{keypoints}names:\n{names}"
+    )
     return yaml
 
 
-def tiny(task: str = "detect") -> nn.Module:
+def tiny(task: str = "detect", channels: int = 3) -> nn.Module:
     """A model with few channels, random weights and two classes."""
     torch.manual_seed(0)
     cls, name = MODELS[task]
@@ -65,7 +75,7 @@ def tiny(task: str = "detect") -> nn.Module:
     config["scales"], config["scale"] = {"n": [0.33, 0.125, 256]}, "n"
     if task == "pose":
         config["kpt_shape"] = [1, 3]
-    module = cls(config, ch=3, nc=2, verbose=False)
+    module = cls(config, ch=channels, nc=2, verbose=False)
     module.task, module.args = task, {"task": task, "imgsz": 64}
     return module
 

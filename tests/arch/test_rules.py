@@ -15,7 +15,18 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 # The data flow. At import time a stage uses only the stages before it; a stage that calls a host imports the
 # adapter inside the function that needs it.
 ORDER = (
-    *("errors", "files", "markdown", "progress", "config", "owncode", "device", "randomness", "modes"),
+    *(
+        "errors",
+        "files",
+        "imgsz",
+        "markdown",
+        "progress",
+        "config",
+        "owncode",
+        "device",
+        "randomness",
+        "modes",
+    ),
     *("graph", "cost", "score", "cut", "structure", "recover", "sparsify", "distill", "retrain", "inrun"),
     *("stored", "checkpoint", "bootstrap", "evaluate", "bench", "report", "adapters"),
     *("inspection", "workspace", "preflight", "measure", "run", "trials", "sweep"),
@@ -143,6 +154,19 @@ def faults(node):
         raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
         if not raises and caught in ("everything", "Exception", "BaseException"):
             yield f"swallows {caught}"
+    yield from (f"prints {ast.unparse(size)} itself" for size in printed_sizes(node))
+
+
+def printed_sizes(node):
+    """Image sizes in a sentence that ``size_text`` did not write: a shape would be printed as a tuple."""
+    inside = [node.value] if isinstance(node, ast.FormattedValue) else []
+    if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("LOGGER."):
+        inside = node.args
+    return [
+        one
+        for one in inside
+        if isinstance(one, (ast.Name, ast.Attribute)) and ast.unparse(one).endswith("imgsz")
+    ]
 
 
 def test_nothing_asserts_prints_or_swallows_every_error():
@@ -156,9 +180,10 @@ def test_nothing_asserts_prints_or_swallows_every_error():
 
 
 def test_the_rules_on_statements_see_what_they_forbid():
-    bad = "assert x\nprint(x)\ntry:\n    x()\nexcept Exception:\n    pass\ntry:\n    x()\nexcept:\n    pass"
+    bad = "assert x\nprint(x)\nf'{a.imgsz} px'\nLOGGER.info('%s', imgsz)\ntry:\n    x()\nexcept Exception:\n    pass\ntry:\n    x()\nexcept:\n    pass"
     seen = [fault for node in ast.walk(ast.parse(bad)) for fault in faults(node)]
-    assert sorted(seen) == ["asserts", "prints", "swallows Exception", "swallows everything"]
+    wanted = ["asserts", "prints", "prints a.imgsz itself", "prints imgsz itself"]
+    assert sorted(seen) == [*wanted, "swallows Exception", "swallows everything"]
 
 
 def test_surgery_is_the_only_place_that_makes_parameters():

@@ -1,14 +1,17 @@
 """What runs around the network: letterbox, scaling, suppression."""
 
+import cv2
 import numpy as np
 import pytest
 
 from yolo_prune.bench.images import (
     MAX_DETECTIONS,
+    centre_crop,
     detect,
     draw_image,
     letterbox,
     load_images,
+    read_image,
     suppress,
     to_input,
 )
@@ -36,6 +39,43 @@ def test_the_input_is_rgb_in_zero_to_one():
     assert batch.flags.c_contiguous
     assert batch[:, 0].min() == 1.0
     assert batch[:, 1:].max() == 0.0
+
+
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_other_channels_than_three_keep_their_order(channels):
+    image = np.arange(channels, dtype=np.uint8) * 40 + np.zeros((48, 64, channels), np.uint8)
+    batch = to_input([image], (32, 64))
+    assert batch.shape == (1, channels, 32, 64)
+    assert batch[0, :, 16, 32].tolist() == pytest.approx([40 * plane / 255 for plane in range(channels)])
+    assert batch[0, :, 0, 0].tolist() == pytest.approx([114 / 255] * channels)
+    assert to_input([image], 32, centre_crop).shape == (1, channels, 32, 32)
+    assert [image.shape for image in load_images(None, channels)] == [(480, 640, channels)] * 4
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 480), (64, 128), (30, 500)])
+def test_the_letterbox_of_a_shape_keeps_the_aspect_ratio_and_centres_the_image(height, width):
+    framed = letterbox(np.full((height, width, 3), 255, np.uint8), (64, 128))
+    assert framed.shape == (64, 128, 3)
+    rows, columns = np.nonzero((framed == 255).all(axis=2))
+    scale = min(64 / height, 128 / width)
+    assert rows.max() - rows.min() + 1 == round(height * scale)
+    assert columns.max() - columns.min() + 1 == round(width * scale)
+    assert abs(rows.min() - (63 - rows.max())) <= 1
+    assert abs(columns.min() - (127 - columns.max())) <= 1
+
+
+def test_images_are_read_with_the_channels_that_the_model_takes(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 6), dtype=np.uint8)
+    cv2.imwritemulti(str(tmp_path / "bands.tiff"), [pixels[..., band] for band in range(6)])
+    cv2.imwrite(str(tmp_path / "alpha.png"), pixels[..., :4])
+    cv2.imwrite(str(tmp_path / "deep.png"), pixels[..., 0].astype(np.uint16) * 256 + 7)
+    assert (read_image(tmp_path / "bands.tiff", 6) == pixels).all()
+    assert (read_image(tmp_path / "alpha.png", 4) == pixels[..., :4]).all()
+    assert (read_image(tmp_path / "alpha.png", 3) == pixels[..., :3]).all()
+    assert read_image(tmp_path / "alpha.png", 1).shape == (8, 6, 1)
+    assert (read_image(tmp_path / "deep.png", 1)[..., 0] == pixels[..., 0]).all()
+    with pytest.raises(DataError, match=r"alpha\.png' has 4 channels of uint8, the model takes 6 of uint8"):
+        read_image(tmp_path / "alpha.png", 6)
 
 
 def test_drawn_images_are_the_same_every_time_and_differ_from_each_other():

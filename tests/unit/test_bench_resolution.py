@@ -26,7 +26,7 @@ def test_the_resolutions_enclose_the_target(imgsz, keep, expected):
     found = lower_resolutions(8.0, imgsz, 8.0 * keep)
     assert [resolution.imgsz for resolution in found] == expected
     for resolution in found:
-        assert resolution.macs_fraction == (resolution.imgsz / imgsz) ** 2
+        assert resolution.macs_fraction == pytest.approx((resolution.imgsz / imgsz) ** 2)
         assert resolution.macs == pytest.approx(8.0 * resolution.macs_fraction)
 
 

@@ -57,7 +57,7 @@ def test_help_of_a_command_lists_every_option_with_its_documentation(capsys, nam
 
 def test_help_shows_defaults_and_choices(capsys):
     _, out, _ = run(capsys, ["prune", "-h"])
-    assert "imgsz=INT " in out
+    assert "imgsz=INT|H,W " in out
     assert "(default 12)" in out
     assert "split=val|test|train" in out
     assert "(default torch,onnxruntime)" in out

@@ -25,6 +25,7 @@ ROW_KEYS = {
         "threads",
         "batch",
         "imgsz",
+        "not_measured",
     ),
 }
 

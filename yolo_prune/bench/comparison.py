@@ -19,6 +19,7 @@ import yolo_prune.errors
 from yolo_prune.bench.results import Comparison, Timing, compare_samples, summarise
 from yolo_prune.bench.runtime import Settings, available_cpus, check_runtime, cpu_name, parse_device
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, YoloPruneError
+from yolo_prune.imgsz import ImageSize, height_width, read_size, size_text
 from yolo_prune.progress import LOGGER, track
 
 DEFAULT_SECONDS = 6.0
@@ -28,7 +29,7 @@ def compare(
     candidates: Mapping[str, Path | str],
     *,
     runtime: str,
-    imgsz: int | Mapping[str, int],
+    imgsz: ImageSize | Mapping[str, ImageSize],
     device: str | int = "cpu",
     threads: int | None = None,
     batch: int = 1,
@@ -46,7 +47,7 @@ def compare(
     Args:
         candidates: Name -> checkpoint or .onnx file. Ratios refer to the first.
         runtime: ``torch`` (checkpoints) or ``onnxruntime`` (.onnx files; checkpoints are exported first).
-        imgsz: Side of the square network input in pixels, for all or by name.
+        imgsz: Size of the network input in pixels, for all or by name: the side of a square, or (height, width).
         device: ``cpu``, ``cuda``, ``cuda:N`` or N.
         threads: CPU threads; all that this process may use when None.
         batch: Images per step.
@@ -105,7 +106,10 @@ def read_answer(names: Sequence[str], answer: Mapping[str, Any], conditions: dic
     result = answer["result"]
     samples = {name: np.array(result["samples"][name], dtype=np.float64) for name in names}
     timings: dict[str, Timing | None] = {
-        name: summarise(samples[name], {**result["facts"][name], "load1": result["load1"]}) for name in names
+        name: summarise(
+            samples[name], {**facts, "imgsz": read_size(facts["imgsz"]), "load1": result["load1"]}
+        )
+        for name, facts in result["facts"].items()
     }
     ratios = {name: compare_samples(samples[base], samples[name]) for name in names}
     measured = {
@@ -121,11 +125,11 @@ def read_answer(names: Sequence[str], answer: Mapping[str, Any], conditions: dic
 def check_candidates(
     candidates: Mapping[str, Path | str],
     runtime: str,
-    imgsz: int | Mapping[str, int],
+    imgsz: ImageSize | Mapping[str, ImageSize],
     batch: int,
     rounds: int | None,
     seconds: float,
-) -> dict[str, int]:
+) -> dict[str, ImageSize]:
     """Check the arguments of ``compare`` and return the input size of every candidate.
 
     Raises:
@@ -143,9 +147,10 @@ def check_candidates(
     for name, path in candidates.items():
         if Path(path).suffix == ".onnx" and not Path(path).is_file():
             raise CheckpointError(f"there is no file '{path}' (candidate '{name}').")
-    sizes = {name: imgsz if isinstance(imgsz, int) else imgsz.get(name, 0) for name in candidates}
+    given = {name: imgsz.get(name, 0) if isinstance(imgsz, Mapping) else imgsz for name in candidates}
+    sizes = {name: read_size(size) for name, size in given.items()}
     for name, size in sizes.items():
-        if size < 1:
+        if min(height_width(size)) < 1:
             raise ConfigError(f"imgsz of candidate '{name}' is missing or not positive.")
     return sizes
 
@@ -164,10 +169,10 @@ def check_threads(threads: int | None) -> int:
 
 
 def export_candidates(
-    files: Mapping[str, Path], sizes: Mapping[str, int], folder: Path, batch: int, trust: bool
+    files: Mapping[str, Path], sizes: Mapping[str, ImageSize], folder: Path, batch: int, trust: bool
 ) -> dict[str, Path]:
     """Export every candidate that is not an .onnx file yet; equal (file, size) are exported once."""
-    exported: dict[tuple[Path, int], Path] = {}
+    exported: dict[tuple[Path, ImageSize], Path] = {}
     result: dict[str, Path] = {}
     waiting = [name for name, path in files.items() if path.suffix != ".onnx"]
     for name in track(waiting, "export to ONNX"):
@@ -175,7 +180,7 @@ def export_candidates(
 
         key = (files[name], sizes[name])
         if key not in exported:
-            out = folder / f"{len(exported)}-{files[name].stem}-{sizes[name]}.onnx"
+            out = folder / f"{len(exported)}-{files[name].stem}-{size_text(sizes[name])}.onnx"
             exported[key] = export_onnx(files[name], out, imgsz=sizes[name], batch=batch, trust=trust)
         result[name] = exported[key]
     return {name: result.get(name, path) for name, path in files.items()}

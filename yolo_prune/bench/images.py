@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.errors import DataError, MissingRuntimeError
+from yolo_prune.imgsz import ImageSize, height_width, is_square
 
 CONFIDENCE = 0.25
 IOU = 0.7
@@ -42,76 +43,109 @@ def import_cv2() -> Any:
     return cv2
 
 
-def load_images(paths: Sequence[Path] | None) -> list[Image]:
+def load_images(paths: Sequence[Path] | None, channels: int = 3) -> list[Image]:
     """Read images to measure with, or draw some.
 
     Args:
         paths: Image files, of which the first 32 are read; None draws four images with texture and edges.
+        channels: How many the network takes: 1 for grey, 3 for colours, more for spectral bands.
 
     Returns:
-        Images as uint8 [height, width, 3] in BGR order, as a camera or decoder hands them over.
+        Images as uint8 [height, width, channels], colours in BGR order, as a camera or decoder hands them over.
 
     Raises:
-        DataError: There is no image, or one cannot be read.
+        DataError: There is no image, or one cannot be read or has other channels.
     """
     if paths is None:
-        return [draw_image(seed) for seed in range(4)]
+        return [draw_image(seed, channels) for seed in range(4)]
     if not paths:
         raise DataError("no images to measure with: the list is empty. Leave it out to use drawn images.")
+    return [read_image(path, channels) for path in paths[:MAX_IMAGES]]
+
+
+def read_image(path: Path, channels: int) -> Image:
+    """Read one image as the host reads it for a model of so many channels.
+
+    Args:
+        path: An image file. Spectral bands are the pages of a .tiff or the planes of any other file.
+        channels: How many are wanted.
+
+    Returns:
+        uint8 [height, width, channels]; of 16 bits a value the upper 8.
+
+    Raises:
+        DataError: It cannot be read, or has other channels.
+    """
     cv2 = import_cv2()
-    images: list[Image] = []
-    for path in paths[:MAX_IMAGES]:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise DataError(f"cannot read the image '{path}'.")
-        images.append(image)
-    return images
+    flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
+    image = None
+    if flag == cv2.IMREAD_UNCHANGED and path.suffix.lower() in (".tif", ".tiff"):
+        _, pages = cv2.imreadmulti(str(path), flags=flag)
+        whole = pages and (pages[0].ndim == 3 or len({page.shape for page in pages}) == 1)
+        image = (pages[0] if pages[0].ndim == 3 else np.dstack(pages)) if whole else None
+    image = cv2.imread(str(path), flag) if image is None else image
+    if image is None:
+        raise DataError(f"cannot read the image '{path}'.")
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    image = np.atleast_3d(image)
+    if image.shape[2] != channels or image.dtype != np.uint8:
+        raise DataError(
+            f"the image '{path}' has {image.shape[2]} channels of {image.dtype}, the model takes {channels} of uint8."
+        )
+    found: Image = image
+    return found
 
 
-def draw_image(seed: int) -> Image:
-    """Return a deterministic uint8 [480, 640, 3] image: smooth background, noise and bright rectangles."""
+def draw_image(seed: int, channels: int = 3) -> Image:
+    """Return a deterministic uint8 [480, 640, channels] image: smooth background, noise and bright rectangles."""
     generator = np.random.default_rng(seed)
     height, width = SYNTHETIC_SHAPE
     ramp = np.linspace(0, 160, width)[None, :, None] + np.linspace(0, 60, height)[:, None, None]
-    image = ramp + generator.normal(0, 12, (height, width, 3))
+    image = ramp + generator.normal(0, 12, (height, width, channels))
     for _ in range(12):
         top, left = generator.integers(0, height - 40), generator.integers(0, width - 40)
         tall, wide = generator.integers(10, 120, 2)
-        image[top : top + tall, left : left + wide] = generator.integers(0, 256, 3)
+        image[top : top + tall, left : left + wide] = generator.integers(0, 256, channels)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def letterbox(image: Image, imgsz: int) -> Image:
-    """Resize to fit a square and pad the rest with grey, keeping the aspect ratio.
+def letterbox(image: Image, imgsz: ImageSize) -> Image:
+    """Resize to fit the network's input and pad the rest with grey, keeping the aspect ratio.
 
     Args:
-        image: uint8 [height, width, 3].
-        imgsz: Side of the square, in pixels.
+        image: uint8 [height, width, channels].
+        imgsz: Size of the input, in pixels.
 
     Returns:
-        uint8 [imgsz, imgsz, 3], the image centred.
+        uint8 [*imgsz, channels], the image centred.
     """
     cv2 = import_cv2()
-    height, width = image.shape[:2]
-    scale = min(imgsz / height, imgsz / width)
+    height, width, channels = image.shape
+    tall, wide = height_width(imgsz)
+    scale = min(tall / height, wide / width)
     new_width, new_height = max(round(width * scale), 1), max(round(height * scale), 1)
     if (new_height, new_width) != (height, width):
         image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
-    top, left = round((imgsz - new_height) / 2 - 0.1), round((imgsz - new_width) / 2 - 0.1)
-    canvas = np.full((imgsz, imgsz, 3), PADDING, dtype=np.uint8)
-    canvas[top : top + new_height, left : left + new_width] = image
+    top, left = round((tall - new_height) / 2 - 0.1), round((wide - new_width) / 2 - 0.1)
+    canvas = np.full((tall, wide, channels), PADDING, dtype=np.uint8)
+    canvas[top : top + new_height, left : left + new_width] = np.atleast_3d(
+        image
+    )  # OpenCV drops a single channel
     return canvas
 
 
-def centre_crop(image: Image, imgsz: int) -> Image:
+def centre_crop(image: Image, imgsz: ImageSize) -> Image:
     """Resize the shorter side to ``imgsz`` and cut the longer one, as the host does for its classifiers.
 
+    To a shape that is no square the host stretches.
+
     Args:
-        image: uint8 [height, width, 3].
-        imgsz: Side of the square, in pixels.
+        image: uint8 [height, width, channels].
+        imgsz: Size of the input, in pixels.
 
     Returns:
-        uint8 [imgsz, imgsz, 3], pixel for pixel what the host's transforms give.
+        uint8 [*imgsz, channels], pixel for pixel what the host's transforms give.
 
     Raises:
         MissingRuntimeError: Pillow, which the host resizes with, is not installed.
@@ -121,12 +155,20 @@ def centre_crop(image: Image, imgsz: int) -> Image:
     except ImportError as error:
         raise MissingRuntimeError("resizing for a classifier needs Pillow: pip install pillow.") from error
     height, width = image.shape[:2]
-    short = min(height, width)
-    width, height = int(imgsz * width / short), int(imgsz * height / short)
+    tall, wide = height_width(imgsz)
+    if is_square(imgsz):
+        short = min(height, width)
+        width, height = int(tall * width / short), int(tall * height / short)
+    else:
+        height, width = tall, wide
     if (height, width) != image.shape[:2]:
-        image = np.asarray(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BILINEAR))
-    top, left = round((height - imgsz) / 2), round((width - imgsz) / 2)
-    return image[top : top + imgsz, left : left + imgsz]
+        planes = [image] if image.shape[2] == 3 else np.split(image, image.shape[2], axis=2)
+        drawn = [Pillow.fromarray(np.squeeze(plane)) for plane in planes]
+        image = np.dstack(
+            [np.asarray(each.resize((width, height), Pillow.Resampling.BILINEAR)) for each in drawn]
+        )
+    top, left = round((height - tall) / 2), round((width - wide) / 2)
+    return image[top : top + tall, left : left + wide]
 
 
 @dataclass(frozen=True)
@@ -134,11 +176,11 @@ class Surroundings:
     """What runs around the network of one task.
 
     Attributes:
-        resize: Turns an image into a square of a given side.
+        resize: Turns an image into one of the size of the network's input.
         phases: Everything that is timed, in words.
     """
 
-    resize: Callable[[Image, int], Image]
+    resize: Callable[[Image, ImageSize], Image]
     phases: str
 
 
@@ -150,20 +192,21 @@ CLASSIFIER = Surroundings(centre_crop, "centre crop + BGR to RGB + scaling, netw
 
 
 def to_input(
-    images: Sequence[Image], imgsz: int, resize: Callable[[Image, int], Image] = letterbox
+    images: Sequence[Image], imgsz: ImageSize, resize: Callable[[Image, ImageSize], Image] = letterbox
 ) -> NDArray[np.float32]:
-    """Resize, BGR to RGB, scale to [0, 1].
+    """Resize, BGR to RGB where there are three channels, scale to [0, 1].
 
     Args:
-        images: uint8 [height, width, 3] each, in BGR order.
-        imgsz: Side of the network input, in pixels.
-        resize: Turns an image into a square of that side.
+        images: uint8 [height, width, channels] each, colours in BGR order.
+        imgsz: Size of the network input, in pixels.
+        resize: Turns an image into one of that size.
 
     Returns:
-        float32 [len(images), 3, imgsz, imgsz], contiguous.
+        float32 [len(images), channels, *imgsz], contiguous.
     """
     stacked = np.stack([resize(image, imgsz) for image in images])
-    planes = np.ascontiguousarray(stacked[..., ::-1].transpose(0, 3, 1, 2))
+    ordered = stacked[..., ::-1] if stacked.shape[3] == 3 else stacked
+    planes = np.ascontiguousarray(ordered.transpose(0, 3, 1, 2))
     scaled: NDArray[np.float32] = np.multiply(planes, np.float32(1 / 255), dtype=np.float32)
     return scaled
 

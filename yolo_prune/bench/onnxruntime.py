@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from yolo_prune.bench.images import CLASSIFIER, DETECTOR, Detections, Image, detect, to_input
 from yolo_prune.bench.runtime import DeviceUnavailableError, Settings, cpu_name, device_index
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
+from yolo_prune.imgsz import ImageSize, height_width, size_text
 
 CUDA = "CUDAExecutionProvider"
 
@@ -20,10 +21,11 @@ CUDA = "CUDAExecutionProvider"
 class OnnxRuntime:
     """An ONNX file in an inference session; on CUDA, network time includes the copies both ways."""
 
-    def __init__(self, session: Any, imgsz: int, facts: dict[str, Any]) -> None:
+    def __init__(self, session: Any, imgsz: ImageSize, facts: dict[str, Any]) -> None:
         self.facts = facts
         self._session = session
         self._imgsz = imgsz
+        self.channels = channel_count(session)
         self._input = session.get_inputs()[0].name
         self._dtype = np.float16 if "float16" in session.get_inputs()[0].type else np.float32
         around = CLASSIFIER if len(session.get_outputs()[0].shape) == 2 else DETECTOR  # class scores alone
@@ -32,7 +34,7 @@ class OnnxRuntime:
         self._classes = class_count(session.get_modelmeta().custom_metadata_map)
 
     def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
-        """Turn images into float [B, 3, imgsz, imgsz] in the type that the file wants."""
+        """Turn images into float [B, channels, height, width] in the type that the file wants."""
         return to_input(images, self._imgsz, self._resize).astype(self._dtype, copy=False)
 
     def infer(self, batch: NDArray[Any]) -> tuple[NDArray[Any], None]:
@@ -44,12 +46,12 @@ class OnnxRuntime:
         return detect(output.astype(np.float32, copy=False), self._classes)
 
 
-def open_runtime(path: Path, imgsz: int, settings: Settings) -> OnnxRuntime:
+def open_runtime(path: Path, imgsz: ImageSize, settings: Settings) -> OnnxRuntime:
     """Load an ONNX file with a pinned number of threads that do not spin while they wait.
 
     Args:
         path: The exported file.
-        imgsz: Side of the network input, in pixels.
+        imgsz: Size of the network input, in pixels.
         settings: Device, threads, batch.
 
     Returns:
@@ -115,15 +117,27 @@ def open_session(onnxruntime: Any, path: Path, settings: Settings) -> Any:
         raise CheckpointError(f"'{path}' is not an ONNX model that onnxruntime can load: {error}") from error
 
 
-def check_input(shape: Sequence[int | str | None], path: Path, imgsz: int, batch: int) -> None:
-    """Raise ConfigError when the file's fixed input [B, 3, H, W] does not fit; names stand for any size."""
+def check_input(shape: Sequence[int | str | None], path: Path, imgsz: ImageSize, batch: int) -> None:
+    """Raise ConfigError when the file's fixed input [B, C, H, W] does not fit; names stand for any size.
+
+    How many channels its images have is the file's own affair.
+    """
     fixed = [size if isinstance(size, int) else None for size in shape]
-    wanted = [batch, 3, imgsz, imgsz]
+    wanted = [batch, *fixed[1:2], *height_width(imgsz)]
     if len(fixed) != 4 or any(size not in (None, want) for size, want in zip(fixed, wanted, strict=True)):
         raise ConfigError(
-            f"'{path}' takes inputs of shape {list(shape)}, expected {wanted}. "
-            f"Export it again with imgsz={imgsz} and batch={batch}."
+            f"'{path}' takes inputs of shape {list(shape)}, expected {['C' if n is None else n for n in wanted]}. "
+            f"Export it again with imgsz={size_text(imgsz)} and batch={batch}."
         )
+
+
+def channel_count(session: Any) -> int:
+    """Return how many channels the images of a file have: its input says so, else the exporter's metadata."""
+    shape = session.get_inputs()[0].shape
+    if len(shape) > 1 and isinstance(shape[1], int):
+        return shape[1]
+    stated = session.get_modelmeta().custom_metadata_map.get("channels", "")
+    return int(stated) if stated.isdigit() else 3
 
 
 def class_count(metadata: dict[str, str]) -> int | None:

@@ -12,6 +12,7 @@ import numpy as np
 from yolo_prune.bench.images import CLASSIFIER, DETECTOR, Detections, Image, Surroundings, detect, to_input
 from yolo_prune.bench.runtime import DeviceUnavailableError, Settings, cpu_name, device_index
 from yolo_prune.errors import ConfigError, MissingRuntimeError
+from yolo_prune.imgsz import ImageSize
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,8 @@ class TorchRuntime:
     def __init__(
         self,
         module: nn.Module,
-        imgsz: int,
+        imgsz: ImageSize,
+        channels: int,
         classes: int,
         half: bool,
         facts: dict[str, Any],
@@ -37,13 +39,14 @@ class TorchRuntime:
         self._resize = around.resize
         self._torch = torch
         self._module = module
+        self.channels = channels
         self._imgsz = imgsz
         self._classes = classes
         self._device = torch.device(facts["device"])
         self._dtype = torch.float16 if half else torch.float32
 
     def preprocess(self, images: Sequence[Image]) -> torch.Tensor:
-        """Turn images into [B, 3, imgsz, imgsz] on the device, and wait until they are there."""
+        """Turn images into [B, channels, height, width] on the device, and wait until they are there."""
         planes = to_input(images, self._imgsz, self._resize)
         # First there, then to 16 bits: in one call PyTorch converts on the CPU, many times as slowly.
         batch = self._torch.from_numpy(planes).to(self._device).to(self._dtype)
@@ -82,12 +85,12 @@ def first_tensor(output: Any) -> torch.Tensor:
     return tensor
 
 
-def open_runtime(path: Path, imgsz: int, settings: Settings) -> TorchRuntime:
+def open_runtime(path: Path, imgsz: ImageSize, settings: Settings) -> TorchRuntime:
     """Load a checkpoint, fold its BatchNorm and pin the threads.
 
     Args:
         path: The checkpoint; its file is not touched.
-        imgsz: Side of the network input, in pixels.
+        imgsz: Size of the network input, in pixels.
         settings: Device, threads, batch, half, compile, trust.
 
     Returns:
@@ -126,7 +129,7 @@ def open_runtime(path: Path, imgsz: int, settings: Settings) -> TorchRuntime:
         "threads": settings.threads,
     }
     around = CLASSIFIER if opened.task == "classify" else DETECTOR
-    return TorchRuntime(module, imgsz, len(opened.names), settings.half, facts, around)
+    return TorchRuntime(module, imgsz, opened.channels, len(opened.names), settings.half, facts, around)
 
 
 def check_device(torch: Any, device: str) -> None:

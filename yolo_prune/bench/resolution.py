@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from yolo_prune.errors import BudgetError
+from yolo_prune.imgsz import ImageSize, longer_side, pixels, size_text, with_longer_side
 
 STRIDE = 32
 
@@ -15,27 +16,28 @@ class Resolution:
     """An input resolution and what the parent costs there.
 
     Attributes:
-        imgsz: Side of the square input, in pixels.
+        imgsz: Size of the input, in pixels.
         macs: MACs of the parent at ``imgsz``.
         macs_fraction: ``macs`` over the parent's MACs at its own resolution.
     """
 
-    imgsz: int
+    imgsz: ImageSize
     macs: float
     macs_fraction: float
 
 
 def lower_resolutions(
-    parent_macs: float, imgsz: int, target_macs: float, stride: int = STRIDE
+    parent_macs: float, imgsz: ImageSize, target_macs: float, stride: int = STRIDE
 ) -> tuple[Resolution, ...]:
     """Find the input resolutions at which the parent costs what the pruned model costs.
 
-    MACs grow with the number of pixels: macs(s) = parent_macs * (s / imgsz)**2, exact for convolutions on
-    inputs that are multiples of the stride, and a close upper bound where attention takes part.
+    MACs grow with the number of pixels: macs(h, w) = parent_macs * h * w / (height * width), exact for convolutions
+    on inputs that are multiples of the stride, and a close upper bound where attention takes part. The longer side
+    goes down in steps of the stride; the other one is the multiple that keeps the shape best.
 
     Args:
         parent_macs: MACs of the parent at ``imgsz``.
-        imgsz: The parent's input resolution, a multiple of ``stride``, in pixels.
+        imgsz: The parent's input resolution, multiples of ``stride``, in pixels.
         target_macs: MACs to reach, of the same unit.
         stride: Largest stride of the detector, in pixels.
 
@@ -56,14 +58,19 @@ def lower_resolutions(
             "a control at lower resolution needs fewer MACs than the parent's "
             f"{parent_macs:g}, got {target_macs:g}."
         )
-    if imgsz <= stride:
-        raise BudgetError(f"no input resolution below {imgsz} px is a multiple of the stride {stride}.")
-    below = math.floor(imgsz * math.sqrt(target_macs / parent_macs) / stride + 1e-9) * stride
-    below = min(below, (math.ceil(imgsz / stride) - 1) * stride)
-    exact = math.isclose((below / imgsz) ** 2, target_macs / parent_macs, rel_tol=1e-9)
-    sizes = [below] if exact else [below, below + stride]
+    sides = range(stride, longer_side(imgsz), stride)
+    if not sides:
+        raise BudgetError(
+            f"no input resolution below {size_text(imgsz)} px is a multiple of the stride {stride}."
+        )
+    lower = [with_longer_side(imgsz, side, stride) for side in sides]
+    shares = [pixels(size) / pixels(imgsz) for size in lower]
+    target = target_macs / parent_macs
+    fitting = [index for index, share in enumerate(shares) if share <= target * (1 + 1e-9)]
+    first = fitting[-1] if fitting else -1
+    exact = first >= 0 and math.isclose(shares[first], target, rel_tol=1e-9)
+    chosen = slice(max(first, 0), first + (1 if exact else 2))
     return tuple(
-        Resolution(size, parent_macs * (size / imgsz) ** 2, (size / imgsz) ** 2)
-        for size in sizes
-        if stride <= size < imgsz
+        Resolution(size, parent_macs * share, share)
+        for size, share in zip(lower[chosen], shares[chosen], strict=True)
     )

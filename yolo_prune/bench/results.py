@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.bench.clock import FIELDS, Ratio, frames_per_second, paired_ratio, percentiles
+from yolo_prune.imgsz import ImageSize
 
 RATIO_FIELDS = {"latency": "latency_ms", "net": "net_ms", "cpu": "cpu_ms"}
 
@@ -30,7 +31,7 @@ class Timing:
         device_name: What the device calls itself.
         threads: CPU threads the runtime may use.
         batch: Images per step.
-        imgsz: Side of the square network input, in pixels.
+        imgsz: Size of the network input, in pixels.
         cpu_ms: Median CPU time of one batch, all threads together; hardly depends on other load.
         load1: One-minute load average of the machine when measuring began; None where the system has none.
         samples: Number of timed steps.
@@ -47,7 +48,7 @@ class Timing:
     device_name: str
     threads: int
     batch: int
-    imgsz: int
+    imgsz: ImageSize
     cpu_ms: float
     load1: float | None
     samples: int

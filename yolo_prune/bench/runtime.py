@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from yolo_prune.bench.clock import Clock, Step, Stepper
 from yolo_prune.bench.images import Detections, Image
 from yolo_prune.errors import ConfigError
+from yolo_prune.imgsz import ImageSize
 
 RUNTIMES: Mapping[str, str] = {
     "torch": "yolo_prune.bench.pytorch",
@@ -54,9 +55,11 @@ class Runtime(Protocol):
     """runtime, runtime_version, device, device_name, threads."""
     phases: str
     """What a step does, in words: all of it is timed."""
+    channels: int
+    """Of the images that the network takes."""
 
     def preprocess(self, images: Sequence[Image]) -> Any:
-        """Turn uint8 [H, W, 3] BGR images into the network's input, on its device."""
+        """Turn uint8 [H, W, channels] images, three of them in BGR order, into the network's input, on its device."""
 
     def infer(self, batch: Any) -> tuple[Any, float | None]:
         """Run the network to its end; return its output and its time in ms where the device measures it."""
@@ -73,13 +76,13 @@ def check_runtime(name: str) -> None:
         raise ConfigError(f"unknown runtime '{name}', expected one of {', '.join(RUNTIMES)}.{hint}")
 
 
-def open_runtime(name: str, path: Path, imgsz: int, settings: Settings) -> Runtime:
+def open_runtime(name: str, path: Path, imgsz: ImageSize, settings: Settings) -> Runtime:
     """Load a model into a runtime.
 
     Args:
         name: A key of ``RUNTIMES``.
         path: A checkpoint for torch, an ONNX file for onnxruntime.
-        imgsz: Side of the square network input, in pixels.
+        imgsz: Size of the network input, in pixels.
         settings: Device, threads, batch.
 
     Returns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from yolo_prune.bench.results import Comparison, Timing
+from yolo_prune.imgsz import size_text
 from yolo_prune.markdown import table_row
 
 HEADER = (
@@ -59,7 +60,7 @@ def timing_cells(timing: Timing | None) -> list[str]:
         timing.device,
         str(timing.threads),
         str(timing.batch),
-        str(timing.imgsz),
+        size_text(timing.imgsz),
         f"{timing.fps:.1f}",
         *[f"{value:.2f}" for value in times],
     ]

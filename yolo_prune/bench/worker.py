@@ -19,9 +19,10 @@ from typing import IO, Any
 import numpy as np
 
 from yolo_prune.bench.clock import measure, plan_schedule, warm_up
-from yolo_prune.bench.images import import_cv2, load_images
+from yolo_prune.bench.images import Image, import_cv2, load_images
 from yolo_prune.bench.runtime import DeviceUnavailableError, Settings, make_stepper, open_runtime
 from yolo_prune.errors import YoloPruneError
+from yolo_prune.imgsz import read_size
 
 
 def main() -> int:
@@ -67,16 +68,21 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
 
         import_classes(request["imports"])
     import_cv2().setNumThreads(settings.threads)
-    paths = request["images"]
-    images = load_images(None if paths is None else [Path(path) for path in paths])
+    paths = None if request["images"] is None else [Path(path) for path in request["images"]]
+    images: dict[int, list[Image]] = {}
     facts: dict[str, dict[str, Any]] = {}
     phases: dict[str, None] = {}
     steppers = {}
     for name, candidate in request["candidates"].items():
-        runtime = open_runtime(request["runtime"], Path(candidate["path"]), candidate["imgsz"], settings)
+        runtime = open_runtime(
+            request["runtime"], Path(candidate["path"]), read_size(candidate["imgsz"]), settings
+        )
         phases[runtime.phases] = None
         facts[name] = {**runtime.facts, "batch": settings.batch, "imgsz": candidate["imgsz"]}
-        steppers[name] = make_stepper(runtime, images, settings.batch, time.perf_counter, time.process_time)
+        if runtime.channels not in images:
+            images[runtime.channels] = load_images(paths, runtime.channels)
+        shown = images[runtime.channels]
+        steppers[name] = make_stepper(runtime, shown, settings.batch, time.perf_counter, time.process_time)
     load1 = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     step_seconds = [warm_up(stepper, time.perf_counter) for stepper in steppers.values()]
     schedule = plan_schedule(step_seconds, request["seconds"], request["rounds"])
@@ -88,7 +94,7 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
         send(out, {"round": index + 1})
     samples = {name: np.round(np.stack(steps), 5).tolist() for name, steps in turns.items()}
     counts = {"timed": schedule.timed, "untimed": schedule.untimed, "phases": "; ".join(phases)}
-    return {"facts": facts, "samples": samples, "load1": load1, "images": len(images), **counts}
+    return {"facts": facts, "samples": samples, "load1": load1, "images": len(shown), **counts}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
@@ -32,6 +32,7 @@ def option(
     inside: bool = False,
     multiple: int | None = None,
     choices: tuple[Any, ...] = (),
+    read: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Declare one option of a run: a dataclass field with its documentation and its limits.
 
@@ -43,9 +44,10 @@ def option(
         inside: Exclude ``low`` and ``high`` themselves.
         multiple: What the value must be a multiple of.
         choices: The only values allowed, also for each item of a tuple.
+        read: Makes the value of what was given, where the type alone does not say how; it raises ConfigError.
     """
     limits = {"low": low, "high": high, "inside": inside, "multiple": multiple, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, **limits})
+    return dataclasses.field(default=default, metadata={"help": help, "read": read, **limits})
 
 
 def option_fields(config: type | object) -> dict[str, dataclasses.Field[Any]]:
@@ -175,7 +177,7 @@ def coerce_(config: object) -> None:
     """
     hints = typing.get_type_hints(type(config))
     for name, field in option_fields(config).items():
-        value = _coerced(name, getattr(config, name), hints[name])
+        value = _coerced(name, getattr(config, name), hints[name], field.metadata["read"])
         object.__setattr__(config, name, value)
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None:
@@ -211,7 +213,7 @@ def _digits(number: float) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
-def _coerced(name: str, value: Any, hint: Any) -> Any:
+def _coerced(name: str, value: Any, hint: Any, read: Callable[[Any], Any] | None = None) -> Any:
     """Return a value as the type of its field; texts are read, nothing is rounded."""
     kinds = list(typing.get_args(hint)) if typing.get_origin(hint) in (Union, types.UnionType) else [hint]
     optional = type(None) in kinds
@@ -220,6 +222,8 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
         if optional:
             return None
         raise ConfigError(f"{name} must not be empty.")
+    if read is not None:
+        return read(value)
     for kind in kinds:
         converted = _as_tuple(value, kind) if typing.get_origin(kind) is tuple else _as_scalar(value, kind)
         if converted is not None:

@@ -9,13 +9,14 @@ from typing import Any
 from yolo_prune.config.inrun import BUDGETS, InRunSettings
 from yolo_prune.config.options import SEED_MAX, coerce_, option
 from yolo_prune.errors import ConfigError
+from yolo_prune.imgsz import ImageSize, read_size
 
 BUDGET_KEYS = BUDGETS
 RUNTIMES = ("torch", "onnxruntime")
 
 _MODEL = "checkpoint (*.pt), official model name or architecture (*.yaml)"
 _DATA = "data set in the host's format: a data.yaml, a folder of classes, or a name it knows"
-_IMGSZ = "side of the square input in pixels; the checkpoint's own when not given"
+_IMGSZ = "side of the square input in pixels, or height,width; the checkpoint's own when not given"
 _SEED = "seed of everything random"
 _DEVICE = "cpu, cuda:0 or the number of a GPU; chosen when not given"
 _TRUST = "load classes that are not stock: they can run any code, so only for files of your own"
@@ -52,7 +53,7 @@ class PruneConfig:
         high=1,
         inside=True,
     )
-    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    imgsz: ImageSize | None = option(_IMGSZ, None, low=32, multiple=32, read=read_size)
     device: str | None = option(_DEVICE, None)
     seed: int = option(_SEED, 0, low=0, high=SEED_MAX)
     round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
@@ -150,7 +151,7 @@ class SweepConfig:
     )
     criterion: tuple[str, ...] = option("what a channel is worth, one or more names", ("auto",))
     epochs: int = option("epochs of retraining in every trial; 0 for none", 0, low=0)
-    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    imgsz: ImageSize | None = option(_IMGSZ, None, low=32, multiple=32, read=read_size)
     batch: int = option("images per batch of evaluation and training", 16, low=1)
     rounds: int = option("rounds of measuring and cutting on the way to the budget", 12, low=1, high=100)
     round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
@@ -193,7 +194,7 @@ class EvalConfig:
 
     model: str = option(f"{_MODEL}, or what is deployed: *.onnx, *.torchscript, *_openvino_model")
     data: str = option(_DATA)
-    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    imgsz: ImageSize | None = option(_IMGSZ, None, low=32, multiple=32, read=read_size)
     batch: int = option("images per batch; a file of fixed input has its own", 16, low=1)
     device: str | None = option(_DEVICE, None)
     split: str = option(_SPLIT, "val", choices=("val", "test", "train"))
@@ -216,7 +217,7 @@ class BenchConfig:
     """Options of ``bench``: latency and FPS of models against each other, in alternating rounds."""
 
     model: tuple[str, ...] = option("models to compare, such as parent.pt,pruned.pt (*.pt or *.onnx)")
-    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    imgsz: ImageSize | None = option(_IMGSZ, None, low=32, multiple=32, read=read_size)
     runtimes: tuple[str, ...] = option("runtimes to measure on", RUNTIMES, choices=RUNTIMES)
     device: str = option("cpu, cuda:0 or the number of a GPU", "cpu")
     threads: int | None = option("CPU threads; all when not given", None, low=1, high=1024)
@@ -247,7 +248,7 @@ class ExportConfig:
     data: str | None = option(f"{_DATA}; needed for quantize=8, which looks at its training images", None)
     quantize: int | None = option("8 for INT8; 32-bit floating point when not given", None, choices=(8,))
     out: str | None = option("file to write; beside the checkpoint when not given", None)
-    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    imgsz: ImageSize | None = option(_IMGSZ, None, low=32, multiple=32, read=read_size)
     calibration_images: int = option("training images that quantize=8 looks at", 96, low=1)
     batch: int = option("images per batch of evaluation", 16, low=1)
     split: str = option(_SPLIT, "val", choices=("val", "test", "train"))
@@ -269,7 +270,7 @@ class InspectConfig:
     """Options of ``inspect``: the groups of channels that live and die together, and what each costs."""
 
     model: str = option(_MODEL)
-    imgsz: int | None = option(_IMGSZ, None, low=32, multiple=32)
+    imgsz: ImageSize | None = option(_IMGSZ, None, low=32, multiple=32, read=read_size)
     json: str | None = option("file for the groups as JSON", None)
     trust: bool = option(_TRUST, False)
     imports: tuple[str, ...] = option(_IMPORTS, ())
@@ -285,6 +286,7 @@ class ReportConfig:
     """Options of ``report``: write the report of a run folder again from its report.json."""
 
     run: str = option("run folder, such as runs/prune/prune")
+    bench: bool = option("measure the speed of the run's models again, and keep the rest", False)
     verbose: bool = option(_VERBOSE, True)
     debug: bool = option(_DEBUG, False)
 

@@ -17,6 +17,7 @@ from yolo_prune.demo_data.parts import CLASS_NAMES
 from yolo_prune.demo_data.scene import Scene, draw_scene
 from yolo_prune.errors import DataError
 from yolo_prune.files import replacing, write_text
+from yolo_prune.imgsz import size_text
 from yolo_prune.progress import track
 
 MARKER = "yolo_prune_demo.json"
@@ -124,7 +125,7 @@ def _check(counts: Mapping[str, int], imgsz: int, smallest: int) -> None:
         if count < 1:
             raise DataError(f"{split} must be at least 1 image, got {count}.")
     if imgsz < smallest:
-        raise DataError(f"imgsz must be at least {smallest} pixels, got {imgsz}.")
+        raise DataError(f"imgsz must be at least {smallest} pixels, got {size_text(imgsz)}.")
 
 
 def _is_complete(folder: Path, wanted: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from yolo_prune.config import BUDGET_KEYS, PruneConfig
 from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.imgsz import ImageSize
 from yolo_prune.report import Histogram, LayerWidth, PlanSummary
 from yolo_prune.score import norm_scale_names
 
@@ -20,9 +21,9 @@ def plan_summary(
     parent: nn.Module,
     pruned: nn.Module,
     graph: ChannelGraph,
-    imgsz: int,
+    imgsz: ImageSize,
 ) -> PlanSummary:
-    """Return what was asked for and what the plan does, at an input size of ``imgsz`` pixels."""
+    """Return what was asked for and what the plan does, counted at an input of ``imgsz`` pixels."""
     budget = next(key for key in BUDGET_KEYS if getattr(config, key) is not None)
     groups = [group for group in graph.groups if group.producers]
     return PlanSummary(

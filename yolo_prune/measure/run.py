@@ -18,8 +18,18 @@ from yolo_prune.bench.runtime import cpu_name
 from yolo_prune.config import PruneConfig
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import BudgetError
+from yolo_prune.imgsz import ImageSize, is_square, longer_side, size_text
 from yolo_prune.measure.changes import layer_widths, plan_summary, scale_histogram
-from yolo_prune.measure.speed import Evaluated, bench_models, model_rows, model_speedups
+from yolo_prune.measure.speed import (
+    BENCH_IMAGES,
+    Evaluated,
+    bench_models,
+    model_rows,
+    model_speedups,
+    models_to_time,
+    speed_conditions,
+    speed_warnings,
+)
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.rounds import CutResult
 from yolo_prune.report import (
@@ -37,7 +47,6 @@ from yolo_prune.workspace import Workspace
 if TYPE_CHECKING:
     from yolo_prune.adapters.ultralytics.tasks import Task
 
-_BENCH_IMAGES = 16
 _STEEP = 0.25
 
 
@@ -50,6 +59,7 @@ def measure_run(
     task: Task,
     space: Workspace,
     device: str,
+    failed: Mapping[str, str],
 ) -> RunReport:
     """Measure speed and controls of a run's models and put everything together.
 
@@ -62,6 +72,7 @@ def measure_run(
         task: What was evaluated on.
         space: The run folder.
         device: Where the run trained and evaluated.
+        failed: Name of a model that there should be -> why there is none.
 
     Returns:
         The report, not yet written.
@@ -74,15 +85,17 @@ def measure_run(
             for one in models
             if one.result.sample
         )
+    timed = models_to_time(models, failed)
     comparisons: list[Comparison] = []
     warnings: list[str] = []
     if config.bench:
         with space.stage("bench", "measuring speed, alternately"):
-            comparisons, warnings = bench_models(config, models, task, device)
+            comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), device)
+        warnings = speed_warnings(comparisons, space.root)
     parent, pruned = models[0], models[1]
     graph = anatomy.cost_of(parent.module).graph
     return RunReport(
-        rows=tuple(model_rows(models, comparisons)),
+        rows=tuple(model_rows(timed, comparisons)),
         name=space.root.name,
         model=str(config.model),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -101,10 +114,11 @@ def measure_run(
             for m in models
             if m.result.host_scores
         ),
-        speedups=tuple(model_speedups(models, comparisons)),
+        speedups=tuple(model_speedups(timed, comparisons)),
         resamples=resamples,
         warnings=(
             *parent.result.notes,
+            *_shape_warnings(config, parent.imgsz),
             *_cliff_warnings(cut, METRICS[task.metric].short),
             *warnings,
         ),
@@ -114,7 +128,6 @@ def measure_run(
 def _conditions(config: PruneConfig, parent: Evaluated, comparisons: Sequence[Comparison]) -> Conditions:
     """Say what everything was measured on."""
     return Conditions(
-        timed=next((c.conditions["timed"] for c in comparisons if "timed" in c.conditions), None),
         data=str(config.data),
         split=config.split,
         images=parent.result.images,
@@ -122,8 +135,7 @@ def _conditions(config: PruneConfig, parent: Evaluated, comparisons: Sequence[Co
         evaluator=parent.result.evaluator,
         ap_of=parent.result.ap_of if parent.result.notes else None,
         machine=cpu_name(),
-        load1=next((t.load1 for c in comparisons for t in c.timings.values() if t is not None), None),
-        samples=next((t.samples for c in comparisons for t in c.timings.values() if t is not None), None),
+        **speed_conditions(comparisons),
     )
 
 
@@ -140,7 +152,7 @@ def _controls(parent: Evaluated, cut: CutResult, task: Task) -> list[Evaluated]:
         result = task.evaluate(parent.module, size.imgsz)
         controls.append(replace(parent, name="control", result=result, imgsz=size.imgsz))
         sentence = METRICS[task.metric].sentence(result.scores)
-        LOGGER.info("control: the parent at %d px: %s", size.imgsz, sentence)
+        LOGGER.info("control: the parent at %s px: %s", size_text(size.imgsz), sentence)
     return controls
 
 
@@ -188,6 +200,16 @@ def _per_class(models: Sequence[Evaluated], task: Task) -> tuple[ClassAp, ...]:
         )
         for name in by_name["parent"]
     )
+
+
+def _shape_warnings(config: PruneConfig, imgsz: ImageSize) -> list[str]:
+    """Say which shape the model was retrained at, where that is not the shape that everything is measured at."""
+    if is_square(imgsz) or not config.epochs:
+        return []
+    return [
+        f"Retraining was at {longer_side(imgsz)} x {longer_side(imgsz)} px, because the host trains on squares; "
+        f"every number here is at {size_text(imgsz)} px."
+    ]
 
 
 def _cliff_warnings(cut: CutResult, metric: str) -> list[str]:

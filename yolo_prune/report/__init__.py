@@ -20,6 +20,8 @@ from yolo_prune.report.rows import (
     StageAp,
     make_row,
     report_from_json,
+    with_timing,
+    write_json,
 )
 from yolo_prune.report.table import render_table
 from yolo_prune.report.write import rebuild_report, write_report
@@ -45,5 +47,7 @@ __all__ = [
     "rebuild_report",
     "render_table",
     "report_from_json",
+    "with_timing",
+    "write_json",
     "write_report",
 ]

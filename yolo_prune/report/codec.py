@@ -83,11 +83,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        made = _convert(next(option for option in inner if option is not type(None)), value, where)
+        kinds = [option for option in inner if option is not type(None)]
+        listed = [option for option in kinds if typing.get_origin(option) is tuple]
+        kind = listed[0] if listed and isinstance(value, (list, tuple)) else kinds[0]
+        made = _convert(kind, value, where)
         return None if isinstance(made, float) and not math.isfinite(made) else made
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"expected a list in {where}, got {type(value).__name__}.")
+        if inner[-1] is not Ellipsis and len(value) != len(inner):
+            raise ConfigError(f"expected {len(inner)} values in {where}, got {len(value)}.")
         return tuple(_convert(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):

@@ -6,6 +6,7 @@ import csv
 import io
 from dataclasses import fields
 
+from yolo_prune.imgsz import size_text
 from yolo_prune.report.intervals import accuracy_interval
 from yolo_prune.report.rows import Latency, Row, RunReport
 from yolo_prune.report.select import change_interval
@@ -29,6 +30,7 @@ def render_csv(report: RunReport) -> str:
     for row in report.rows:
         values = row.to_dict()
         latency = values.pop("latency_ms") or {}
+        values["imgsz"] = None if row.imgsz is None else size_text(row.imgsz)
         values.update({f"latency_ms_{p}": latency.get(p) for p in percentiles})
         bounds = {"accuracy": accuracy_interval(report, row), "change": change_interval(report, row)}
         for what, one in bounds.items():

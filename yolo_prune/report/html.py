@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from yolo_prune.imgsz import size_text
 from yolo_prune.report.intervals import count_resamples, signed
 from yolo_prune.report.plots import accuracy_against_fps, bn_histogram
 from yolo_prune.report.rows import ClassAp, Row, RunReport
@@ -96,6 +97,7 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
         metric=metric_of(report),
         conditions_table=_conditions(report),
         gmacs=format_gmacs,
+        size_text=size_text,
         stages=stage_bars(report),
         layers=layer_bars(report),
         classes=classes[:MANY_CLASSES],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from yolo_prune.bootstrap import FloatArray, ImageSample, Interval, interval_of, resampled_accuracy
+from yolo_prune.imgsz import ImageSize
 
 if TYPE_CHECKING:
     from yolo_prune.report.rows import Row, RunReport
@@ -30,13 +31,13 @@ class Resampled:
     """
 
     model: str
-    imgsz: int | None = None
+    imgsz: ImageSize | None = None
     low: float | None = None
     high: float | None = None
     values: str = ""
 
     @classmethod
-    def from_sample(cls, model: str, imgsz: int | None, sample: ImageSample) -> Resampled:
+    def from_sample(cls, model: str, imgsz: ImageSize | None, sample: ImageSample) -> Resampled:
         """Draw the images of an evaluation again and again, always in the same way."""
         values = resampled_accuracy(sample)
         found = interval_of(values)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
+from yolo_prune.imgsz import ImageSize
 from yolo_prune.report.codec import decode, encode
 from yolo_prune.report.intervals import Resampled
 
@@ -66,7 +67,9 @@ class Row:
     device: str | None = None
     threads: int | None = None
     batch: int | None = None
-    imgsz: int | None = None
+    imgsz: ImageSize | None = None
+    not_measured: str | None = None
+    """Why there are no times: what the benchmark or the export said."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "a report row") -> Row:
@@ -165,7 +168,7 @@ class HostMap:
     model: str
     map: float | None = None
     map50: float | None = None
-    imgsz: int | None = None
+    imgsz: ImageSize | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ class Speedup:
     runtime: str | None = None
     device: str | None = None
     threads: int | None = None
-    imgsz: int | None = None
+    imgsz: ImageSize | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ class PlanSummary:
     frozen_groups: int | None = None
     round_to: int | None = None
     rounds: int | None = None
-    imgsz: int | None = None
+    imgsz: ImageSize | None = None
 
 
 @dataclass(frozen=True)
@@ -303,7 +306,7 @@ def write_json(report: RunReport, folder: Path | str) -> Path:
 def make_row(
     model: str,
     *,
-    imgsz: int | None = None,
+    imgsz: ImageSize | None = None,
     gmacs: float | None = None,
     params_m: float | None = None,
     size_mb: float | None = None,
@@ -329,7 +332,12 @@ def make_row(
         "size_mb": size_mb,
     }
     values.update(scores or {})
-    if timing is not None:
-        values.update({key: getattr(timing, key) for key in SPEED})
-        values["imgsz"] = imgsz if imgsz is not None else timing.imgsz
-    return Row.from_dict(values)
+    row = Row.from_dict(values)
+    return row if timing is None else with_timing(row, timing)
+
+
+def with_timing(row: Row, timing: Timing) -> Row:
+    """Put the times that ``bench.compare`` returned into a row; its own input size stays where it has one."""
+    values = {**row.to_dict(), **{key: getattr(timing, key) for key in SPEED}}
+    size = row.imgsz if row.imgsz is not None else timing.imgsz
+    return Row.from_dict({**values, "imgsz": size, "not_measured": None})

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from yolo_prune.bootstrap import Interval
+from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.report.intervals import difference_interval
 from yolo_prune.report.metric import AP, TOP1, Metric
 from yolo_prune.report.rows import ACCURACY, COST, Row, RunReport, Speedup
@@ -22,7 +23,7 @@ def metric_of(report: RunReport) -> Metric:
     return replace(AP, title=f"{AP.title} of {boxes}") if boxes else AP
 
 
-def parent_imgsz(report: RunReport) -> int | None:
+def parent_imgsz(report: RunReport) -> ImageSize | None:
     """Return the parent's input size in pixels."""
     return next((row.imgsz for row in report.rows if row.model == "parent"), None)
 
@@ -30,10 +31,10 @@ def parent_imgsz(report: RunReport) -> int | None:
 def label(report: RunReport, row: Row) -> str:
     """Return a row's name for a reader; a control says what it is."""
     if row.model == "control":
-        return f"parent at {row.imgsz} px" if row.imgsz else "control"
+        return f"parent at {size_text(row.imgsz)} px" if row.imgsz else "control"
     size = parent_imgsz(report)
     if row.imgsz and size and row.imgsz != size:
-        return f"{row.model} at {row.imgsz} px"
+        return f"{row.model} at {size_text(row.imgsz)} px"
     return row.model
 
 
@@ -58,7 +59,7 @@ def parent_row(report: RunReport, like: Row | None = None) -> Row | None:
 
 def models(report: RunReport) -> list[Row]:
     """Return one row per model and input size, with what any of its rows says of accuracy and cost."""
-    found: dict[tuple[str, int | None], Row] = {}
+    found: dict[tuple[str, ImageSize | None], Row] = {}
     for row in report.rows:
         key = (row.model, row.imgsz)
         known = found.setdefault(key, row)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from yolo_prune.bootstrap import Interval
+from yolo_prune.imgsz import pixels, size_text
 from yolo_prune.markdown import cell
 from yolo_prune.report.intervals import METHOD, PERCENT, accuracy_interval, count_resamples
 from yolo_prune.report.rows import Row, RunReport
@@ -18,7 +19,6 @@ from yolo_prune.report.select import (
     merged,
     metric_of,
     setting,
-    settings,
     speedup,
 )
 from yolo_prune.report.verdicts import verdicts
@@ -28,11 +28,15 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text: ``columns`` heads, ``rows`` of the same length, ``absent`` what nobody measured."""
+    """Cells as text: ``columns`` heads, ``rows`` of the same length, ``absent`` what nobody measured.
+
+    ``notes`` are the lines that cells such as "not measured (1)" refer to.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     absent: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def _text(value: float | None, form: str) -> str:
@@ -90,18 +94,38 @@ def make_table(report: RunReport, runtime_column: bool = True) -> Table:
     Returns:
         The table; columns without any measurement are named in ``absent`` instead of shown.
     """
-    several = runtime_column and len(settings(report)) > 1
+    several = runtime_column and len({setting(row)[:3] for row in report.rows if row.runtime}) > 1
     change = f"{metric_of(report).short} change"
     cells = {name: [fill(row) for row in report.rows] for name, fill in _columns(report).items()}
     absent = tuple(name for name, column in cells.items() if all(text == NOT_MEASURED for text in column))
     for i, row in enumerate(report.rows):
         if row.model == "parent" and cells[change][i] != NOT_MEASURED:
             cells[change][i] = ""
+    notes = _reasons(report)
+    for i, row in enumerate(report.rows):
+        if row.not_measured:
+            cells["FPS"][i] = f"{NOT_MEASURED} ({1 + notes.index(_reason(row))})"
     columns = {"model": [label(report, row) for row in report.rows]}
     if several:
         columns["runtime"] = [setting_text(row) for row in report.rows]
+    absent = tuple(name for name in absent if not (name == "FPS" and notes))
     columns.update({name: column for name, column in cells.items() if name not in absent})
-    return Table(tuple(columns), tuple(zip(*columns.values(), strict=True)), absent if report.rows else ())
+    return Table(
+        tuple(columns),
+        tuple(zip(*columns.values(), strict=True)),
+        absent if report.rows else (),
+        tuple(f"({number}) {text}" for number, text in enumerate(notes, start=1)),
+    )
+
+
+def _reasons(report: RunReport) -> list[str]:
+    """Return once each why rows have no times."""
+    return list(dict.fromkeys(_reason(row) for row in report.rows if row.not_measured))
+
+
+def _reason(row: Row) -> str:
+    where = f"{setting_text(row)}: " if row.runtime else ""
+    return f"{where}{NOT_MEASURED}: {row.not_measured}"
 
 
 def setting_text(row: Row) -> str:
@@ -127,6 +151,7 @@ def render_table(report: RunReport) -> str:
     parts = [_grid(table)] if table.rows else ["No model was measured."]
     if table.absent:
         parts.append(f"Not measured: {', '.join(table.absent)}.")
+    parts.append("\n".join(table.notes))
     parts.append("\n".join(conditions_lines(report)))
     parts.append("\n".join(f"* {one.text}" for one in verdicts(report)))
     parts.append("\n".join(f"* Warning: {text}" for text in report.warnings))
@@ -164,9 +189,9 @@ def _timing_line(report: RunReport) -> str:
         found.append(
             f"{name} on {device or 'unnamed device'}, {count_threads(threads)}, batch {batch or 'unstated'}"
         )
-    sizes = sorted({row.imgsz for row in timed if row.imgsz}, reverse=True)
+    sizes = sorted({row.imgsz for row in timed if row.imgsz}, key=pixels, reverse=True)
     text = f"Speed: {conditions.timed or 'what was timed is not stated'}; {'; '.join(found)}"
-    text += f"; input {', '.join(map(str, sizes))} px" if sizes else ""
+    text += f"; input {', '.join(map(size_text, sizes))} px" if sizes else ""
     text += f"; {conditions.machine}" if conditions.machine else ""
     text += f"; load average {conditions.load1:.1f}" if conditions.load1 is not None else ""
     text += f"; {conditions.samples} samples a model" if conditions.samples else ""
@@ -191,7 +216,7 @@ def _host_line(report: RunReport) -> str:
     if not report.host_map:
         return ""
     found = [
-        f"{one.model}{f' at {one.imgsz} px' if one.model == 'control' and one.imgsz else ''} "
+        f"{one.model}{f' at {size_text(one.imgsz)} px' if one.model == 'control' and one.imgsz else ''} "
         f"{_text(one.map, '.3f')} (mAP50 {_text(one.map50, '.3f')})"
         for one in report.host_map
     ]

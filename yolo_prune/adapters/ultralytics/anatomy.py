@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics.rules import block_rules, raw_outputs
 from yolo_prune.cut.proven import Anatomy
+from yolo_prune.imgsz import ImageSize, height_width
 
 
-def anatomy_of(module: nn.Module, imgsz: int, freeze: tuple[str, ...] = ()) -> Anatomy:
+def anatomy_of(module: nn.Module, imgsz: ImageSize, freeze: tuple[str, ...] = ()) -> Anatomy:
     """Return how to trace a host model and at which size its MACs count.
 
     Args:
         module: A model of the host, with its ``stride``.
-        imgsz: Side of the square input that costs are counted for, pixels.
+        imgsz: Size of the input that costs are counted for, pixels.
         freeze: Module names or patterns whose channels stay.
     """
     image = smallest_image(module)
     return Anatomy(
         trace_input=image,
-        cost_input=torch.zeros(1, image.shape[1], imgsz, imgsz),
+        cost_input=torch.zeros(1, image.shape[1], *height_width(imgsz)),
         rules=block_rules(),
         select_outputs=raw_outputs,
         freeze=freeze,
@@ -35,9 +36,20 @@ def smallest_image(module: nn.Module) -> Tensor:
     """Return a black image that is large enough for every part of a model of the host, shape (1, C, side, side)."""
     stride = int(max(float(torch.as_tensor(getattr(module, "stride", 32.0)).max()), 32.0))
     side = stride * max(2, _strides_of_queries(module))
+    return torch.zeros(1, input_channels(module), side, side)
+
+
+def input_channels(module: nn.Module) -> int:
+    """Return how many channels the images of a model of the host have.
+
+    The host writes them into the model's description. Where that is silent, the first convolution knows.
+    """
     description: Any = getattr(module, "yaml", None) or {}
-    channels = int(description.get("channels", description.get("ch", 3)) or 3)
-    return torch.zeros(1, channels, side, side)
+    stated = description.get("channels", description.get("ch"))
+    if stated:
+        return int(stated)
+    first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
+    return first.in_channels if first is not None else 3
 
 
 def _strides_of_queries(module: nn.Module) -> int:

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from yolo_prune.adapters.ultralytics.anatomy import input_channels
 from yolo_prune.adapters.ultralytics.data import find_class_folders, split_folder
 from yolo_prune.adapters.ultralytics.evaluate import class_names
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.adapters.ultralytics.verify import load_drawn, usable_images
 from yolo_prune.bootstrap import ImageHits
 from yolo_prune.errors import DataError
+from yolo_prune.imgsz import ImageSize, longer_side, plain_size
 from yolo_prune.modes import evaluating
 from yolo_prune.progress import track
 
@@ -124,11 +126,25 @@ def check_class_count(names: Mapping[int, str], data: ClassificationData) -> Non
         raise DataError(f"the model has {len(names)} classes and {data.folder} has {len(data.names)}.")
 
 
+def check_colour(module: nn.Module) -> None:
+    """Check that a classifier takes colour images: the host reads no others for this task.
+
+    Raises:
+        DataError: It takes other images.
+    """
+    channels = input_channels(module)
+    if channels != 3:
+        raise DataError(
+            f"the classifier takes images of {channels} channel{'s' * (channels != 1)}, and the host reads a "
+            "classifier's images in colour, with 3. Prune it with prune_module and your own loop."
+        )
+
+
 def evaluate_classifier(
     module: nn.Module | ExportedModel,
     data: str | Path | ClassificationData,
     *,
-    imgsz: int,
+    imgsz: ImageSize,
     batch: int = 16,
     device: str = "cpu",
     split: str = "val",
@@ -141,7 +157,7 @@ def evaluate_classifier(
     Args:
         module: A classifier of the host, of which a copy is run, or a file that it exported.
         data: A folder with ``train`` and the split, each with one folder of images per class.
-        imgsz: Side of the input, in pixels.
+        imgsz: Size of the input, in pixels.
         batch: Images per batch.
         device: The host's ``device``.
         split: ``train``, ``val`` or ``test``.
@@ -164,9 +180,13 @@ def evaluate_classifier(
     check_class_count(names, resolved)
     if isinstance(module, ExportedModel):
         module.check_input(imgsz)
-    options = {"task": "classify", "data": os.fspath(resolved.folder), "imgsz": imgsz, "batch": batch}
+    else:
+        check_colour(module)
+    options = {"task": "classify", "data": os.fspath(resolved.folder), "batch": batch}
     options |= {"device": str(device), "split": resolved.split, "workers": workers}
-    validator = validate(classification_validator(), module, names=names, options=options, exported=exported)
+    validator = validate(
+        classification_validator(), module, imgsz, names=names, options=options, exported=exported
+    )
     best, truth = torch.cat([each[:, 0] for each in validator.pred]), torch.cat(validator.targets)
     if len(truth) < len(resolved.image_files):
         raise DataError(
@@ -188,7 +208,7 @@ def quick_top1(
     data: ClassificationData,
     names: Mapping[int, str],
     *,
-    imgsz: int,
+    imgsz: ImageSize,
     max_images: int,
     batch: int,
     device: str,
@@ -200,7 +220,7 @@ def quick_top1(
     Args:
         data: A split.
         names: Class index -> name, of the modules.
-        imgsz: Side of the input, in pixels.
+        imgsz: Size of the input, in pixels.
         max_images: At most so many images, spread evenly over the classes.
         batch: Images per batch.
         device: Where the modules are.
@@ -227,16 +247,17 @@ def _probabilities(outputs: Any) -> Tensor:
 
 
 def _labelled(
-    data: ClassificationData, names: Mapping[int, str], imgsz: int, max_images: int, batch: int
+    data: ClassificationData, names: Mapping[int, str], imgsz: ImageSize, max_images: int, batch: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Load evenly spread images of a split with the class indices that the host gives them."""
     from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
-    from yolo_prune.adapters.ultralytics.validator import classification_validator
+    from yolo_prune.adapters.ultralytics.validator import classification_validator, fix_shape_
 
-    options = {"task": "classify", "imgsz": imgsz, "split": data.split, "mode": "val"}
+    options = {"task": "classify", "imgsz": longer_side(imgsz), "split": data.split, "mode": "val"}
     with undisturbed(), tempfile.TemporaryDirectory() as folder:
         validator = classification_validator()(save_dir=Path(folder), args=options)
         validator.names = dict(names)
+        fix_shape_(validator, imgsz)
         dataset = validator.build_dataset(os.fspath(data.root))
         count = min(len(dataset), max_images)
         chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
@@ -248,7 +269,7 @@ def _labelled(
 
 def class_calibration_batches(
     data: ClassificationData,
-    imgsz: int,
+    imgsz: ImageSize,
     *,
     images: int,
     batch: int = 16,
@@ -259,21 +280,21 @@ def class_calibration_batches(
 
     Args:
         data: A split of the data set; the training images are taken.
-        imgsz: Side of the square input, in pixels.
+        imgsz: Size of the input, in pixels.
         images: How many images, drawn at random without repetition; all of them where there are fewer.
         batch: Images per tensor; the last may hold fewer.
         seed: Seed of the draw.
         files: The images to draw from, where the host has chosen them already.
 
     Returns:
-        float32 tensors (batch, 3, imgsz, imgsz) in [0, 1], RGB, on the CPU.
+        float32 tensors (batch, 3, height, width) in [0, 1], RGB, on the CPU.
 
     Raises:
         DataError: The images are missing, or none can be read.
     """
     from ultralytics.data.augment import classify_transforms
 
-    prepare = classify_transforms(size=imgsz)
+    prepare = classify_transforms(size=plain_size(imgsz))
     given = resolve_classes(data.folder, "train").image_files if files is None else files
     loaded = load_drawn(given, images, seed, lambda file: _cropped(file, prepare))
     return list(torch.split(torch.stack(loaded), batch))

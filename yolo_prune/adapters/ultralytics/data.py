@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from yolo_prune.adapters.ultralytics.anatomy import input_channels
 from yolo_prune.adapters.ultralytics.annotations import annotation_files, one_line, read_annotations
 from yolo_prune.adapters.ultralytics.verify import LabelRules, label_files_of, load_drawn, usable_images
 from yolo_prune.errors import DataError
 from yolo_prune.evaluate import coco_from_yolo
+from yolo_prune.imgsz import ImageSize
 from yolo_prune.progress import LOGGER
 
 _HOST_ERRORS = (OSError, SyntaxError, TypeError, ValueError, KeyError, AttributeError, AssertionError)
@@ -155,9 +158,27 @@ def label_rules(yaml: Mapping[str, Any], task: str) -> LabelRules:
     return LabelRules(len(yaml["names"]), (int(points), int(numbers)), pose=task == "pose")
 
 
+def check_channels(module: nn.Module, yaml: Mapping[str, Any]) -> None:
+    """Check that the host loads images of this data with as many channels as a model takes.
+
+    Args:
+        module: A model of the host.
+        yaml: What :func:`read_data_yaml` returned; its ``channels`` are 3 unless it says otherwise.
+
+    Raises:
+        DataError: They differ.
+    """
+    wanted, stated = input_channels(module), int(yaml.get("channels", 3))
+    if wanted != stated:
+        raise DataError(
+            f"the model takes images of {wanted} channel{'s' * (wanted != 1)} and {yaml['yaml_file']} says {stated}. "
+            f"Write 'channels: {wanted}' into it if its images have so many."
+        )
+
+
 def calibration_batches(
     data: str | Path | DetectionData,
-    imgsz: int,
+    imgsz: ImageSize,
     images: int = 96,
     batch: int = 16,
     seed: int = 0,
@@ -169,7 +190,7 @@ def calibration_batches(
 
     Args:
         data: A data yaml, or a resolved split (its file is used).
-        imgsz: Side of the square input, in pixels.
+        imgsz: Size of the input, in pixels.
         images: How many images, drawn at random without repetition; all of them where there are fewer.
         batch: Images per tensor; the last may hold fewer.
         seed: Seed of the draw. The same seed and files give the same tensors.
@@ -177,17 +198,17 @@ def calibration_batches(
         files: The images to draw from, where the host has chosen them already; None: those of the split that it would.
 
     Returns:
-        float32 tensors (batch, channels, imgsz, imgsz) in [0, 1], RGB, on the CPU.
+        float32 tensors (batch, channels, height, width) in [0, 1], RGB where there are three, on the CPU.
 
     Raises:
         DataError: The yaml, the split or the images are missing, or no image can be read.
     """
-    from yolo_prune.adapters.ultralytics.images import load_square
+    from yolo_prune.adapters.ultralytics.images import load_framed
 
     yaml = data.yaml if isinstance(data, DetectionData) else read_data_yaml(data)
     task = data.task if isinstance(data, DetectionData) else "detect"
     given = images_in_use(yaml, split, task) if files is None else files
-    loaded = load_drawn(given, images, seed, lambda file: load_square(file, imgsz, yaml))
+    loaded = load_drawn(given, images, seed, lambda file: load_framed(file, imgsz, yaml))
     return [torch.stack(loaded[at : at + batch]).float() / 255 for at in range(0, len(loaded), batch)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from torch import nn
 
 from yolo_prune.adapters.ultralytics.data import (
     DetectionData,
+    check_channels,
     check_classes,
     resolve_data,
 )
@@ -21,6 +21,7 @@ from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.bootstrap import ImageMatches
 from yolo_prune.errors import DataError
 from yolo_prune.evaluate import CocoResult, coco_ap_by_image
+from yolo_prune.imgsz import ImageSize, is_square, rounded_up
 from yolo_prune.progress import track
 
 AP_FIELDS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -92,7 +93,7 @@ def evaluate_detector(
     module: nn.Module | ExportedModel,
     data: str | Path | DetectionData,
     *,
-    imgsz: int,
+    imgsz: ImageSize,
     batch: int = 16,
     device: str = "cpu",
     split: str = "val",
@@ -104,12 +105,13 @@ def evaluate_detector(
     """Evaluate a detector in one pass of the host's validator (confidence 0.001, IoU 0.7, at most 300 boxes).
 
     Segmentation and pose models are scored by their boxes, oriented ones by the upright boxes around theirs.
-    Like the host's ``val``, images are batched by shape and padded to rectangles.
+    Like the host's ``val``, images are batched by shape and padded to rectangles; where ``imgsz`` is no square, every
+    image is padded to that shape, as a deployed model of fixed input sees it.
 
     Args:
         module: A model of the host, of which a copy is fused and run, or a file that it exported.
         data: A data yaml, or what ``resolve_data`` returned.
-        imgsz: Longest side of the input, in pixels; rounded up to a multiple of 32.
+        imgsz: Longest side of the input, or its height and width, in pixels; rounded up to multiples of 32.
         batch: Images per batch.
         device: The host's ``device``: ``cpu``, ``0``, ``cuda:0``, ``mps``.
         split: ``train``, ``val`` or ``test``.
@@ -129,15 +131,18 @@ def evaluate_detector(
     resolved = resolve_data(data, split, task=task_of(module))
     names = class_names(module, names)
     check_classes(names, resolved)
-    options: dict[str, Any] = {"task": task_of(module), "imgsz": imgsz, "batch": batch}
+    options: dict[str, Any] = {"task": task_of(module), "batch": batch}
     options["data"] = os.fspath(resolved.file)
     options |= {"device": str(device), "split": split, "workers": workers, **_RULES, "rect": rect}
     notes = tuple(note for task, note in _NOT_SCORED.items() if task == options["task"])
     if isinstance(module, ExportedModel):
         module.check_input(imgsz, int(resolved.yaml.get("channels", 3)))
         notes += module.notes
+    else:
+        check_channels(module, resolved.yaml)
+    size = rounded_up(imgsz, _STRIDE)
     validator = validate(
-        collecting_validator(module), module, names=names, options=options, exported=exported
+        collecting_validator(module), module, size, names=names, options=options, exported=exported
     )
     coco, sample = _score(validator, resolved)
     return EvalResult(
@@ -215,7 +220,7 @@ class Evaluator:
         self,
         data: str | Path | DetectionData,
         *,
-        imgsz: int,
+        imgsz: ImageSize,
         split: str = "val",
         max_images: int | None = None,
         batch: int = 16,
@@ -225,7 +230,7 @@ class Evaluator:
 
         Args:
             data: A data yaml, or what ``resolve_data`` returned.
-            imgsz: Longest side of the input, in pixels; rounded up to a multiple of 32.
+            imgsz: Longest side of the input, or its height and width, in pixels; rounded up to multiples of 32.
             split: ``train``, ``val`` or ``test``.
             max_images: At most so many images, spread evenly over the sorted list; None takes all.
             batch: Images per batch.
@@ -235,7 +240,7 @@ class Evaluator:
             DataError: The data is missing or broken, or the chosen images hold no box.
         """
         self.data = _slice(resolve_data(data, split), max_images)
-        self._imgsz = math.ceil(imgsz / _STRIDE) * _STRIDE
+        self._imgsz = rounded_up(imgsz, _STRIDE)
         self._batch = batch
         self._device = str(device)
         self._loaded: dict[tuple[int, bool], _Loaded] = {}
@@ -259,10 +264,11 @@ class Evaluator:
 
         names = class_names(module, names)
         check_classes(names, self.data)
+        check_channels(module, self.data.yaml)
         validator_class = type("FastValidator", (collecting_validator(module),), {"host_score": False})
         strides: Any = getattr(module, "stride", None)
         stride = max(int(strides.max()), _STRIDE) if strides is not None else _STRIDE
-        options = {"task": task_of(module), "data": os.fspath(self.data.file), "imgsz": self._imgsz}
+        options: dict[str, Any] = {"task": task_of(module), "data": os.fspath(self.data.file)}
         options |= {
             **_RULES,
             "batch": self._batch,
@@ -271,7 +277,9 @@ class Evaluator:
             "workers": 0,
         }
         loader = self._load(stride, is_stretched(module))
-        validator = validate(validator_class, module, names=names, options=options, loader=loader)
+        validator = validate(
+            validator_class, module, self._imgsz, names=names, options=options, loader=loader
+        )
         return _score(validator, self.data)[0]
 
     def _load(self, stride: int, stretched: bool) -> _Loaded:
@@ -285,7 +293,7 @@ class Evaluator:
             found = (entries[number] for number in self.data.image_ids.values())
             sizes = [(entry["height"], entry["width"]) for entry in found]
             rules: dict[str, Any] = {
-                "rect": not stretched,
+                "rect": is_square(self._imgsz) and not stretched,
                 "batch_size": self._batch,
                 "stride": stride,
                 "pad": 0.5,

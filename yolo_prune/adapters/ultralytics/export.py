@@ -15,14 +15,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from yolo_prune.adapters.ultralytics.annotations import one_line
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.bench.images import holds_queries
 from yolo_prune.bench.pytorch import first_tensor, fuse
 from yolo_prune.checkpoint import load_detector
 from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
 from yolo_prune.files import replacing
+from yolo_prune.imgsz import ImageSize, height_width, plain_size, size_text
 
 _NEEDED = ("onnx", "onnxslim")
+_HOST_ERRORS = (
+    *(RuntimeError, OSError, SyntaxError, TypeError, ValueError, LookupError, AttributeError),
+    *(AssertionError, ImportError, ArithmeticError),
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Parity:
 
     Attributes:
         max_abs_diff: Largest absolute difference between the two outputs.
-        scale: Largest absolute value in the checkpoint's output: boxes are in pixels, so about ``imgsz``.
+        scale: Largest absolute value in the checkpoint's output: boxes are in pixels, so about the image's side.
         score_diff: Largest absolute difference among the scores alone: they lie in [0, 1], so that boxes in
             pixels would hide it.
     """
@@ -50,7 +56,7 @@ def export_onnx(
     checkpoint: Path | str,
     out: Path | str,
     *,
-    imgsz: int,
+    imgsz: ImageSize,
     batch: int = 1,
     trust: bool = False,
     dynamic: bool = False,
@@ -63,7 +69,7 @@ def export_onnx(
     Args:
         checkpoint: What ``load_detector`` accepts.
         out: The .onnx file to create or replace, whole or not at all.
-        imgsz: Side of the square input, in pixels, a multiple of the model's stride.
+        imgsz: Size of the input, in pixels; its sides are multiples of the model's stride.
         batch: Fixed batch size.
         trust: Load a checkpoint that may run code of its own.
         dynamic: Leave the size of the input open, which costs speed; else it is fixed.
@@ -75,7 +81,7 @@ def export_onnx(
         MissingRuntimeError: onnx or onnxslim is not installed.
         CheckpointError: The checkpoint cannot be loaded.
         ConfigError: ``out`` is not an .onnx path or ``imgsz`` does not fit the stride.
-        BenchmarkError: The host exported nothing.
+        BenchmarkError: The host's exporter failed, or exported nothing.
     """
     out = Path(out)
     if out.suffix != ".onnx":
@@ -87,13 +93,18 @@ def export_onnx(
             )
     host: Any = load_detector(checkpoint, trust=trust).module
     stride = int(host.stride.max())
-    if imgsz < stride or imgsz % stride:
-        raise ConfigError(f"imgsz must be a multiple of the model's stride {stride}, got {imgsz}.")
+    if any(side < stride or side % stride for side in height_width(imgsz)):
+        raise ConfigError(f"imgsz must be a multiple of the model's stride {stride}, got {size_text(imgsz)}.")
     with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
         host.pt_path = str(
             Path(folder, "model.pt")
         )  # the exporter writes beside it; no file needs to be there
-        exported = Path(_run_exporter(host, imgsz, batch, dynamic))
+        try:
+            exported = Path(_run_exporter(host, imgsz, batch, dynamic))
+        except _HOST_ERRORS as error:
+            raise BenchmarkError(
+                f"the host cannot export '{checkpoint}' to ONNX: {one_line(error)}."
+            ) from error
         if not exported.is_file():
             raise BenchmarkError(f"the host's exporter left no file for '{checkpoint}'.")
         with replacing(out) as temporary:
@@ -101,14 +112,14 @@ def export_onnx(
     return out
 
 
-def _run_exporter(host: Any, imgsz: int, batch: int, dynamic: bool) -> str:
+def _run_exporter(host: Any, imgsz: ImageSize, batch: int, dynamic: bool) -> str:
     """Run the host's exporter on a module and return the path that it wrote."""
     from ultralytics.engine.exporter import Exporter
 
     options: dict[str, Any] = {
         "mode": "export",
         "format": "onnx",
-        "imgsz": imgsz,
+        "imgsz": plain_size(imgsz),
         "batch": batch,
         "dynamic": dynamic,
         "device": "cpu",
@@ -127,7 +138,7 @@ def _run_exporter(host: Any, imgsz: int, batch: int, dynamic: bool) -> str:
 def onnx_parity(
     checkpoint: Path | str,
     onnx_path: Path | str,
-    imgsz: int,
+    imgsz: ImageSize,
     *,
     batch: int = 1,
     trust: bool = False,
@@ -138,7 +149,7 @@ def onnx_parity(
     Args:
         checkpoint: The checkpoint that was exported.
         onnx_path: The exported file.
-        imgsz: Side of the square input, in pixels.
+        imgsz: Size of the input, in pixels.
         batch: Batch size that it was exported with.
         trust: Load a checkpoint that may run code of its own.
         seed: Seed of the input, uniform in [0, 1].
@@ -156,10 +167,10 @@ def onnx_parity(
     from yolo_prune.bench.runtime import Settings
 
     generator = np.random.default_rng(seed)
-    pixels = generator.random((batch, 3, imgsz, imgsz), dtype=np.float32)
+    loaded = load_detector(checkpoint, trust=trust)
+    pixels = generator.random((batch, loaded.channels, *height_width(imgsz)), dtype=np.float32)
     opened = open_runtime(Path(onnx_path), imgsz, Settings("cpu", torch.get_num_threads(), batch))
     theirs = opened.infer(pixels)[0]
-    loaded = load_detector(checkpoint, trust=trust)
     module = fuse(loaded.module)
     with torch.inference_mode():
         ours = first_tensor(module(torch.from_numpy(pixels))).numpy()

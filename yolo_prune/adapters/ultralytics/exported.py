@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_prune.errors import CheckpointError, ConfigError, DataError, MissingRuntimeError
+from yolo_prune.imgsz import ImageSize, read_size, size_text
 
 _OPENVINO = "_openvino_model"
 _NEEDED = {  # modules that a format runs on, and the extra that installs them
@@ -51,9 +52,9 @@ class ExportedModel:
     suppresses: bool
 
     @property
-    def imgsz(self) -> int:
-        """The longer side of the input."""
-        return max(self.size)
+    def imgsz(self) -> ImageSize:
+        """The size of the input."""
+        return read_size(self.size)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -71,11 +72,11 @@ class ExportedModel:
             )
         return tuple(found)
 
-    def check_input(self, imgsz: int, channels: int = 3) -> None:
+    def check_input(self, imgsz: ImageSize, channels: int = 3) -> None:
         """Refuse images that the file cannot take.
 
         Args:
-            imgsz: Side that is asked for, in pixels.
+            imgsz: Size that is asked for, in pixels.
             channels: Of the images.
 
         Raises:
@@ -84,7 +85,8 @@ class ExportedModel:
         """
         if not self.dynamic and imgsz != self.imgsz:
             raise ConfigError(
-                f"'{self.path}' takes images of {self.size[0]} x {self.size[1]} px and imgsz={imgsz} was asked for. "
+                f"'{self.path}' takes images of {self.size[0]} x {self.size[1]} px and "
+                f"imgsz={size_text(imgsz)} was asked for. "
                 "Leave imgsz= away, or export it again."
             )
         if channels != self.channels:

@@ -13,6 +13,7 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.models.rtdetr.val import RTDETRDataset
 
 from yolo_prune.errors import DataError
+from yolo_prune.imgsz import ImageSize, plain_size
 
 
 class _Listed:
@@ -60,12 +61,12 @@ class LetterboxedImages(_Listed, YOLODataset):  # type: ignore[misc]
 
 
 class StretchedImages(_Listed, RTDETRDataset):  # type: ignore[misc]
-    """Resized to the square, as RT-DETR takes them."""
+    """Stretched to the size of the input, as RT-DETR takes them."""
 
 
 def listed(
     files: Sequence[Path],
-    imgsz: int,
+    imgsz: ImageSize,
     yaml: Mapping[str, Any],
     *,
     sizes: Sequence[tuple[int, int]] | None = None,
@@ -76,18 +77,18 @@ def listed(
 
     Args:
         files: The images.
-        imgsz: Longest side of the input, in pixels.
+        imgsz: Size of the input, in pixels; of rectangular batches the longest side.
         yaml: What ``read_data_yaml`` returned.
         sizes: Height and width in pixels of each image; needed for rectangular batches.
-        stretched: Stretch to the square instead of padding.
-        rules: The host's ``rect``, ``batch_size``, ``stride`` and ``pad``; without them, images are square.
+        stretched: Stretch to that size instead of padding.
+        rules: The host's ``rect``, ``batch_size``, ``stride`` and ``pad``; without them, all have the size ``imgsz``.
     """
     kind = StretchedImages if stretched else LetterboxedImages
-    return kind(files, sizes, data=dict(yaml), imgsz=imgsz, **rules)
+    return kind(files, sizes, data=dict(yaml), imgsz=plain_size(imgsz), **rules)
 
 
-def load_square(file: Path, imgsz: int, yaml: Mapping[str, Any]) -> torch.Tensor | None:
-    """Return one letterboxed image, uint8 (channels, imgsz, imgsz); None when the host cannot decode it."""
+def load_framed(file: Path, imgsz: ImageSize, yaml: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return one letterboxed image, uint8 (channels, height, width); None when the host cannot decode it."""
     try:
         image: torch.Tensor = listed([file], imgsz, yaml)[0]["img"]
     except DataError:

@@ -16,6 +16,7 @@ from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.adapters.ultralytics.validator import is_stretched
 from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
 from yolo_prune.files import replacing
+from yolo_prune.imgsz import ImageSize, is_square
 
 if TYPE_CHECKING:
     from yolo_prune.adapters.ultralytics.tasks import Result, Task
@@ -28,7 +29,7 @@ def export_int8(
     out: Path | str,
     batches: Sequence[Tensor],
     *,
-    imgsz: int,
+    imgsz: ImageSize,
     trust: bool = False,
     dynamic: bool = False,
 ) -> Path:
@@ -42,8 +43,8 @@ def export_int8(
     Args:
         checkpoint: What ``load_detector`` accepts.
         out: The .onnx file to create or replace, whole or not at all; for one image at a time.
-        batches: Training images as validation sees them, float32 (batch, channels, imgsz, imgsz) in [0, 1].
-        imgsz: Side of the square input, in pixels.
+        batches: Training images as validation sees them, float32 (batch, channels, height, width) in [0, 1].
+        imgsz: Size of the input, in pixels.
         trust: Load a checkpoint that may run code of its own.
         dynamic: As for :func:`yolo_prune.adapters.ultralytics.export.export_onnx`.
 
@@ -80,22 +81,23 @@ def export_measured_int8(
     out: Path,
     task: Task,
     *,
-    imgsz: int,
+    imgsz: ImageSize,
     images: int,
     seed: int,
     trust: bool = False,
 ) -> Result:
     """Export a checkpoint to INT8 and evaluate it as the checkpoint itself is evaluated.
 
-    Detectors are validated on rectangles, which a file of fixed size cannot take, and the padding to a square alone may
-    cost accuracy. So a twin whose size is open, with the same weights and ranges, is evaluated and thrown away.
+    Detectors for squares are validated on rectangles, which a file of fixed size cannot take, and the padding to a
+    square alone may cost accuracy. So a twin whose size is open, with the same weights and ranges, is evaluated and
+    thrown away.
 
     Args:
         checkpoint: The file.
         module: The model that is in it.
         out: The .onnx file to create or replace, of fixed size.
         task: What to calibrate and evaluate on.
-        imgsz: Side of the square input, in pixels.
+        imgsz: Size of the input, in pixels.
         images: Training images to calibrate on.
         seed: Of their choice.
         trust: Load a checkpoint that may run code of its own.
@@ -108,7 +110,7 @@ def export_measured_int8(
     """
     batches = task.calibration_batches(imgsz, images, seed)
     export_int8(checkpoint, out, batches, imgsz=imgsz, trust=trust)
-    if task.metric != "ap" or is_stretched(module):
+    if task.metric != "ap" or is_stretched(module) or not is_square(imgsz):
         return task.evaluate(module, imgsz, out)
     with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
         twin = Path(folder, "twin.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 import re
@@ -14,9 +15,11 @@ import yaml
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
+from yolo_prune.adapters.ultralytics.anatomy import input_channels
 from yolo_prune.adapters.ultralytics.own import TrustedPickle, lend_classes_of, own_classes, where_from
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
-from yolo_prune.errors import CheckpointError
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.imgsz import ImageSize, longer_side, read_size
 from yolo_prune.stored import METADATA_KEY, LoadedModel, check_file
 
 _DEFAULT_IMGSZ = {"classify": 224}  # the host's; 640 for every other task
@@ -213,17 +216,26 @@ def _loaded(
         module=module.eval().to(device),
         task=str(host.task),
         names={int(index): str(name) for index, name in names.items()},
-        imgsz=_square(train_args.get("imgsz"), _DEFAULT_IMGSZ.get(str(host.task), 640)),
+        imgsz=_recorded_size(meta or {}, train_args) or _DEFAULT_IMGSZ.get(str(host.task), 640),
+        channels=input_channels(module),
         path=file,
         meta=meta,
         train_args=train_args,
     )
 
 
-def _square(imgsz: object, default: int) -> int:
-    """Return the longer side of a recorded image size, or ``default`` when there is none."""
-    sides = imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]
-    return max((side for side in sides if isinstance(side, int)), default=default)
+def _recorded_size(meta: Mapping[str, Any], train_args: Mapping[str, Any]) -> ImageSize | None:
+    """Return the image size that is recorded of a model.
+
+    The host trains on squares and records their side. Which shape of that longer side was meant is in our metadata.
+    """
+    found: list[ImageSize] = []
+    for record in (train_args, meta):
+        with contextlib.suppress(KeyError, ConfigError):
+            found.append(read_size(record["imgsz"]))
+    if len({longer_side(size) for size in found}) > 1:
+        return found[0]  # trained at another size since
+    return found[-1] if found else None
 
 
 def _build_from_yaml(name: str, device: str, seed: int, *, trust: bool) -> LoadedModel:

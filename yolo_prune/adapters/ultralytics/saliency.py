@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolo_prune.imgsz import ImageSize, height_width
+
 TaskLoss = Callable[[Any], Tensor]
 _MASKS = 16  # locations of an image whose masks count: the likeliest to be an object, and as many others
 
@@ -35,7 +37,7 @@ class _Predictions:
 
 
 def detection_projection(
-    imgsz: int, seed: int = 0, *, classes: int | None = None, box_weight: float = 1.0
+    imgsz: ImageSize, seed: int = 0, *, classes: int | None = None, box_weight: float = 1.0
 ) -> TaskLoss:
     """Return a scalar whose squared gradient says how much the predictions change.
 
@@ -92,7 +94,7 @@ def _balanced_signs(values: Tensor, generator: torch.Generator) -> Tensor:
     return signs.to(values.device)
 
 
-def _branches(outputs: Any, imgsz: int, classes: int | None) -> Iterator[_Predictions]:
+def _branches(outputs: Any, imgsz: ImageSize, classes: int | None) -> Iterator[_Predictions]:
     """Yield the decoded predictions of every branch of the head."""
     raw = outputs[1] if isinstance(outputs, (tuple, list)) and len(outputs) == 2 else None
     if isinstance(raw, dict) and "one2one" in raw:
@@ -101,7 +103,9 @@ def _branches(outputs: Any, imgsz: int, classes: int | None) -> Iterator[_Predic
             yield _from_raw(branch, shared)
         return
     if isinstance(raw, tuple):  # queries of a decoder: layers first, boxes as shares of the image last
-        decoded = torch.cat([raw[0][-1] * imgsz, raw[1][-1].sigmoid()], -1).transpose(1, 2)
+        height, width = height_width(imgsz)
+        boxes = raw[0][-1] * raw[0][-1].new_tensor([width, height] * 2)
+        decoded = torch.cat([boxes, raw[1][-1].sigmoid()], -1).transpose(1, 2)
         yield _from_decoded(decoded, {}, None, None)
         return
     decoded = outputs[0] if isinstance(outputs, (tuple, list)) else outputs

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from yolo_prune.adapters.ultralytics import classify, data, evaluate
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.bootstrap import ImageSample
+from yolo_prune.imgsz import ImageSize
 from yolo_prune.stored import LoadedModel
 
 
@@ -71,14 +72,16 @@ class Task(Protocol):
     def check_training_images(self) -> None:
         """Raise DataError when there are no training images, which recovery needs."""
 
-    def evaluate(self, module: nn.Module | ExportedModel, imgsz: int, exported: Path | None = None) -> Result:
+    def evaluate(
+        self, module: nn.Module | ExportedModel, imgsz: ImageSize, exported: Path | None = None
+    ) -> Result:
         """Evaluate a module, a file made from it, or a file alone, on the split at an input size in pixels."""
 
-    def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:
+    def scorer(self, imgsz: ImageSize) -> Callable[[nn.Module], float]:
         """Return a quick score in [0, 1] on some validation images, which are loaded once."""
 
-    def calibration_batches(self, imgsz: int, images: int, seed: int) -> list[Tensor]:
-        """Load training images as validation sees them: float32 (batch, channels, imgsz, imgsz) in [0, 1]."""
+    def calibration_batches(self, imgsz: ImageSize, images: int, seed: int) -> list[Tensor]:
+        """Load training images as validation sees them: float32 (batch, channels, height, width) in [0, 1]."""
 
     def image_files(self, count: int) -> list[Path]:
         """Return images of the split to measure speed on."""
@@ -106,7 +109,7 @@ class BoxTask:
         data.images_in_use(self.split.yaml, "train", self.split.task)
 
     def evaluate(
-        self, module: nn.Module | ExportedModel, imgsz: int, exported: Path | None = None
+        self, module: nn.Module | ExportedModel, imgsz: ImageSize, exported: Path | None = None
     ) -> evaluate.EvalResult:
         """Return COCO AP and the host's own mAP."""
         return evaluate.evaluate_detector(
@@ -122,14 +125,14 @@ class BoxTask:
             rect=self.rect,
         )
 
-    def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:
+    def scorer(self, imgsz: ImageSize) -> Callable[[nn.Module], float]:
         """Return a function that gives COCO AP on some images of ``val``."""
         quick = evaluate.Evaluator(
             self.split, imgsz=imgsz, max_images=self.quick_images, batch=self.batch, device=self.device
         )
         return lambda module: quick(module, self.names).ap
 
-    def calibration_batches(self, imgsz: int, images: int, seed: int) -> list[Tensor]:
+    def calibration_batches(self, imgsz: ImageSize, images: int, seed: int) -> list[Tensor]:
         """Load letterboxed training images."""
         return data.calibration_batches(self.split, imgsz, images=images, batch=self.batch, seed=seed)
 
@@ -165,7 +168,7 @@ class ClassTask:
         classify.resolve_classes(self.split.folder, "train")
 
     def evaluate(
-        self, module: nn.Module | ExportedModel, imgsz: int, exported: Path | None = None
+        self, module: nn.Module | ExportedModel, imgsz: ImageSize, exported: Path | None = None
     ) -> classify.ClassifierResult:
         """Return top-1 and top-5 accuracy."""
         return classify.evaluate_classifier(
@@ -179,7 +182,7 @@ class ClassTask:
             exported=exported,
         )
 
-    def scorer(self, imgsz: int) -> Callable[[nn.Module], float]:
+    def scorer(self, imgsz: ImageSize) -> Callable[[nn.Module], float]:
         """Return a function that gives top-1 accuracy on some images of ``val``."""
         return classify.quick_top1(
             classify.resolve_classes(self.split.folder, "val"),
@@ -190,7 +193,7 @@ class ClassTask:
             device=self.device,
         )
 
-    def calibration_batches(self, imgsz: int, images: int, seed: int) -> list[Tensor]:
+    def calibration_batches(self, imgsz: ImageSize, images: int, seed: int) -> list[Tensor]:
         """Load training images, cropped at the centre."""
         return classify.class_calibration_batches(
             self.split, imgsz, images=images, batch=self.batch, seed=seed
@@ -240,7 +243,11 @@ def open_task(
     if loaded.task == "classify":
         folders = classify.resolve_classes(source, split)
         classify.check_class_count(loaded.names, folders)
+        if not isinstance(loaded, ExportedModel):
+            classify.check_colour(loaded.module)
         return ClassTask(folders, loaded.names, batch, device, workers)
     boxes = data.resolve_data(source, split, task=loaded.task)
     data.check_classes(loaded.names, boxes)
+    if not isinstance(loaded, ExportedModel):
+        data.check_channels(loaded.module, boxes.yaml)
     return BoxTask(boxes, loaded.names, batch, device, workers, rect=rect)

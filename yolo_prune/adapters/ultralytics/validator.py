@@ -29,6 +29,7 @@ from yolo_prune.adapters.ultralytics.annotations import one_line
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.errors import DataError
+from yolo_prune.imgsz import ImageSize, is_square, longer_side, plain_size
 from yolo_prune.progress import track
 
 _VALIDATORS: dict[str, type[DetectionValidator]] = {
@@ -194,9 +195,19 @@ def classification_validator() -> type[Any]:
     )
 
 
+def fix_shape_(validator: Any, imgsz: ImageSize) -> None:
+    """Give every image the shape ``imgsz`` where that is no square: letterboxed, of RT-DETR and classifiers stretched.
+
+    The host does so for files of fixed input. From its options it takes a square, whose images it batches by shape.
+    """
+    if not is_square(imgsz):
+        validator.args.imgsz, validator.args.rect = plain_size(imgsz), False
+
+
 def validate(
     validator_class: type[Any],
     module: nn.Module | ExportedModel,
+    imgsz: ImageSize,
     *,
     names: Mapping[int, str],
     options: Mapping[str, Any],
@@ -208,10 +219,11 @@ def validate(
     Args:
         validator_class: From ``collecting_validator`` or ``classification_validator``.
         module: The model; it is not changed. Of an exported file, the batch is its own.
+        imgsz: Size of the input, in pixels.
         names: Class index -> name.
-        options: Keys of the host's configuration.
+        options: More keys of the host's configuration.
         loader: Batches to use instead of those the host would load.
-        exported: A file made from the module, to run in its place; a fixed input makes every image a square.
+        exported: A file made from the module, to run in its place; a fixed input gives every image its shape.
     """
     if isinstance(module, ExportedModel):
         options = options if module.dynamic else {**options, "batch": module.batch}
@@ -222,8 +234,9 @@ def validate(
         model = deepcopy(module).float().eval()
         model.names = dict(names)
     with undisturbed(), _quiet_torchscript(), tempfile.TemporaryDirectory() as folder:
-        arguments = {"mode": "val", "plots": False, "verbose": False, **options}
+        arguments = {"mode": "val", "plots": False, "verbose": False, "imgsz": longer_side(imgsz), **options}
         validator = validator_class(dataloader=loader, save_dir=Path(folder), args=arguments)
+        fix_shape_(validator, imgsz)
         validator.threads = torch.get_num_threads()
         validator(model=model)
     return validator

@@ -14,9 +14,11 @@ from torch import nn
 
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, DistilledCriterion, distil_
+from yolo_prune.adapters.ultralytics.training.midrun import size_of
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.checkpoint import load_detector, save_detector
 from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.imgsz import plain_size, size_text
 from yolo_prune.progress import LOGGER
 from yolo_prune.retrain import count_parameters
 
@@ -118,7 +120,7 @@ def save_parent(trainer: Any, parent: nn.Module) -> None:
             parent,
             task=trainer.args.task,
             train_args=options,
-            meta={"role": "parent", "cut": trainer.began_cut or None, "imgsz": int(trainer.args.imgsz)},
+            meta={"role": "parent", "cut": trainer.began_cut or None, "imgsz": plain_size(size_of(trainer))},
             trust=True,  # it is being trained, so its classes are here
         )
     except CheckpointError as error:
@@ -209,5 +211,5 @@ def closing_lines(trainer: Any) -> list[str]:
         "plain 'yolo train' on the pruned model grows it back. To go on: "
         f"yolo-prune train model={best} data={trainer.args.data}",
         f"to measure: yolo-prune eval model={best} data={trainer.args.data}; "
-        f"yolo-prune bench model={Path(trainer.wdir, 'parent.pt')},{best} imgsz={trainer.args.imgsz}",
+        f"yolo-prune bench model={Path(trainer.wdir, 'parent.pt')},{best} imgsz={size_text(size_of(trainer))}",
     ]

@@ -35,6 +35,7 @@ from yolo_prune.checkpoint import load_detector
 from yolo_prune.config import TrainConfig
 from yolo_prune.config.inrun import InRunSettings, make_settings
 from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.imgsz import plain_size, read_size
 from yolo_prune.inrun import RunState, what_is_left
 from yolo_prune.owncode import guarding_host
 from yolo_prune.progress import LOGGER
@@ -244,6 +245,8 @@ def _host_object(config: TrainConfig) -> Any:
 def _host_arguments(config: TrainConfig) -> dict[str, Any]:
     """Return what ``yolo train`` would hand to the object's ``train``."""
     given: dict[str, Any] = {"model": config.model, **config.train_args}
+    if given.get("imgsz"):
+        given["imgsz"] = plain_size(read_size(given["imgsz"]))
     if config.data is not None:
         given["data"] = config.data
     if not config.verbose:

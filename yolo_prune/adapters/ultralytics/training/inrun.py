@@ -44,6 +44,7 @@ from yolo_prune.cut.plan import check_possible
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError
+from yolo_prune.imgsz import plain_size
 from yolo_prune.inrun import CutRecord, RunState, cut_is_due, is_separated, round_budget
 from yolo_prune.inrun.schedule import cut_shares
 from yolo_prune.progress import LOGGER, log_to_console
@@ -134,7 +135,7 @@ class _PrunesInRun(_ResumesExactly):
 
     def _anatomy(self: Any, module: nn.Module) -> Any:
         frozen = midrun.frozen_modules(self.freeze_layer_names, self.pruning.keep_layers, module)
-        return anatomy_of(module, int(self.args.imgsz), frozen)
+        return anatomy_of(module, midrun.size_of(self), frozen)
 
     def _budget(self: Any, number: int) -> Any:
         """Return the absolute budget of the cut with this number."""
@@ -225,7 +226,7 @@ class _PrunesInRun(_ResumesExactly):
         pruning = self.pruning
         images = midrun.calibration_images(self, pruning.calibration_images, self.args.seed)
         budget, classes = self._budget(number), len(self.data["names"])
-        options: dict[str, Any] = {"imgsz": int(self.args.imgsz), "classes": classes, "seed": self.args.seed}
+        options: dict[str, Any] = {"imgsz": midrun.size_of(self), "classes": classes, "seed": self.args.seed}
         options["widths"], options["lineage"] = midrun.allowed_widths(self.pruning, self.state)
         anatomy = self._anatomy(parent)
         try:
@@ -289,7 +290,13 @@ class _PrunesInRun(_ResumesExactly):
         budget = dict([self.pruning.budget])
         run = {"settings": self.pruning.to_dict(), "state": self.state.to_dict()}
         role, cut = ("retrained", True) if self.state.cuts else ("training", self.began_cut)
-        meta = {"role": role, "cut": cut, "plan": budget, RUN_KEY: run}
+        meta = {
+            "role": role,
+            "cut": cut,
+            "plan": budget,
+            "imgsz": plain_size(midrun.size_of(self)),
+            RUN_KEY: run,
+        }
         self.settings = replace(self.settings, meta=meta)
         return super().save_model()
 

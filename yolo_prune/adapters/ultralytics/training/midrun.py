@@ -22,6 +22,7 @@ from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Lineage, Widths
 from yolo_prune.device import release_memory
 from yolo_prune.errors import YoloPruneError
+from yolo_prune.imgsz import ImageSize, is_square, with_longer_side
 from yolo_prune.inrun import RunState
 from yolo_prune.recover.rounds import Recipe, cut_in_rounds
 
@@ -94,7 +95,7 @@ def recover(
     criterion: str,
     batches: Sequence[Tensor],
     *,
-    imgsz: int,
+    imgsz: ImageSize,
     classes: int,
     seed: int,
     widths: Widths | None = None,
@@ -109,7 +110,7 @@ def recover(
         settings: How.
         criterion: What a channel is worth, no longer "auto".
         batches: Calibration images.
-        imgsz: Side of the images, pixels.
+        imgsz: Size of the images, pixels.
         classes: Number of classes.
         seed: Of pixels and projections.
         widths: Allowed widths; None: those of the settings.
@@ -179,6 +180,16 @@ def swap_(module: nn.Module, optimizer: torch.optim.Optimizer, recovered: Recove
     follow_cut(optimizer, module)
 
 
+def size_of(trainer: Any) -> ImageSize:
+    """Return the image size that MACs count at and that the cut is made for, pixels: a square unless one was asked for.
+
+    The side is the host's, which rounds it; it trains on squares of the longer one.
+    """
+    asked: ImageSize = trainer.asked_size
+    side = int(trainer.args.imgsz)
+    return side if is_square(asked) else with_longer_side(asked, side, trainer.stride)
+
+
 def calibration_images(trainer: Any, count: int, seed: int) -> list[Tensor]:
     """Return batches of the images that are trained on as validation would see them, on the CPU.
 
@@ -189,7 +200,7 @@ def calibration_images(trainer: Any, count: int, seed: int) -> list[Tensor]:
         count: How many images.
         seed: Of the choice.
     """
-    size, loader = int(trainer.args.imgsz), trainer.train_loader
+    size, loader = size_of(trainer), trainer.train_loader
     batch = min(_BATCH, int(getattr(loader, "batch_size", None) or trainer.batch_size))
     options: dict[str, Any] = {
         "images": count,

@@ -18,13 +18,14 @@ from typing import Any
 
 from torch import nn
 
-from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
+from yolo_prune.adapters.ultralytics.data import check_channels, find_class_folders, read_data_yaml
 from yolo_prune.adapters.ultralytics.load import check_run_files, read_checkpoint
 from yolo_prune.adapters.ultralytics.training.history import carried
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, prune_trainer
 from yolo_prune.adapters.ultralytics.undisturbed import no_installs
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import replacing
+from yolo_prune.imgsz import ImageSize, is_square, longer_side, plain_size, read_size, size_text
 from yolo_prune.progress import LOGGER
 from yolo_prune.retrain import RetrainResult, check_still_cut, count_parameters
 from yolo_prune.stored import METADATA_KEY
@@ -75,7 +76,7 @@ def retrain(
     *,
     data: str | Path,
     epochs: int,
-    imgsz: int,
+    imgsz: ImageSize,
     batch: int = 16,
     device: str | None = "cpu",
     seed: int = 0,
@@ -98,7 +99,7 @@ def retrain(
         module: The pruned model of the host; it is copied, not changed.
         data: The data's yaml (or folder, for classification).
         epochs: How long.
-        imgsz: Side of the images in pixels.
+        imgsz: Size of the images in pixels. The host trains on squares: one that is not is trained at its longer side.
         batch: Images in a batch.
         device: As the host spells it.
         seed: Of everything random.
@@ -130,7 +131,19 @@ def retrain(
         teacher=deepcopy(teacher) if distill and teacher is not None else None,
         meta=dict(meta or {}),
     )
-    asked = {"imgsz": imgsz, "batch": batch, "device": device, "seed": seed, "workers": workers, "lr0": lr0}
+    if not is_square(imgsz):
+        side, shape = longer_side(imgsz), size_text(imgsz)
+        LOGGER.info(
+            "the host trains on squares: %d x %d px instead of %s, also to choose best.pt", side, side, shape
+        )
+    asked = {
+        "imgsz": longer_side(imgsz),
+        "batch": batch,
+        "device": device,
+        "seed": seed,
+        "workers": workers,
+        "lr0": lr0,
+    }
     overrides = {
         **_merged(gentle_recipe(epochs, batch), {**asked, **(extra or {})}),
         "model": str(run_dir / "weights" / "pruned.pt"),
@@ -189,14 +202,16 @@ def train_pruned(
     loaded = load_detector(model, trust=trust)
     if resume and _is_over(Path(model), trust):
         raise CheckpointError(f"'{model}' is of a training that ended: leave out resume to train it on.")
+    size = read_size(host_args.get("imgsz") or loaded.imgsz)
     gentle = gentle_recipe(epochs, int(host_args.get("batch", 16))) if recipe == "gentle" else {}
     settings = replace(
         GENTLE_SETTINGS if recipe == "gentle" else TrainSettings(),
-        meta=carried(loaded.meta),
+        meta={**carried(loaded.meta), "imgsz": plain_size(size)},
         teacher=None if teacher is None else load_detector(teacher, trust=trust).module,
     )
     overrides = {
-        **_merged({"imgsz": loaded.imgsz, **gentle}, host_args),
+        **_merged(gentle, host_args),
+        "imgsz": longer_side(size),
         "model": str(model),
         "task": loaded.task,
         "data": str(data),
@@ -227,7 +242,7 @@ def _trainer(overrides: dict[str, Any], settings: TrainSettings, module: nn.Modu
     if task == "classify":
         find_class_folders(overrides["data"], "train")
     else:
-        read_data_yaml(overrides["data"])
+        check_channels(module, read_data_yaml(overrides["data"]))
     cls = prune_trainer(getattr(getattr(yolo, task), TRAINERS[task]), settings)
     if last is not None:
         return cls(overrides={**overrides, "resume": str(last)})

@@ -33,6 +33,7 @@ from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights
 from yolo_prune.adapters.ultralytics.undisturbed import training_options
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.files import replacing
+from yolo_prune.imgsz import ImageSize, is_square, read_size, size_text
 from yolo_prune.progress import LOGGER
 from yolo_prune.retrain import check_still_cut, count_parameters
 from yolo_prune.stored import METADATA_KEY
@@ -140,6 +141,7 @@ class _StaysCut:
     params_before: int | None = None
     start_fitness: float | None = None
     resumed: Mapping[str, Any] = MappingProxyType({})
+    asked_size: ImageSize | None = None
 
     def get_model(self: Any, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> Any:
         """Return a copy of ``weights`` itself; only without weights is a model built from ``cfg``."""
@@ -149,7 +151,7 @@ class _StaysCut:
         return adopt(weights, self.data["nc"])
 
     def setup_model(self: Any) -> Any:
-        """Set up the model like the host; note how many parameters were handed over."""
+        """Set up the model like the host; note how many parameters were handed over, and the size asked for."""
         if isinstance(self.model, nn.Module):
             self.params_before = count_parameters(unwrap(self.model))
         checkpoint = super().setup_model()  # type: ignore[misc]
@@ -158,6 +160,12 @@ class _StaysCut:
             self.start_fitness = (self.resumed.get("retrain") or {}).get("start_fitness")
             trust = bool(own_classes(unwrap(self.model)))
             check_run_files(self.last, checkpoint, trust=trust)  # the host reads them at the end
+        if self.asked_size is None:  # the host is about to make a square of it
+            self.asked_size = read_size(self.resumed.get("imgsz") or self.args.imgsz)
+            if not is_square(self.asked_size):
+                LOGGER.info(
+                    "the host trains on squares of the longer side of %s px", size_text(self.asked_size)
+                )
         return checkpoint
 
     def train(self: Any) -> Any:
