@@ -144,6 +144,11 @@ def test_a_channel_shuffle_by_the_width_is_cut_and_one_by_a_number_is_not():
     assert reason_of(trace_groups(fixed, X), "a.0") == "has its channels split by a reshape in 'the model'"
 
 
+def test_a_shuffle_of_as_many_groups_as_channels_stays():
+    graph = trace_groups(between(lambda m, x: shuffle(x, 16)), X)
+    assert reason_of(graph, "a.0") == "has its channels split by a reshape in 'the model'"
+
+
 @pytest.mark.parametrize(
     "shape",
     [

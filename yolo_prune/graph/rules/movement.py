@@ -142,6 +142,9 @@ def view(tracer: Tracer, call: Call) -> None:
 
 def _check_reshape(tracer: Tracer, before: Tensor, after: Tensor) -> None:
     varying, later = set(varying_dims(before)), set(varying_dims(after))
+    if any(isinstance(size, Size) and size == 1 for size in tracer.request.sizes):
+        tracer.freeze(before, "has its channels split by a reshape")  # one in every group: none can go
+        return
     for sources, targets in reshape_blocks(before.shape, after.shape):
         if not varying & set(sources):
             continue
