@@ -58,7 +58,6 @@ def prune(project: Path, name: str, *words: str) -> tuple[int, str, dict]:
         "calibration_images=16",
         "batch=8",
         "workers=0",
-        "plots=false",
         "quantize=8",
     ]
     with contextlib.redirect_stdout(out):
@@ -76,7 +75,9 @@ def wide(tmp_path_factory, bands):
     with pytest.MonkeyPatch.context() as patch:
         quick(patch)
         project, (yaml, checkpoint) = tmp_path_factory.mktemp("runs"), bands
-        done = prune(project, "wide", f"model={checkpoint}", f"data={yaml}", "imgsz=64,96", "epochs=1")
+        done = prune(
+            project, "wide", f"model={checkpoint}", f"data={yaml}", "imgsz=64,96", "epochs=1", "plots=false"
+        )
     return project / "wide", *done
 
 
