@@ -192,7 +192,7 @@ class SweepConfig:
 class EvalConfig:
     """Options of ``eval``: COCO AP beside the host's own number, or top-1 and top-5 of a classifier."""
 
-    model: str = option(f"{_MODEL}, or what is deployed: *.onnx, *.torchscript, *_openvino_model")
+    model: str = option("checkpoint, architecture, or a deployed *.onnx, *.torchscript, *_openvino_model")
     data: str = option(_DATA)
     imgsz: ImageSize | None = option(_IMGSZ, None, low=32, multiple=32, read=read_size)
     batch: int = option("images per batch; a file of fixed input has its own", 16, low=1)

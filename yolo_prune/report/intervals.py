@@ -1,4 +1,7 @@
-"""How sure the accuracies of a report are: 95 % intervals of models and of their differences, from its resamples."""
+"""How sure the accuracies of a report are: 95 % intervals of models and of their differences, from its resamples.
+
+NumPy is imported where it computes: help and errors in options come by here too.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from yolo_prune.bootstrap import FloatArray, ImageSample, Interval, interval_of, resampled_accuracy
 from yolo_prune.imgsz import ImageSize
 
 if TYPE_CHECKING:
+    from yolo_prune.bootstrap import FloatArray, ImageSample, Interval
     from yolo_prune.report.rows import Row, RunReport
 
 PERCENT = "95 %"
@@ -39,6 +40,8 @@ class Resampled:
     @classmethod
     def from_sample(cls, model: str, imgsz: ImageSize | None, sample: ImageSample) -> Resampled:
         """Draw the images of an evaluation again and again, always in the same way."""
+        from yolo_prune.bootstrap import interval_of, resampled_accuracy
+
         values = resampled_accuracy(sample)
         found = interval_of(values)
         text = " ".join(f"{value:.6f}" for value in values)
@@ -47,6 +50,8 @@ class Resampled:
     @property
     def accuracies(self) -> FloatArray:
         """The values as numbers, shape (resamples,)."""
+        import numpy as np
+
         return np.array(self.values.split(), dtype=np.float64)
 
 
@@ -63,8 +68,7 @@ def count_resamples(report: RunReport) -> int:
 
 def accuracy_interval(report: RunReport, row: Row) -> Interval | None:
     """Return the interval of a model's accuracy."""
-    values = resamples_of(report, row)
-    return None if values is None else interval_of(values)
+    return _bounds(resamples_of(report, row))
 
 
 def difference_interval(report: RunReport, row: Row, others: Sequence[tuple[Row, float]]) -> Interval | None:
@@ -84,6 +88,12 @@ def difference_interval(report: RunReport, row: Row, others: Sequence[tuple[Row,
         if values is None or theirs is None or len(theirs) != len(values):
             return None
         values = values - weight * theirs
+    return _bounds(values)
+
+
+def _bounds(values: FloatArray | None) -> Interval | None:
+    from yolo_prune.bootstrap import interval_of
+
     return None if values is None else interval_of(values)
 
 

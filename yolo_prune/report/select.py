@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from yolo_prune.bootstrap import Interval
 from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.report.intervals import difference_interval
 from yolo_prune.report.metric import AP, TOP1, Metric
 from yolo_prune.report.rows import ACCURACY, COST, Row, RunReport, Speedup
+
+if TYPE_CHECKING:
+    from yolo_prune.bootstrap import Interval
 
 FINAL_ORDER = ("retrained", "pruned")
 """The model a run is judged by: the first of these that has a row."""

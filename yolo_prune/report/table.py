@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from yolo_prune.bootstrap import Interval
 from yolo_prune.imgsz import pixels, size_text
 from yolo_prune.markdown import cell
 from yolo_prune.report.intervals import METHOD, PERCENT, accuracy_interval, count_resamples
@@ -22,6 +22,9 @@ from yolo_prune.report.select import (
     speedup,
 )
 from yolo_prune.report.verdicts import verdicts
+
+if TYPE_CHECKING:
+    from yolo_prune.bootstrap import Interval
 
 NOT_MEASURED = "not measured"
 
