@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.copies import copy_with
+from yolo_prune.graph.dispatch import OperatorMode
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 
@@ -87,11 +87,11 @@ def find_residual_blocks(module: nn.Module, arguments: Arguments) -> tuple[Resid
     )
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(OperatorMode):
     """Runs beside a forward pass: silences candidates, and follows their outputs into concatenations and readers."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.seen: dict[str, _Seen] = {}
         self.names = {id(tensor): name for name, tensor in model.named_parameters()}
         self.busy = False
@@ -103,11 +103,6 @@ class _Watch(TorchDispatchMode):
                 child.register_forward_pre_hook(lambda _, __, name=name: self.chains.update({name: True}))
         for name, block in _candidates(model):
             block.register_forward_hook(lambda layer, x, out, name=name: self._on_block(name, layer, x, out))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """As in the tracer: the wrapper around the method below imports the whole compiler."""
-        return False
 
     def runs_in_order(self, name: str) -> bool:
         """Tell whether a block's container is a plain list, or a chain that was called as one.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.decisions import Decision, Decisions
+from yolo_prune.graph.dispatch import OperatorMode
 from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.graph.values import tensors_in
 
@@ -80,14 +80,14 @@ def watch(
     return Witness(tuple(decisions.made), inputs, tuple(flow.ends), shown, flow.names, diverged)
 
 
-class _Flow(TorchDispatchMode):
+class _Flow(OperatorMode):
     """Follows which parameters each tensor depends on; a decision taken from another run depends on none.
 
     Dependence is kept by storage, because views share what is written into them.
     """
 
     def __init__(self, model: nn.Module, last: Collection[str], decisions: Decisions) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.ends: list[Sight] = []
         self.inputs: list[tuple[Sight, ...]] = []
         self._decisions = decisions
@@ -99,11 +99,6 @@ class _Flow(TorchDispatchMode):
             self._set(tensor, self.reach(tensor) | 1 << index)
             if name in last:
                 self._last.add(_storage(tensor))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Opt out of a wrapper around the method below whose first call imports the whole compiler (3 s)."""
-        return False
 
     def reach(self, tensor: Tensor) -> int:
         """Return the bits of the parameters and buffers that a tensor depends on."""

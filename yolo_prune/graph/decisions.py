@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from yolo_prune.graph.dispatch import OperatorMode
 
 # Read no values, however they are called.
 _SHAPES = frozenset(
@@ -61,7 +62,7 @@ class Decision:
     results: tuple[Any, ...]
 
 
-class Decisions(TorchDispatchMode):
+class Decisions(OperatorMode):
     """Records the decisions of a forward pass, or repeats those of an earlier one.
 
     Args:
@@ -76,7 +77,7 @@ class Decisions(TorchDispatchMode):
     """
 
     def __init__(self, earlier: Sequence[Decision] | None = None, *, keep_inputs: bool = False) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.made: list[Decision] = []
         self.repeated: list[Tensor] = []
         self.diverged = ""
@@ -84,11 +85,6 @@ class Decisions(TorchDispatchMode):
         self._decided: dict[int, tuple[Tensor, int]] = {}
         self._earlier = earlier
         self._keep_inputs = keep_inputs
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Opt out of a wrapper around the method below whose first call imports the whole compiler (3 s)."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

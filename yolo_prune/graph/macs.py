@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.copies import copy_with
 from yolo_prune.graph.decisions import Positions
+from yolo_prune.graph.dispatch import OperatorMode
 
 _BATCH_NORMS = frozenset(
     {"native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit"}
@@ -53,20 +53,15 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-class _MacCounter(TorchDispatchMode):
+class _MacCounter(OperatorMode):
     """Adds up multiply-accumulates of convolutions and matrix products, one entry an operation.
 
     On the meta device it answers the commonest operators itself: PyTorch computes their shapes in Python, slowly.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.macs: list[float] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Opt out of a wrapper around the method below whose first call imports the whole compiler (3 s)."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolo_prune.graph.atoms import Axis, Findings, IntArray, MacUse, Pieces
 from yolo_prune.graph.calls import Request, is_pointwise
 from yolo_prune.graph.decisions import reads_values
+from yolo_prune.graph.dispatch import OperatorMode
 from yolo_prune.graph.labels import compact
 
 OutputSelector = Callable[[Any], Any]
@@ -64,7 +64,7 @@ class ParameterView:
 _COUNTED = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "torchvision::deform_conv2d"})
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(OperatorMode):
     """Runs operators and keeps labels beside them.
 
     Args:
@@ -76,7 +76,7 @@ class Tracer(TorchDispatchMode):
     def __init__(
         self, model: nn.Module, rules: ModuleRules, handlers: Mapping[str, Callable[[Tracer, Call], None]]
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.found = Findings()
         self.rules = rules
         self.handlers = handlers
@@ -96,11 +96,6 @@ class Tracer(TorchDispatchMode):
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._names.setdefault(id(tensor), (name, tensor))
             self._storages.setdefault(tensor.data_ptr(), name)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Opt out of a wrapper around the method below whose first call imports the whole compiler (3 s)."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
