@@ -390,7 +390,9 @@ def test_a_loaded_model_is_float32_in_eval_mode_with_the_hosts_attributes(tiny):
     assert {"yaml", "args", "names", "stride", "task"} <= vars(tiny.module).keys() | {"task"}
 
 
-@pytest.mark.parametrize(("imgsz", "expected"), [(320, 320), ([480, 640], (480, 640)), ([640, 640], 640), (None, 640), ("a", 640)])
+@pytest.mark.parametrize(
+    ("imgsz", "expected"), [(320, 320), ([480, 640], (480, 640)), ([640, 640], 640), (None, 640), ("a", 640)]
+)
 def test_the_image_size_is_the_one_of_training(tmp_path, module, imgsz, expected):
     file = save({"model": module, "train_args": {"imgsz": imgsz}}, tmp_path / "x.pt")
     assert load_detector(file).imgsz == expected
