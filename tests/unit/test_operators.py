@@ -1,6 +1,7 @@
 """The table of what can be cut is true, complete and the one in the documentation."""
 
 import importlib.util
+import logging
 import re
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_a_split_by_a_number_of_channels_is_frozen_at_once_and_a_chunk_is_not(ca
     fixed = between(run(lambda x: x.split(8, 1)), c=conv(16, 16), d=nn.SiLU())
     plan = prune_module(fixed, X, keep_macs=0.6, round_to=2, min_width=2)
     assert plan.frozen["a.0"] == "is split by fixed sizes in 'the model'"
-    assert not caplog.records, "no cut was tried in vain"
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING], "no cut was tried in vain"
     for split in (
         lambda x: x.chunk(2, 1),
         lambda x: torch.tensor_split(x, 2, 1),

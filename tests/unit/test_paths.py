@@ -50,7 +50,7 @@ def test_labels_and_images_are_read_from_text_paths(tmp_path):
     [
         (lambda: export_onnx("a.pt", "a.txt", imgsz=32), ConfigError, "ends in .onnx, got 'a.txt'"),
         (lambda: export_int8("a.pt", "a.txt", [], imgsz=32), ConfigError, "ends in .onnx, got 'a.txt'"),
-        (lambda: onnx_parity("a.pt", "missing.onnx", 32), CheckpointError, "missing.onnx"),
+        (lambda: onnx_parity("yolov8n.yaml", "missing.onnx", 32), CheckpointError, "missing.onnx"),
         (lambda: read_result("nowhere"), CheckpointError, "'nowhere' holds no checkpoint"),
     ],
     ids=["onnx", "int8", "parity", "result"],
