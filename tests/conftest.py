@@ -2,11 +2,14 @@
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads starve a busy machine
+# Before the host: each process has settings of its own, and the user's stay as they are.
+os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="yolo-prune-tests-"))
 
 # A shell that starts the tests in the background ignores Ctrl-C for them, and tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
