@@ -156,21 +156,28 @@ def bare(folder):
     return cut_(module, plan, rules=anatomy_of(module, 64).rules)
 
 
-def test_folding_gives_back_what_the_bare_cut_lost(folder, data, bare):
-    """By the class probabilities on the validation images: AP on eight images is too coarse to tell."""
+def test_folding_gives_back_what_the_bare_cut_lost(words, tmp_path, data, bare):
+    """By the class probabilities on the validation images: AP on eight images is too coarse to tell.
+
+    With the statistics that were folded: those estimated anew take a briefly trained model elsewhere.
+    """
     import cv2
     import torch
 
+    assert (
+        cli.main([*words, "recalibrate_bn=false", "bench=false", f"project={tmp_path}", "name=folded"]) == 0
+    )
     files = sorted(data.parent.glob("images/val/*.png"))
     pixels = np.stack([cv2.imread(str(file))[..., ::-1].transpose(2, 0, 1) for file in files])
-    parent, pruned = (
-        load_detector(folder / "weights" / f"{name}.pt").module for name in ("parent", "pruned")
+    parent, folded = (
+        load_detector(tmp_path / "folded" / "weights" / f"{name}.pt").module for name in ("parent", "pruned")
     )
+    assert {p.shape for p in folded.parameters()} == {p.shape for p in bare.parameters()}
     with torch.no_grad():
         images = torch.from_numpy(pixels).float() / 255
-        truth, cut, folded = (module.eval()(images)[0][:, 4:] for module in (parent, bare, pruned))
+        truth, cut, mended = (module.eval()(images)[0][:, 4:] for module in (parent, bare, folded))
     assert len(files) == 8
-    assert (folded - truth).square().mean() < (cut - truth).square().mean()
+    assert (mended - truth).square().mean() < 0.1 * (cut - truth).square().mean()
 
 
 def test_layers_of_the_report_are_those_of_the_checkpoint(report, folder):
