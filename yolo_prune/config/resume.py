@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,12 +45,22 @@ def check_resumed(folder: Path, asked: object, *, free: Collection[str] = FREE_O
     keys = [key for key in {**now, **before} if key not in free]
     changed = [key for key in keys if not _same(key, before.get(key), now.get(key))]
     if changed:
-        old = " and ".join(f"{key}={_shown(before.get(key))}" for key in changed)
-        new = " and ".join(f"{key}={_shown(now.get(key))}" for key in changed)
+        old, new = ({key: _shown(values.get(key)) for key in changed} for values in (before, now))
         raise ConfigError(
-            f"the run in '{folder}' was started with {old}, not {new}. Give what it was started with, or choose "
-            "another name=."
+            f"the run in '{folder}' was started with {difference(old, new, changed)}. Give what it was started with, "
+            "or choose another name=."
         )
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Say what options were and what they are now.
+
+    Example:
+        >>> difference({"seed": 0}, {"seed": 1}, ["seed"])
+        'seed=0, not seed=1'
+    """
+    old, new = (" and ".join(f"{key}={values.get(key)}" for key in keys) for values in (before, now))
+    return f"{old}, not {new}"
 
 
 def _stored(file: Path, kind: type[_Config]) -> _Config:

@@ -11,6 +11,7 @@ from yolo_prune.config import TrainConfig
 from yolo_prune.config.host_keys import HOST_NOT_TRAINING_KEYS
 from yolo_prune.config.inrun import InRunSettings
 from yolo_prune.config.options import SEED_MAX
+from yolo_prune.config.resume import difference
 from yolo_prune.device import check_training_device
 from yolo_prune.errors import ConfigError
 
@@ -121,11 +122,9 @@ def check_pruning_options(
     if started_with is not None:
         changed = [key for key, value in given.items() if started_with.get(key) != value]
         if changed:
-            old = " and ".join(f"{key}={started_with.get(key)}" for key in changed)
-            new = " and ".join(f"{key}={given[key]}" for key in changed)
             raise ConfigError(
-                f"the run of '{config.model}' was started with {old}, not {new}. Leave that out to go on, or "
-                "train anew."
+                f"the run of '{config.model}' was started with {difference(started_with, given, changed)}. Leave "
+                "that out to go on, or train anew."
             )
     elif given and config.budget is None:
         raise ConfigError(
