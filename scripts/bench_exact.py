@@ -23,8 +23,8 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from yolo_prune import inrun_trainer
-from yolo_prune.config.options import parse_overrides
-from yolo_prune.demo_data import make_demo_detection
+from yolo_prune.options.fields import parse_overrides
+from yolo_prune.runs.demo_data import make_demo_detection
 
 DEFAULTS = {
     "model": "yolov5nu.yaml",

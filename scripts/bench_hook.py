@@ -18,11 +18,11 @@ import time
 import numpy as np
 import torch
 
+from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.training.sparse import free_scales
-from yolo_prune.checkpoint import load_detector
-from yolo_prune.config.options import parse_overrides
-from yolo_prune.sparsify import Ramp, batchnorm_scales, sparsify
+from yolo_prune.options.fields import parse_overrides
+from yolo_prune.train.sparsify import Ramp, batchnorm_scales, sparsify
 
 DEFAULTS = {"model": "yolov8n.yaml", "imgsz": "320", "batch": "8", "steps": "30", "threads": "2"}
 

@@ -42,7 +42,8 @@ def ours(module: Any) -> dict[str, Any]:
     import copy
 
     from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-    from yolo_prune.cut.plan import Budget, choose_channels, make_plan
+    from yolo_prune.cut.budget import Budget
+    from yolo_prune.cut.plan import choose_channels, make_plan
     from yolo_prune.cut.proof import prove_equivalence
     from yolo_prune.cut.surgery import cut_
 
@@ -138,7 +139,7 @@ def theirs(module: Any) -> dict[str, Any]:
 
 def _answer(pipe: Any, function: Callable[[Any], dict[str, Any]], architecture: str) -> None:
     try:
-        from yolo_prune.checkpoint import load_detector
+        from yolo_prune.adapters.checkpoint import load_detector
 
         module = load_detector(f"{architecture}.yaml").module
         pipe.send({})

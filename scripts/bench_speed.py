@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 from yolo_prune.bench import Comparison, compare
-from yolo_prune.bench.table import markdown_table
 from yolo_prune.progress import log_to_console
+from yolo_prune.report.timings import markdown_table
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 

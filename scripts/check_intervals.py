@@ -13,8 +13,8 @@ import argparse
 
 import numpy as np
 
-from yolo_prune.bootstrap import ClassMatches, ImageMatches, interval_of, resampled_accuracy
-from yolo_prune.evaluate import coco_ap_by_image
+from yolo_prune.accuracy.bootstrap import ClassMatches, ImageMatches, interval_of, resampled_accuracy
+from yolo_prune.accuracy.coco import coco_ap_by_image
 
 SIDE = 60.0
 

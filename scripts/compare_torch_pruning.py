@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 
+from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.data import calibration_batches
 from yolo_prune.adapters.ultralytics.evaluate import Evaluator
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
-from yolo_prune.checkpoint import load_detector, save_detector
 from yolo_prune.cost import count_macs
-from yolo_prune.cut.plan import Budget
+from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.files import write_text

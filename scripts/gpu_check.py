@@ -114,7 +114,7 @@ def small_prune(out: Path, device: str) -> dict:
     """Train a detector for a moment on drawn images, prune it, and say what came out."""
     from yolo_prune import prune
     from yolo_prune.adapters.ultralytics.scratch import train_from_scratch
-    from yolo_prune.demo_data import make_demo_detection
+    from yolo_prune.runs.demo_data import make_demo_detection
 
     large = device != "cpu"
     images, epochs, imgsz = ((192, 48), 8, 320) if large else ((16, 8), 1, 64)

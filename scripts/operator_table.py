@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from yolo_prune.cut.plan import Budget, choose_channels, least_channels
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels, least_channels
 from yolo_prune.cut.proven import Anatomy, cut_proven_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import EquivalenceError

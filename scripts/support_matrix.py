@@ -33,11 +33,12 @@ from host_batches import training_step
 from torch import nn
 
 from yolo_prune import __version__
+from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.export import export_onnx, onnx_parity
-from yolo_prune.checkpoint import load_detector, save_detector
 from yolo_prune.cost import CostModel
-from yolo_prune.cut.plan import Budget, choose_channels, least_channels
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels, least_channels
 from yolo_prune.cut.proven import Anatomy, cut_proven_, drop_proven_, offered_blocks
 from yolo_prune.cut.surgery import Equivalence
 from yolo_prune.errors import YoloPruneError
@@ -196,7 +197,7 @@ def shares(cost: CostModel) -> dict[str, object]:
     graph = cost.graph
     made = np.unique(np.concatenate([group.channels for group in graph.groups if group.producers]))
     free = float((~graph.frozen[made]).mean())
-    everything = np.ones(graph.channel_count, dtype=bool)
+    everything = cost.everything
     floor = cost.macs(least_channels(cost)) / cost.macs(everything)
     why = Counter(graph.reasons[int(c)].rpartition(" in '")[0] for c in made if int(c) in graph.reasons)
     expected = ("is an output", "reads a tensor of fixed width")
@@ -225,7 +226,7 @@ def cut(model: nn.Module, before: CostModel, anatomy: Anatomy, keep: float, row:
     budget = Budget("keep_macs", target).absolute(before)
     plan, proof = cut_proven_(model, cost, choose_channels(cost, scores, budget), anatomy)
     row["plan_seconds"] = float(str(row["plan_seconds"])) + time.process_time() - started
-    row["kept"] = 1e9 * plan.gmacs / before.macs(np.ones(before.graph.channel_count, dtype=bool))
+    row["kept"] = 1e9 * plan.gmacs / before.macs(before.everything)
     row["exact"] = max(float(str(row.get("drop", 0.0))), relative(proof))
 
 

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from yolo_prune.cut.optimizer import follow_cut
     from yolo_prune.cut.record import PrunePlan
     from yolo_prune.graph import trace_groups
-    from yolo_prune.run import PruneResult, prune
-    from yolo_prune.structure import prune_module
+    from yolo_prune.recover.structure import prune_module
+    from yolo_prune.runs.prune import PruneResult, prune
 
 _HOMES = {
     "attach": "yolo_prune.adapters.ultralytics.training.attach",
     "follow_cut": "yolo_prune.cut.optimizer",
     "inrun_trainer": "yolo_prune.adapters.ultralytics.training.inrun",
     "PrunePlan": "yolo_prune.cut.record",
-    "PruneResult": "yolo_prune.run",
-    "prune": "yolo_prune.run",
-    "prune_module": "yolo_prune.structure",
+    "PruneResult": "yolo_prune.runs.prune",
+    "prune": "yolo_prune.runs.prune",
+    "prune_module": "yolo_prune.recover.structure",
     "trace_groups": "yolo_prune.graph",
 }
 

@@ -104,9 +104,9 @@ def main(checkpoint: str, data: str, folder: str) -> None:
     found["import"] = changes(before, snapshot())
 
     import yolo_prune
+    from yolo_prune.adapters.checkpoint import load_detector
     from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
     from yolo_prune.adapters.ultralytics.recognise import is_cut
-    from yolo_prune.checkpoint import load_detector
 
     module = load_detector(checkpoint).module
     load_detector("yolov8n.yaml")

@@ -10,6 +10,7 @@ from inrun_host import run as train
 from tiny_host import draw, tiny
 
 from yolo_prune import cli
+from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import export
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of, input_channels
 from yolo_prune.adapters.ultralytics.classify import check_colour, class_calibration_batches, resolve_classes
@@ -18,7 +19,6 @@ from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_detecto
 from yolo_prune.adapters.ultralytics.export import export_onnx, onnx_parity
 from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, distil_
 from yolo_prune.bench.images import centre_crop, to_input
-from yolo_prune.checkpoint import load_detector, save_detector
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BenchmarkError, ConfigError, DataError
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.bench import compare, comparison
-from yolo_prune.bench.runtime import Settings, open_runtime
-from yolo_prune.bench.table import markdown_table
-from yolo_prune.checkpoint import load_detector, save_detector
+from yolo_prune.bench.runtimes.runtime import Settings, open_runtime
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, DataError, MissingRuntimeError
+from yolo_prune.report.timings import markdown_table
 
 IMGSZ = 64
 
@@ -100,7 +100,7 @@ HEAVY = "[name for name in ('torch', 'torchvision', 'ultralytics') if name in sy
 PARENT = f"""
 import sys
 from yolo_prune.bench import compare
-from yolo_prune.bench.table import markdown_table
+from yolo_prune.report.timings import markdown_table
 markdown_table([compare({{"a": sys.argv[1]}}, runtime="onnxruntime", imgsz={IMGSZ}, threads=1, rounds=1)])
 sys.exit(str({HEAVY}) if {HEAVY} else 0)
 """

@@ -11,6 +11,7 @@ from ultralytics import YOLO
 from ultralytics.data.augment import classify_transforms
 from ultralytics.nn.tasks import ClassificationModel
 
+from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import verify
 from yolo_prune.adapters.ultralytics.classify import (
     class_calibration_batches,
@@ -20,7 +21,6 @@ from yolo_prune.adapters.ultralytics.classify import (
 )
 from yolo_prune.adapters.ultralytics.tasks import open_task
 from yolo_prune.bench.images import centre_crop, to_input
-from yolo_prune.checkpoint import load_detector, save_detector
 from yolo_prune.errors import CheckpointError, DataError
 
 NAMES = ("a", "bb", "ccc")

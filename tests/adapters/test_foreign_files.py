@@ -10,12 +10,12 @@ import torch
 from tiny_host import cut, draw, tiny
 
 from yolo_prune import cli
+from yolo_prune.adapters.checkpoint import read_metadata, save_detector
 from yolo_prune.adapters.ultralytics.guard import guarded, read_label_cache
 from yolo_prune.adapters.ultralytics.training.attach import read_result, train_from_config
 from yolo_prune.adapters.ultralytics.training.train import retrain, train_pruned
-from yolo_prune.checkpoint import read_metadata, save_detector
-from yolo_prune.config import TrainConfig
 from yolo_prune.errors import CheckpointError
+from yolo_prune.options import TrainConfig
 
 REFUSED = rf"wants to load '{os.mkdir.__module__}\.mkdir', which is not a stock class and could run any code"
 TRAIN = {"imgsz": 64, "batch": 4, "epochs": 1, "device": "cpu", "plots": False, "amp": False}

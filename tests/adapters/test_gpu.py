@@ -11,16 +11,16 @@ from test_midrun import cut_in_two_processes
 from tiny_host import tiny
 from ultralytics.engine import trainer as host_trainer
 
+from yolo_prune.adapters.checkpoint import save_detector
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.bench import compare
-from yolo_prune.checkpoint import save_detector
+from yolo_prune.cost import count_parameters
+from yolo_prune.criteria.moments import collect_moments
+from yolo_prune.criteria.weights import CRITERIA
 from yolo_prune.recover.fold import recalibrate_bn_
-from yolo_prune.recover.moments import collect_moments
-from yolo_prune.retrain import count_parameters
-from yolo_prune.score import CRITERIA
 
 GPU = "cuda:0"
 MIXED = {"device": 0, "amp": True, "workers": 0}

@@ -20,14 +20,14 @@ from ultralytics.models import yolo
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import ModelEMA
 
+from yolo_prune.adapters.checkpoint import load_detector
+from yolo_prune.adapters.stored import METADATA_KEY
 from yolo_prune.adapters.ultralytics.training import inrun, midrun
 from yolo_prune.adapters.ultralytics.training.distill import DistilledCriterion
 from yolo_prune.adapters.ultralytics.training.history import read_result
-from yolo_prune.checkpoint import load_detector
+from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError, ConfigError, RebuiltError
-from yolo_prune.retrain import count_parameters
-from yolo_prune.stored import METADATA_KEY
 
 TASKS = {"segment": "SegmentationTrainer", "pose": "PoseTrainer", "obb": "OBBTrainer"}
 TASKS |= {"classify": "ClassificationTrainer"}

@@ -19,14 +19,14 @@ from yolo_prune.adapters.ultralytics.recognise import is_cut
 from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.adapters.ultralytics.training import midrun
 from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_scales
-from yolo_prune.config.inrun import InRunSettings
-from yolo_prune.cut.plan import Budget
+from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError, YoloPruneError
-from yolo_prune.inrun import RunState
-from yolo_prune.randomness import untouched_randomness
-from yolo_prune.sparsify import batchnorm_scales
+from yolo_prune.options.inrun import InRunSettings
+from yolo_prune.train import RunState
+from yolo_prune.train.randomness import untouched_randomness
+from yolo_prune.train.sparsify import batchnorm_scales
 
 SETTINGS = InRunSettings(keep_macs=0.7, steps=1, round_to=4, min_width=4)
 

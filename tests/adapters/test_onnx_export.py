@@ -7,10 +7,10 @@ import onnxruntime
 import pytest
 import torch
 
+from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import export
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.export import Parity, compare_outputs, export_onnx, onnx_parity
-from yolo_prune.checkpoint import load_detector, save_detector
 from yolo_prune.cut.proven import drop_proven_, offered_blocks
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 

@@ -10,13 +10,13 @@ from ultralytics import YOLO
 from ultralytics.nn import tasks
 
 import yolo_prune
+from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics.recognise import is_cut
 from yolo_prune.adapters.ultralytics.training.attach import train_from_config
 from yolo_prune.adapters.ultralytics.training.history import EARLIER_RUN_KEY, RUN_KEY, carried
-from yolo_prune.checkpoint import load_detector, save_detector
-from yolo_prune.config import TrainConfig
+from yolo_prune.cost import count_parameters
 from yolo_prune.errors import ConfigError
-from yolo_prune.retrain import count_parameters
+from yolo_prune.options import TrainConfig
 
 HOST = {"imgsz": 64, "batch": 8, "epochs": 1, "device": "cpu", "mosaic": 0.0, "amp": False, "plots": False}
 HOST |= {"optimizer": "SGD", "seed": 1, "exist_ok": True, "verbose": False, "val": False}

@@ -7,11 +7,11 @@ import torch
 from inrun_host import make, run, saved
 from tiny_host import tiny
 
+from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.ultralytics.training import midrun
-from yolo_prune.checkpoint import load_detector
+from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError, CutError
-from yolo_prune.retrain import count_parameters
 
 SHORT = {"epochs": 2, "save": False}
 PRUNING = {"prune_at": 1, "sparsify": "off", "distill": False}

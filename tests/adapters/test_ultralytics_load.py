@@ -13,7 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from yolo_prune.checkpoint import fingerprint, load_detector, read_metadata, save_detector, write_metadata
+from yolo_prune.adapters.checkpoint import (
+    fingerprint,
+    load_detector,
+    read_metadata,
+    save_detector,
+    write_metadata,
+)
 from yolo_prune.errors import CheckpointError
 
 ARCHITECTURE = """

@@ -8,9 +8,9 @@ from yolo_prune.adapters.ultralytics.options import (
     check_retraining_args,
     check_train_args,
 )
-from yolo_prune.config import TrainConfig
-from yolo_prune.config.host_keys import HOST_NOT_TRAINING_KEYS, HOST_OWN_KEYS, HOST_TRAIN_KEYS
 from yolo_prune.errors import ConfigError
+from yolo_prune.options import TrainConfig
+from yolo_prune.options.host_keys import HOST_NOT_TRAINING_KEYS, HOST_OWN_KEYS, HOST_TRAIN_KEYS
 
 NEWER_THAN_8_4_0 = {"cls_pw", "channels_last"}
 

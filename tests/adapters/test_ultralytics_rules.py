@@ -10,10 +10,11 @@ from torch import nn
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.rules import block_rules
-from yolo_prune.cut.plan import Budget, choose_channels
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels
 from yolo_prune.cut.proven import cut_proven_
 from yolo_prune.graph import trace_groups
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
 
 
 def host(name):

@@ -16,12 +16,12 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import ModelEMA
 
+from yolo_prune.adapters.checkpoint import save_detector
 from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, DistilledCriterion, distil_
 from yolo_prune.adapters.ultralytics.training.train import retrain, train_pruned
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, as_saved, prune_trainer
-from yolo_prune.checkpoint import save_detector
+from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError, DataError, RebuiltError
-from yolo_prune.retrain import count_parameters
 
 NAMED_LOSSES = "label_loss_items" not in vars(DetectionTrainer)  # 8.4.0 has a fixed list of columns
 QUIET = {"plots": False, "verbose": False, "mosaic": 0.0, "amp": False}

@@ -11,8 +11,8 @@ import torch
 from tiny_host import tiny
 from ultralytics.utils import checks
 
+from yolo_prune.adapters.checkpoint import save_detector
 from yolo_prune.adapters.ultralytics.undisturbed import no_installs, undisturbed
-from yolo_prune.checkpoint import save_detector
 
 
 def test_no_call_leaves_a_trace_in_the_process(data, tmp_path):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import yolo_prune
-from yolo_prune.cli import COMMANDS
-from yolo_prune.config import PruneConfig, TrainConfig, make_config
+from yolo_prune.cli.entry import COMMANDS
+from yolo_prune.options import PruneConfig, TrainConfig, make_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))

@@ -15,22 +15,9 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 # The data flow. At import time a stage uses only the stages before it; a stage that calls a host imports the
 # adapter inside the function that needs it.
 ORDER = (
-    *(
-        "errors",
-        "files",
-        "imgsz",
-        "markdown",
-        "progress",
-        "config",
-        "owncode",
-        "device",
-        "randomness",
-        "modes",
-    ),
-    *("graph", "cost", "score", "cut", "structure", "recover", "sparsify", "distill", "retrain", "inrun"),
-    *("stored", "checkpoint", "bootstrap", "evaluate", "bench", "report", "adapters"),
-    *("inspection", "workspace", "preflight", "measure", "run", "trials", "sweep"),
-    *("demo_data", "demo", "commands", "cli", "__main__"),
+    *("errors", "files", "imgsz", "progress", "device"),
+    *("graph", "cost", "cut", "criteria", "recover", "options", "train", "accuracy", "bench", "report"),
+    *("adapters", "runs", "cli", "__main__"),
 )
 HOSTS = ("ultralytics", "torchvision", "detectron2", "mayaku")
 HOST_CLASSES = {
@@ -207,7 +194,7 @@ def test_importing_the_package_imports_no_host_and_no_runtime():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["yolo_prune.bench", "yolo_prune.report", "yolo_prune.config"])
+@pytest.mark.parametrize("name", ["yolo_prune.bench", "yolo_prune.report", "yolo_prune.options"])
 def test_a_stage_that_needs_no_torch_imports_none(name):
     code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

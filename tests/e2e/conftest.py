@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from yolo_prune import bench, cli
-from yolo_prune.measure import speed
+from yolo_prune.runs.measure import speed
 
 ARCHITECTURE = """
 nc: 2

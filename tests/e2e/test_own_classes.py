@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from yolo_prune import bench, cli
+from yolo_prune.adapters.checkpoint import load_detector, read_metadata, save_detector
 from yolo_prune.adapters.ultralytics.guard import guarded
 from yolo_prune.adapters.ultralytics.own import own_classes
-from yolo_prune.checkpoint import load_detector, read_metadata, save_detector
-from yolo_prune.config import SweepConfig, make_config
 from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.measure import speed
-from yolo_prune.sweep import trials_of
+from yolo_prune.options import SweepConfig, make_config
+from yolo_prune.runs.measure import speed
+from yolo_prune.runs.sweep import trials_of
 
 LAYERS = """
 import torch

@@ -13,12 +13,12 @@ import pytest
 from torch import nn
 
 from yolo_prune import bench, cli
+from yolo_prune.adapters.checkpoint import load_detector, read_metadata, save_detector
 from yolo_prune.adapters.ultralytics import int8
 from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
 from yolo_prune.adapters.ultralytics.export import export_onnx
-from yolo_prune.checkpoint import load_detector, read_metadata, save_detector
 from yolo_prune.errors import BenchmarkError, ConfigError
-from yolo_prune.measure import speed
+from yolo_prune.runs.measure import speed
 
 SHAPE = (64, 96)
 

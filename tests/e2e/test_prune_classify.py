@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from yolo_prune import cli
-from yolo_prune.checkpoint import load_detector
+from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from yolo_prune import cli
-from yolo_prune.checkpoint import load_detector
+from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.progress import LOGGER
 
 SLOW_TO_START = 120  # seconds; the limit of a hang, not a time to be measured

@@ -13,12 +13,12 @@ import yaml
 
 import yolo_prune
 from yolo_prune import cli
-from yolo_prune import run as run_of_prune
-from yolo_prune.checkpoint import fingerprint, load_detector, read_metadata
-from yolo_prune.config import PruneConfig, make_config
+from yolo_prune.adapters.checkpoint import fingerprint, load_detector, read_metadata
 from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError
+from yolo_prune.options import PruneConfig, make_config
+from yolo_prune.runs import prune as run_of_prune
 
 FILES = (
     *(

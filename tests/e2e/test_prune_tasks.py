@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from yolo_prune import cli
-from yolo_prune.checkpoint import load_detector, save_detector
+from yolo_prune.adapters.checkpoint import load_detector, save_detector
 
 LEFT_OUT = {
     "segment": "AP is that of the boxes: masks were not scored.",

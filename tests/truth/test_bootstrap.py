@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 
-from yolo_prune.bootstrap import ImageHits, draw_images, interval_of, resampled_accuracy
-from yolo_prune.evaluate import coco_ap, coco_ap_by_image
+from yolo_prune.accuracy.bootstrap import ImageHits, draw_images, interval_of, resampled_accuracy
+from yolo_prune.accuracy.coco import coco_ap, coco_ap_by_image
 
 CLASSES = 3
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from yolo_prune.evaluate import coco_ap
+from yolo_prune.accuracy.coco import coco_ap
 
 IMAGES = [{"id": 1}, {"id": 2}]
 CATEGORIES = [{"id": 1, "name": "cell"}]

@@ -12,16 +12,17 @@ import pytest
 import torch
 from test_equivalence import build
 
+from yolo_prune.adapters.checkpoint import save_detector
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.rules import block_rules
-from yolo_prune.checkpoint import save_detector
-from yolo_prune.cut.plan import Budget, choose_channels, plan_drop
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels, plan_drop
 from yolo_prune.cut.proof import prove_equivalence
 from yolo_prune.cut.proven import cut_proven_, drop_proven_, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.graph.copies import copy_as
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
 
 BLOCKS = {
     "yolov5n": 7,

@@ -13,7 +13,8 @@ from nets import randomise_
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.rules import block_rules
-from yolo_prune.cut.plan import Budget, choose_channels, make_plan
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels, make_plan
 from yolo_prune.cut.proof import prove_equivalence
 from yolo_prune.cut.proven import cut_proven_
 from yolo_prune.cut.surgery import cut_

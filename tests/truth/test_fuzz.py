@@ -13,7 +13,8 @@ from nets import randomise_
 from torch import nn
 
 from yolo_prune.cost import count_macs, count_parameters
-from yolo_prune.cut.plan import Budget, choose_channels, least_channels
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels, least_channels
 from yolo_prune.cut.proven import Anatomy, cut_proven_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.graph import ModuleRule

@@ -9,10 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.cost import count_macs, count_parameters
-from yolo_prune.cut.plan import Budget, choose_channels
+from yolo_prune.cost.macs import count_macs_for_real
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels
 from yolo_prune.cut.proven import cut_proven_
-from yolo_prune.graph.macs import count_macs_for_real
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
 
 
 def attend(m, x):

@@ -8,12 +8,12 @@ from nets import Net, conv, randomise_
 from torch import nn
 
 from yolo_prune.cost import count_macs
+from yolo_prune.cost.macs import count_macs_per_operation
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.copies import copy_as, copy_with
-from yolo_prune.graph.macs import count_macs_per_operation
 from yolo_prune.graph.values import change_tensors, tensors_in
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
 
 X = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -131,7 +131,7 @@ def test_costs_are_counted_from_shapes_where_an_attribute_is_asked_for_its_numbe
         raise AssertionError("counted for real")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("yolo_prune.graph.macs.count_macs_for_real", fails)
+        patch.setattr("yolo_prune.cost.macs.count_macs_for_real", fails)
         assert count_macs_per_operation(Strided(), X) == [16 * 16 * 12]
 
 

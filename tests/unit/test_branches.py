@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from yolo_prune.criteria.moments import collect_moments
 from yolo_prune.cut.blocks import find_residual_blocks, original_name, remove_blocks_
-from yolo_prune.cut.plan import Budget, plan_drop
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import plan_drop
 from yolo_prune.cut.proven import Anatomy, drop_proven_, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
@@ -17,7 +19,6 @@ from yolo_prune.graph.arguments import Arguments
 from yolo_prune.recover import Recipe, cut_in_rounds
 from yolo_prune.recover.branches import branch_cost, drop_and_refit, readers_of
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
-from yolo_prune.recover.moments import collect_moments
 
 IMAGES = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1, 2)]
 IMAGE = Arguments((IMAGES[0],), {})

@@ -8,10 +8,11 @@ import types
 
 import pytest
 
-from yolo_prune import cli, commands
-from yolo_prune.config import PruneConfig, TrainConfig
-from yolo_prune.config.options import option_fields
+from yolo_prune.cli import commands
+from yolo_prune.cli import entry as cli
 from yolo_prune.errors import BudgetError
+from yolo_prune.options import PruneConfig, TrainConfig, make_config
+from yolo_prune.options.fields import option_fields
 
 PRUNE = ["prune", "model=best.pt", "data=d.yaml", "keep_macs=0.5"]
 
@@ -67,7 +68,7 @@ def test_the_examples_of_the_help_are_valid():
     for name, command in cli.COMMANDS.items():
         words = command.example.split()
         assert words[:2] == ["yolo-prune", name]
-        cli.make_config(command.kind, words[2:])
+        make_config(command.kind, words[2:])
 
 
 def test_version_names_the_versions_in_use(capsys):
@@ -119,13 +120,13 @@ def test_a_mistake_costs_one_sentence_and_exit_code_2(capsys, words, sentence):
     ],
 )
 def test_an_error_of_a_stage_is_one_sentence_without_a_traceback(monkeypatch, capsys, error, sentence):
-    module_with(monkeypatch, "yolo_prune.run", prune_from_config=raising(error))
+    module_with(monkeypatch, "yolo_prune.runs.prune", prune_from_config=raising(error))
     assert run(capsys, PRUNE) == (2, "", f"yolo-prune: error: {sentence}\n")
 
 
 @pytest.mark.parametrize("words", [["debug=true"], ["--debug"], ["--debug=true"]])
 def test_debug_shows_the_traceback(monkeypatch, capsys, words):
-    module_with(monkeypatch, "yolo_prune.run", prune_from_config=raising(BudgetError("no")))
+    module_with(monkeypatch, "yolo_prune.runs.prune", prune_from_config=raising(BudgetError("no")))
     code, _, err = run(capsys, [*PRUNE, *words])
     assert code == 2
     assert err.startswith("Traceback (most recent call last):")
@@ -141,7 +142,7 @@ def test_debug_shows_the_traceback(monkeypatch, capsys, words):
     ],
 )
 def test_ctrl_c_exits_130_and_names_the_folder(monkeypatch, capsys, stop, words, line):
-    module_with(monkeypatch, "yolo_prune.run", prune_from_config=raising(stop))
+    module_with(monkeypatch, "yolo_prune.runs.prune", prune_from_config=raising(stop))
     assert run(capsys, [*PRUNE, *words]) == (130, "", f"yolo-prune: {line}\n")
 
 
@@ -152,7 +153,7 @@ def test_prune_hands_over_the_configuration_and_prints_table_and_report(monkeypa
         seen.append(config)
         return types.SimpleNamespace(report="the report", folder=tmp_path)
 
-    module_with(monkeypatch, "yolo_prune.run", prune_from_config=stage)
+    module_with(monkeypatch, "yolo_prune.runs.prune", prune_from_config=stage)
     monkeypatch.setattr("yolo_prune.report.render_table", lambda report: f"table of {report}")
     code, out, _ = run(capsys, [*PRUNE, "epochs=3", "mosaic=0"])
     assert code == 0
@@ -216,7 +217,7 @@ def test_inspect_prints_an_aligned_table_and_writes_json(monkeypatch, capsys, tm
         {"group": "model.22.cv2.0", "width": 1024, "gmacs": 1.5, "frozen": True, "why": "read by 'view'"},
     ]
     blocks = [{"block": "model.2.m.0", "gmacs": 0.1, "params": 1200}]
-    module_with(monkeypatch, "yolo_prune.inspection", inspect_all=lambda *_, **__: (rows, blocks))
+    module_with(monkeypatch, "yolo_prune.runs.inspection", inspect_all=lambda *_, **__: (rows, blocks))
     code, out, _ = run(capsys, ["inspect", "model=best.pt", f"json={tmp_path / 'g.json'}"])
     assert code == 0
     assert out.splitlines()[:4] == [
@@ -250,7 +251,7 @@ def test_demo_passes_its_options_on(monkeypatch, capsys, tmp_path):
         seen.update(options)
         return types.SimpleNamespace(report=None, folder=tmp_path)
 
-    module_with(monkeypatch, "yolo_prune.demo", run_demo=stage)
+    module_with(monkeypatch, "yolo_prune.runs.demo", run_demo=stage)
     monkeypatch.setattr("yolo_prune.report.render_table", lambda _: "table")
     code, _, _ = run(capsys, ["demo", "project=here", "seed=3"])
     assert code == 0
@@ -278,7 +279,7 @@ def test_a_long_list_in_a_table_is_cut_and_counted():
 
 def test_help_and_version_import_no_torch():
     code = (
-        "import sys; from yolo_prune.cli import main; main(['-h']); main(['prune', '-h']);"
+        "import sys; from yolo_prune.cli.entry import main; main(['-h']); main(['prune', '-h']);"
         "main(['--version']);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'ultralytics')))"
     )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from yolo_prune.config import (
+from yolo_prune.errors import ConfigError
+from yolo_prune.options import (
     BenchConfig,
     DemoConfig,
     EvalConfig,
@@ -14,8 +15,7 @@ from yolo_prune.config import (
     make_config,
     to_yaml,
 )
-from yolo_prune.config.options import config_from, option_fields, parse_overrides
-from yolo_prune.errors import ConfigError
+from yolo_prune.options.fields import config_from, option_fields, parse_overrides
 
 NEEDED = ["model=best.pt", "data=data.yaml"]
 
@@ -246,7 +246,7 @@ def test_every_option_is_documented_in_one_line(kind):
 
 
 def test_keys_of_the_host_do_not_hide_our_own():
-    from yolo_prune.config.host_keys import HOST_TRAIN_KEYS
+    from yolo_prune.options.host_keys import HOST_TRAIN_KEYS
 
     assert not set(HOST_TRAIN_KEYS) & set(option_fields(PruneConfig))
     assert len(set(HOST_TRAIN_KEYS)) == len(HOST_TRAIN_KEYS)

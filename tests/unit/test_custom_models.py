@@ -9,7 +9,7 @@ from nets import Net, conv, randomise_
 from torch import nn
 from torch.nn import functional
 
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
 
 X = torch.zeros(1, 3, 16, 16)
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "custom_models.md"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
-from yolo_prune.demo_data import CLASS_NAMES, make_demo_classification, make_demo_detection
-from yolo_prune.demo_data.parts import CLUTTER, PARTS, Light, draw_part
-from yolo_prune.demo_data.scene import VISIBLE, _Canvas, draw_scene
-from yolo_prune.demo_data.write import MARKER
 from yolo_prune.errors import DataError
+from yolo_prune.runs.demo_data import CLASS_NAMES, make_demo_classification, make_demo_detection
+from yolo_prune.runs.demo_data.parts import CLUTTER, PARTS, Light, draw_part
+from yolo_prune.runs.demo_data.scene import VISIBLE, _Canvas, draw_scene
+from yolo_prune.runs.demo_data.write import MARKER
 
 LIGHT = Light((0.4, 0.3, 0.86), (1.0, 1.0, 1.0))
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from yolo_prune.distill import (
+from yolo_prune.train.distill import (
     anchor_weights,
     box_loss,
     class_loss,

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from yolo_prune.criteria.moments import Moments
 from yolo_prune.cut.proof import zero_removed_
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.recover import collect_moments, fold_removed_, recalibrate_bn_
 from yolo_prune.recover.fold import solve_fold
-from yolo_prune.recover.moments import Moments
 
 TINY = 1e-12  # a ridge that leaves exact solutions exact
 

@@ -7,8 +7,8 @@ from nets import Net, channels, conv, free_width, group_of, reason_of
 from torch import nn
 from torch.nn import functional
 
+from yolo_prune.cost.macs import count_macs_for_real, count_macs_per_operation
 from yolo_prune.graph import ModuleRule, trace_groups
-from yolo_prune.graph.macs import count_macs_for_real, count_macs_per_operation
 
 X = torch.zeros(1, 3, 8, 8)
 

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from yolo_prune.bench import lower_resolutions
-from yolo_prune.config import BenchConfig, ExportConfig, InspectConfig, PruneConfig, make_config, to_yaml
 from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.imgsz import (
     height_width,
@@ -19,6 +18,7 @@ from yolo_prune.imgsz import (
     size_text,
     with_longer_side,
 )
+from yolo_prune.options import BenchConfig, ExportConfig, InspectConfig, PruneConfig, make_config, to_yaml
 from yolo_prune.report import HostMap, PlanSummary, Row, RunReport, Speedup, render_table
 from yolo_prune.report.csv import render_csv
 from yolo_prune.report.html import render_html

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from yolo_prune.config.inrun import InRunSettings, make_settings
-from yolo_prune.cut.plan import Budget
+from yolo_prune.cut.budget import Budget
 from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.inrun import (
+from yolo_prune.options.inrun import InRunSettings, make_settings
+from yolo_prune.train import (
     CutRecord,
     RunState,
     ScaleWatch,
@@ -22,7 +22,7 @@ from yolo_prune.inrun import (
     most_strength,
     round_budget,
 )
-from yolo_prune.sparsify import ScaleSummary
+from yolo_prune.train.sparsify import ScaleSummary
 
 
 @pytest.mark.parametrize(

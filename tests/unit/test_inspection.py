@@ -8,7 +8,7 @@ from torch import nn
 
 from yolo_prune import cli
 from yolo_prune.cut.proven import Anatomy
-from yolo_prune.inspection import describe_groups, inspect_all, inspect_model
+from yolo_prune.runs.inspection import describe_groups, inspect_all, inspect_model
 
 KEYS = ["group", "width", "members", "gmacs", "params", "bn_scale", "frozen"]
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from yolo_prune.cost import cost_model
 from yolo_prune.graph import trace_groups
-from yolo_prune.modes import evaluating
-from yolo_prune.randomness import untouched_randomness
+from yolo_prune.graph.modes import evaluating
 from yolo_prune.recover import collect_moments
+from yolo_prune.train.randomness import untouched_randomness
 
 X = torch.rand(2, 3, 5, 5)
 

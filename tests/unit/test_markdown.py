@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from yolo_prune.bench.results import Comparison
-from yolo_prune.bench.table import markdown_table
 from yolo_prune.report import Row, RunReport, render_table
-from yolo_prune.trials import SweepResult, Trial, render_sweep
+from yolo_prune.report.timings import markdown_table
+from yolo_prune.runs.trials import SweepResult, Trial, render_sweep
 
 
 def report_table(name):

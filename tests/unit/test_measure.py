@@ -7,12 +7,12 @@ import pytest
 from torch import nn
 
 from yolo_prune.bench import Comparison
-from yolo_prune.config import PruneConfig, make_config
 from yolo_prune.errors import BenchmarkError, ConfigError
-from yolo_prune.measure import speed
-from yolo_prune.measure.changes import layer_widths
+from yolo_prune.options import PruneConfig, make_config
 from yolo_prune.report import Row, RunReport, render_table
 from yolo_prune.report.html import render_html
+from yolo_prune.runs.measure import speed
+from yolo_prune.runs.measure.changes import layer_widths
 
 
 def test_layers_of_a_block_that_was_dropped_keep_no_channels():

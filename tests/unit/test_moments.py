@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from yolo_prune.criteria.moments import _sample, reading_layers, run_with_gradients
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import DataError
 from yolo_prune.recover import collect_moments
-from yolo_prune.recover.moments import _sample, reading_layers, run_with_gradients
 
 SEEN = "2.weight"
 

@@ -12,12 +12,13 @@ from nets import Net, channels, conv, free_width, group_of, randomise_, reason_o
 from torch import nn
 
 from yolo_prune.cost import cost_model
-from yolo_prune.cut.plan import Budget, choose_channels, make_plan
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels, make_plan
 from yolo_prune.cut.proven import Anatomy, cut_proven_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError
 from yolo_prune.graph import trace_groups
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
 
 ROOT = Path(__file__).resolve().parents[2]
 X = torch.zeros(1, 3, 8, 8)

@@ -10,18 +10,18 @@ from other_device import DEVICE, OtherDevice, There, move_
 from torch import nn
 
 from yolo_prune.cost import cost_model
+from yolo_prune.criteria.moments import collect_moments
+from yolo_prune.criteria.weights import CRITERIA
+from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.optimizer import follow_cut
-from yolo_prune.cut.plan import Budget
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.widths import Widths
-from yolo_prune.distill import fit_projection
 from yolo_prune.graph.groups import trace_groups
 from yolo_prune.recover.drops import fidelity_to
 from yolo_prune.recover.fold import recalibrate_bn_
-from yolo_prune.recover.moments import collect_moments
 from yolo_prune.recover.rounds import Recipe, cut_in_rounds
-from yolo_prune.score import CRITERIA
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
+from yolo_prune.train.distill import fit_projection
 
 
 def small():

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 import yolo_prune
+from yolo_prune.accuracy.coco import coco_from_yolo
+from yolo_prune.adapters.checkpoint import load_detector, read_metadata, save_detector, write_metadata
 from yolo_prune.adapters.ultralytics.export import export_onnx, onnx_parity
 from yolo_prune.adapters.ultralytics.int8 import export_int8
 from yolo_prune.adapters.ultralytics.training.history import read_result
-from yolo_prune.checkpoint import load_detector, read_metadata, save_detector, write_metadata
 from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.evaluate import coco_from_yolo
 from yolo_prune.files import write_text
-from yolo_prune.inrun import draw_scales
+from yolo_prune.train import draw_scales
 
 
 def test_files_are_written_under_a_text_path(tmp_path):

@@ -10,12 +10,12 @@ from nets import Net, conv
 from torch import nn
 
 from yolo_prune.cost import channel_gradient, cost_model, count_macs, count_parameters
-from yolo_prune.cut.plan import Budget, choose_channels, make_plan
+from yolo_prune.cut.budget import Budget, one_budget
+from yolo_prune.cut.plan import choose_channels, make_plan
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, PlanError
 from yolo_prune.graph import trace_groups
-from yolo_prune.structure import one_budget
 
 X = torch.zeros(1, 3, 8, 8)
 FINE = Widths(round_to=1, min_width=1)

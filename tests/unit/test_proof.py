@@ -10,14 +10,15 @@ import torch
 from nets import Net, conv, free_width, randomise_, reason_of
 from torch import nn
 
-from yolo_prune.cut.plan import Budget, choose_channels, make_plan
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels, make_plan
 from yolo_prune.cut.proof import compare_tensors, prove_equivalence
 from yolo_prune.cut.proven import Anatomy, cut_proven_
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import BudgetError, EquivalenceError
 from yolo_prune.graph import ModuleRule, trace_groups
 from yolo_prune.graph.decisions import Decisions
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
 
 X = torch.zeros(1, 3, 16, 16)
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from yolo_prune.config import PruneConfig, make_config, to_yaml
-from yolo_prune.config.options import REST, option_fields
-from yolo_prune.config.resume import FREE_ON_RESUME, check_resumed
 from yolo_prune.errors import ConfigError
+from yolo_prune.options import PruneConfig, make_config, to_yaml
+from yolo_prune.options.fields import REST, option_fields
+from yolo_prune.options.resume import FREE_ON_RESUME, check_resumed
 
 WORDS = ["model=best.pt", "data=d.yaml", "keep_macs=0.5", "epochs=3", "mosaic=0.5"]
 OTHER = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from yolo_prune.cut.plan import Budget
+from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from yolo_prune.cost import CostModel
-from yolo_prune.cut.plan import Budget
+from yolo_prune.criteria.moments import Moments
+from yolo_prune.criteria.reconstruction import _Ahead, _Reader
+from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.widths import Widths
 from yolo_prune.recover import choose_by_reconstruction, collect_moments
-from yolo_prune.recover.moments import Moments
-from yolo_prune.recover.select import _Ahead, _Reader
 
 ANY = Widths(1, 1)
 

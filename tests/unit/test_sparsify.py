@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from yolo_prune.errors import ConfigError
-from yolo_prune.sparsify import Ramp, batchnorm_scales, shrinkage, soft_threshold_, sparsify, summarise_scales
+from yolo_prune.train.sparsify import (
+    Ramp,
+    batchnorm_scales,
+    shrinkage,
+    soft_threshold_,
+    sparsify,
+    summarise_scales,
+)
 
 
 class DeadChannels(nn.Module):

@@ -9,14 +9,15 @@ from nets import Net, conv, randomise_
 from torch import nn
 
 from yolo_prune.cost import cost_model
-from yolo_prune.cut.plan import Budget, choose_channels
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels
 from yolo_prune.cut.proof import compare_tensors
 from yolo_prune.cut.proven import Anatomy, check_patterns, cut_proven_, freeze_modules
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import ConfigError, EquivalenceError, PlanError
 from yolo_prune.graph import ModuleRule, trace_groups
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
 
 X = torch.zeros(1, 3, 8, 8)
 

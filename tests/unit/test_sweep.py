@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from yolo_prune import sweep
-from yolo_prune.config import SweepConfig, make_config, to_yaml
 from yolo_prune.errors import BudgetError, ConfigError, MissingRuntimeError
 from yolo_prune.files import write_text
+from yolo_prune.options import SweepConfig, make_config, to_yaml
 from yolo_prune.report import Row, RunReport, write_report
 from yolo_prune.report.rows import Speedup
-from yolo_prune.sweep import Trial, choose, pareto_front, run_sweep
-from yolo_prune.trials import SweepResult, render_sweep
+from yolo_prune.runs import sweep
+from yolo_prune.runs.sweep import Trial, choose, pareto_front, run_sweep
+from yolo_prune.runs.trials import SweepResult, render_sweep
 
 
 def report_of(keep: float, ap: float, fps: float) -> RunReport:
@@ -42,7 +42,7 @@ def pruned(monkeypatch):
         write_text(folder / "args.yaml", to_yaml(config))
         write_report(report_of(config.keep_macs, ap, 100.0 if len(calls) % 2 else 60.0), folder)
 
-    monkeypatch.setattr("yolo_prune.run.prune_from_config", stage)
+    monkeypatch.setattr("yolo_prune.runs.prune.prune_from_config", stage)
     return calls
 
 

@@ -11,11 +11,12 @@ import torch
 from nets import Net, conv, randomise_
 from torch import nn
 
-from yolo_prune.cut.plan import Budget, choose_channels, make_plan
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels, make_plan
 from yolo_prune.cut.proof import prove_equivalence
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.surgery import cut_
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
 
 detection = pytest.importorskip("torchvision.models.detection")
 SIZES = {"min_size": 64, "max_size": 64}

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.graph import trace_groups
-from yolo_prune.inspection import describe_groups
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
+from yolo_prune.runs.inspection import describe_groups
 
 X = torch.zeros(1, 3, 32, 32)
 

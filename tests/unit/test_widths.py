@@ -9,14 +9,15 @@ from nets import Net, conv, group_of
 from torch import nn
 
 from yolo_prune.cost import cost_model
-from yolo_prune.cut.plan import Budget, check_possible, choose_channels
+from yolo_prune.criteria.weights import CRITERIA
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import check_possible, choose_channels
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.widths import EVEN_SHARE, Lineage, Widths
 from yolo_prune.errors import BudgetError
 from yolo_prune.graph import trace_groups
 from yolo_prune.recover import Recipe, cut_in_rounds
-from yolo_prune.score import CRITERIA
-from yolo_prune.structure import prune_module
+from yolo_prune.recover.structure import prune_module
 
 X = torch.zeros(1, 3, 16, 16)
 

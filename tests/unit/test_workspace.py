@@ -10,7 +10,7 @@ import pytest
 
 from yolo_prune import files
 from yolo_prune.errors import ConfigError
-from yolo_prune.workspace import OUTPUTS, open_workspace
+from yolo_prune.runs.workspace import OUTPUTS, open_workspace
 
 
 def opened(project: Path, name: str | None = None, **options: bool):

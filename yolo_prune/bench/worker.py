@@ -20,7 +20,7 @@ import numpy as np
 
 from yolo_prune.bench.clock import measure, plan_schedule, warm_up
 from yolo_prune.bench.images import Image, import_cv2, load_images
-from yolo_prune.bench.runtime import DeviceUnavailableError, Settings, make_stepper, open_runtime
+from yolo_prune.bench.runtimes.runtime import DeviceUnavailableError, Settings, make_stepper, open_runtime
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.imgsz import read_size
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from yolo_prune.cost import CostModel, FloatArray
 from yolo_prune.cut.blocks import ResidualBlock
-from yolo_prune.cut.plan import Budget
+from yolo_prune.cut.budget import Budget
 from yolo_prune.errors import BudgetError
 
 _TOLERANCE = 0.02
@@ -37,7 +37,7 @@ def saved_by_fitting(
     module: nn.Module, cost: CostModel, blocks: Iterable[ResidualBlock], budget: Budget
 ) -> dict[ResidualBlock, float]:
     """Return what each block saves, without those that save nothing or more than what is still to go."""
-    now = budget.measure(cost, np.ones(cost.graph.channel_count, dtype=bool))
+    now = budget.measure(cost, cost.everything)
     left = now - (1.0 - _TOLERANCE) * budget.limit(cost) if now > budget.limit(cost) else 0.0
     saved = {block: saved_by_drop(module, cost, block, budget.gradient) for block in blocks}
     return {block: amount for block, amount in saved.items() if 0 < amount <= left}

@@ -10,6 +10,7 @@ import numpy as np
 
 from yolo_prune.cost import CostModel, FloatArray
 from yolo_prune.cut.blocks import ResidualBlock
+from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.held import explain_held, held_amount
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Widths
@@ -18,51 +19,7 @@ from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.progress import LOGGER
 
-BUDGETS = ("keep_macs", "gmacs", "keep_params")
 _NOTHING = 0.01  # of the mean score: such a channel was switched off by sparse training, not misjudged
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much may stay.
-
-    Attributes:
-        kind: ``keep_macs`` or ``keep_params`` (fractions of the parent in (0, 1]), ``gmacs`` or ``params`` (absolute,
-            1e9 MACs and parameters).
-        value: The amount.
-    """
-
-    kind: str
-    value: float
-
-    def limit(self, cost: CostModel) -> float:
-        """Return the budget in MACs or parameters of this model."""
-        everything = np.ones(cost.graph.channel_count, dtype=bool)
-        if self.kind == "gmacs":
-            return self.value * 1e9
-        if self.kind == "params":
-            return self.value
-        return self.value * (
-            cost.parameters(everything) if self.kind == "keep_params" else cost.macs(everything)
-        )
-
-    def absolute(self, cost: CostModel) -> Budget:
-        """Return the same budget in MACs or parameters, whatever the model that it is applied to."""
-        return Budget.of(self.gradient, self.limit(cost))
-
-    @staticmethod
-    def of(gradient: str, amount: float) -> Budget:
-        """Return the budget of an amount of ``macs`` or ``params``."""
-        return Budget("gmacs", amount / 1e9) if gradient == "macs" else Budget("params", amount)
-
-    def measure(self, cost: CostModel, keep: BoolArray) -> float:
-        """Return what a choice costs, in the budget's unit."""
-        return cost.amount(cost.counts(keep), self.gradient)
-
-    @property
-    def gradient(self) -> str:
-        """Which cost a channel's removal is measured in."""
-        return "params" if self.kind in ("keep_params", "params") else "macs"
 
 
 @dataclass
@@ -144,7 +101,7 @@ def choose_channels(
         BudgetError: Everything at its floor still costs more than the budget.
     """
     limit = budget.limit(cost)
-    keep = np.ones(cost.graph.channel_count, dtype=bool)
+    keep = cost.everything
     counts, now = cost.counts(keep), budget.measure(cost, keep)
     widths = (widths or Widths()).for_budget(limit / max(now, 1e-12))
     ladders = _ladders(cost.graph, scores, widths, wholes)
@@ -225,7 +182,7 @@ def least_channels(
 ) -> BoolArray:
     """Return what is left with every group at its floor: no budget below it can be met, shape (channels,)."""
     scores = np.ones(cost.graph.channel_count)
-    keep = np.ones(cost.graph.channel_count, dtype=bool)
+    keep = cost.everything
     for ladder in _ladders(cost.graph, scores, widths or Widths(), wholes):
         for block in ladder.blocks:
             keep[block] = False
@@ -329,7 +286,7 @@ def plan_drop(cost: CostModel, block: ResidualBlock) -> PrunePlan:
 
 def against_parent(plan: PrunePlan, before: CostModel, after: CostModel, budget: Budget) -> PrunePlan:
     """Give a composed plan its costs: of the model after it, beside those of the parent."""
-    whole, left = (np.ones(cost.graph.channel_count, dtype=bool) for cost in (before, after))
+    whole, left = (cost.everything for cost in (before, after))
     return replace(
         plan,
         budget={budget.kind: budget.value},

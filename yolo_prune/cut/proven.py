@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel, cost_model, with_macs_at
 from yolo_prune.cut.blame import blame, find_inexact
 from yolo_prune.cut.blocks import ResidualBlock, find_residual_blocks
-from yolo_prune.cut.plan import Budget, make_plan, plan_drop
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import make_plan, plan_drop
 from yolo_prune.cut.proof import Equivalence, prove_equivalence
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
@@ -253,7 +253,7 @@ def drop_proven_(
         EquivalenceError: The model without the block does not compute what it computes with the block's weights zero.
     """
     plan = plan_drop(cost, block)
-    everything = np.ones(cost.graph.channel_count, dtype=bool)
+    everything = cost.everything
     proof, problem = _try_cut(module, cost.graph, plan, everything, anatomy)
     if proof is None or not proof.exact:
         problem = problem or "nothing could be compared"

@@ -1,9 +1,9 @@
 """Give back accuracy without training: second moments, selection by reconstruction, folding, BatchNorm."""
 
+from yolo_prune.criteria.moments import Moments, collect_moments
+from yolo_prune.criteria.reconstruction import choose_by_reconstruction
 from yolo_prune.recover.fold import fold_removed_, recalibrate_bn_
-from yolo_prune.recover.moments import Moments, collect_moments
 from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
-from yolo_prune.recover.select import choose_by_reconstruction
 
 __all__ = [
     "CutResult",

@@ -9,22 +9,23 @@ import numpy as np
 from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel
+from yolo_prune.criteria.moments import Moments, TaskLoss, moments_between, sample_inputs
 from yolo_prune.cut.blocks import ResidualBlock, original_name
 from yolo_prune.cut.proven import Anatomy, drop_proven_
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.graph.atoms import Axis
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.recover.fold import fold_into_, solve_fold
-from yolo_prune.recover.moments import Moments, TaskLoss, moments_between, sample_inputs
 
 
 def branch_cost(moments: Moments, ridge: float = 1e-3) -> float:
     """Return what a block's removal costs: what its branch adds and its input cannot explain, felt by the task.
 
-    In the measure of :func:`yolo_prune.recover.select.choose_by_reconstruction`: squared errors by squared gradients.
+    In the measure of :func:`yolo_prune.criteria.reconstruction.choose_by_reconstruction`: squared errors by
+    squared gradients.
 
     Args:
-        moments: Of the block, from :func:`yolo_prune.recover.moments.collect_moments`: input and branch, 2C channels.
+        moments: Of the block, from :func:`yolo_prune.criteria.moments.collect_moments`: input and branch, 2C channels.
         ridge: As for folding.
     """
     width = len(moments.mean) // 2
@@ -57,7 +58,7 @@ def drop_and_refit(
         block: One of its residual blocks.
         anatomy: How to run it.
         batches: Calibration images; without them nothing is fitted.
-        task: As for :func:`yolo_prune.recover.moments.collect_moments`.
+        task: As for :func:`yolo_prune.criteria.moments.collect_moments`.
         seed: Of pixels.
         ridge: As for folding.
         fold: Fit at all.

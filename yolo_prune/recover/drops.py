@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel
 from yolo_prune.cut.blocks import ResidualBlock, original_name
+from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.depth import saved_by_fitting
-from yolo_prune.cut.plan import Budget
 from yolo_prune.cut.proof import selected_outputs
 from yolo_prune.cut.proven import Anatomy, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.device import placed
 from yolo_prune.errors import DataError, EquivalenceError
-from yolo_prune.modes import evaluating
+from yolo_prune.graph.modes import evaluating
 from yolo_prune.progress import LOGGER
 
 Drop = Callable[[nn.Module, CostModel, ResidualBlock], tuple[nn.Module, PrunePlan]]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.cost import FloatArray
+from yolo_prune.criteria.moments import Moments
 from yolo_prune.device import placed
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.modes import evaluating
+from yolo_prune.graph.modes import evaluating
 from yolo_prune.progress import LOGGER, track
-from yolo_prune.recover.moments import Moments
 
 
 def solve_fold(

@@ -11,9 +11,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel
+from yolo_prune.criteria.moments import Moments, TaskLoss, collect_moments
+from yolo_prune.criteria.reconstruction import choose_by_reconstruction
+from yolo_prune.criteria.weights import find_criterion
 from yolo_prune.cut.blocks import ResidualBlock
+from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.depth import saved_by_drop, worth_inside
-from yolo_prune.cut.plan import Budget, against_parent, check_possible, choose_channels, make_plan
+from yolo_prune.cut.plan import against_parent, check_possible, choose_channels, make_plan
 from yolo_prune.cut.proven import Anatomy, cut_proven_, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Lineage, Widths
@@ -23,9 +27,6 @@ from yolo_prune.progress import LOGGER
 from yolo_prune.recover.branches import branch_cost, drop_and_refit
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
 from yolo_prune.recover.fold import fold_removed_
-from yolo_prune.recover.moments import Moments, TaskLoss, collect_moments
-from yolo_prune.recover.select import choose_by_reconstruction
-from yolo_prune.score import find_criterion
 
 RECONSTRUCTION = "reconstruction"
 _ATTEMPTS = 8
@@ -36,7 +37,7 @@ class Recipe:
     """How to get from the parent to the budget.
 
     Attributes:
-        criterion: ``reconstruction`` or a key of :data:`yolo_prune.score.CRITERIA`.
+        criterion: ``reconstruction`` or a key of :data:`yolo_prune.criteria.weights.CRITERIA`.
         rounds: How many cuts.
         widths: Allowed widths.
         fold: Fold what removed channels did into the kept ones.
@@ -124,7 +125,7 @@ def cut_in_rounds(
         EquivalenceError: No exact cut was found.
     """
     before = anatomy.cost_of(parent)
-    everything = np.ones(before.graph.channel_count, dtype=bool)
+    everything = before.everything
     full, limit = budget.measure(before, everything), budget.limit(before)
     if limit >= full:
         return CutResult(copy.deepcopy(parent), _identity_plan(before, budget), ())
@@ -165,7 +166,7 @@ def cut_in_rounds(
 def _amount(module: nn.Module, anatomy: Anatomy, budget: Budget) -> float:
     """Return what a module costs in the budget's unit."""
     cost = anatomy.cost_of(module)
-    return budget.measure(cost, np.ones(cost.graph.channel_count, dtype=bool))
+    return budget.measure(cost, cost.everything)
 
 
 def _one_round(
@@ -284,7 +285,7 @@ def _choose(
 
 def _identity_plan(cost: CostModel, budget: Budget) -> PrunePlan:
     """Return the plan that keeps everything."""
-    return make_plan(cost, np.ones(cost.graph.channel_count, dtype=bool), budget=budget)
+    return make_plan(cost, cost.everything, budget=budget)
 
 
 def _summarise(

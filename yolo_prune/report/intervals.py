@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from yolo_prune.imgsz import ImageSize
 
 if TYPE_CHECKING:
-    from yolo_prune.bootstrap import FloatArray, ImageSample, Interval
+    from yolo_prune.accuracy.bootstrap import FloatArray, ImageSample, Interval
     from yolo_prune.report.rows import Row, RunReport
 
 PERCENT = "95 %"
@@ -40,7 +40,7 @@ class Resampled:
     @classmethod
     def from_sample(cls, model: str, imgsz: ImageSize | None, sample: ImageSample) -> Resampled:
         """Draw the images of an evaluation again and again, always in the same way."""
-        from yolo_prune.bootstrap import interval_of, resampled_accuracy
+        from yolo_prune.accuracy.bootstrap import interval_of, resampled_accuracy
 
         values = resampled_accuracy(sample)
         found = interval_of(values)
@@ -92,7 +92,7 @@ def difference_interval(report: RunReport, row: Row, others: Sequence[tuple[Row,
 
 
 def _bounds(values: FloatArray | None) -> Interval | None:
-    from yolo_prune.bootstrap import interval_of
+    from yolo_prune.accuracy.bootstrap import interval_of
 
     return None if values is None else interval_of(values)
 

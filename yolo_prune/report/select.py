@@ -12,7 +12,7 @@ from yolo_prune.report.metric import AP, TOP1, Metric
 from yolo_prune.report.rows import ACCURACY, COST, Row, RunReport, Speedup
 
 if TYPE_CHECKING:
-    from yolo_prune.bootstrap import Interval
+    from yolo_prune.accuracy.bootstrap import Interval
 
 FINAL_ORDER = ("retrained", "pruned")
 """The model a run is judged by: the first of these that has a row."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from yolo_prune.imgsz import pixels, size_text
-from yolo_prune.markdown import cell
 from yolo_prune.report.intervals import METHOD, PERCENT, accuracy_interval, count_resamples
+from yolo_prune.report.markdown import cell
 from yolo_prune.report.rows import Row, RunReport
 from yolo_prune.report.select import (
     accuracy_change,
@@ -24,7 +24,7 @@ from yolo_prune.report.select import (
 from yolo_prune.report.verdicts import verdicts
 
 if TYPE_CHECKING:
-    from yolo_prune.bootstrap import Interval
+    from yolo_prune.accuracy.bootstrap import Interval
 
 NOT_MEASURED = "not measured"
 

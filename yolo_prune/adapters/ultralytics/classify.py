@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from yolo_prune.accuracy.bootstrap import ImageHits
 from yolo_prune.adapters.ultralytics.anatomy import input_channels
 from yolo_prune.adapters.ultralytics.data import find_class_folders, split_folder
 from yolo_prune.adapters.ultralytics.evaluate import class_names
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.adapters.ultralytics.verify import load_drawn, usable_images
-from yolo_prune.bootstrap import ImageHits
 from yolo_prune.errors import DataError
+from yolo_prune.graph.modes import evaluating
 from yolo_prune.imgsz import ImageSize, longer_side, plain_size
-from yolo_prune.modes import evaluating
 from yolo_prune.progress import track
 
 

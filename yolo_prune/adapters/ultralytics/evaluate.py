@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from yolo_prune.accuracy.bootstrap import ImageMatches
+from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
 from yolo_prune.adapters.ultralytics.data import (
     DetectionData,
     check_channels,
@@ -18,9 +20,7 @@ from yolo_prune.adapters.ultralytics.data import (
     resolve_data,
 )
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
-from yolo_prune.bootstrap import ImageMatches
 from yolo_prune.errors import DataError
-from yolo_prune.evaluate import CocoResult, coco_ap_by_image
 from yolo_prune.imgsz import ImageSize, is_square, rounded_up
 from yolo_prune.progress import track
 

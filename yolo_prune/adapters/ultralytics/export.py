@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.ultralytics.annotations import one_line
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.bench.images import holds_queries
-from yolo_prune.bench.pytorch import first_tensor, fuse
-from yolo_prune.checkpoint import load_detector
+from yolo_prune.bench.runtimes.pytorch import first_tensor, fuse
 from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, height_width, plain_size, size_text
@@ -163,8 +163,8 @@ def onnx_parity(
         CheckpointError: One of the files cannot be loaded.
         ConfigError: The file was exported for another input.
     """
-    from yolo_prune.bench.onnxruntime import open_runtime
-    from yolo_prune.bench.runtime import Settings
+    from yolo_prune.bench.runtimes.onnxruntime import open_runtime
+    from yolo_prune.bench.runtimes.runtime import Settings
 
     generator = np.random.default_rng(seed)
     loaded = load_detector(checkpoint, trust=trust)

@@ -19,7 +19,7 @@ from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, is_square
 
 if TYPE_CHECKING:
-    from yolo_prune.adapters.ultralytics.tasks import Result, Task
+    from yolo_prune.accuracy.task import Result, Task
 
 _WEIGHTED = ("Conv", "Gemm")
 

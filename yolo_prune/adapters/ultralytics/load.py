@@ -14,13 +14,13 @@ import torch
 import yaml
 from torch import nn
 
+from yolo_prune.adapters.stored import METADATA_KEY, LoadedModel, check_file
 from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
 from yolo_prune.adapters.ultralytics.anatomy import input_channels
 from yolo_prune.adapters.ultralytics.own import TrustedPickle, lend_classes_of, own_classes, where_from
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import ImageSize, longer_side, read_size
-from yolo_prune.stored import METADATA_KEY, LoadedModel, check_file
 
 _DEFAULT_IMGSZ = {"classify": 224}  # the host's; 640 for every other task
 _BROKEN = (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, pickle.UnpicklingError)
@@ -32,7 +32,7 @@ _QUANTISED_FILES = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "modelopt
 def load_detector(
     path: Path | str, *, trust: bool = False, device: str = "cpu", seed: int = 0
 ) -> LoadedModel:
-    """Load a checkpoint or build an architecture; see ``yolo_prune.checkpoint.load_detector``."""
+    """Load a checkpoint or build an architecture; see ``yolo_prune.adapters.checkpoint.load_detector``."""
     name = str(path).strip()
     if "://" in name:
         raise CheckpointError(f"'{name}' is an address: download the checkpoint first and name the file.")

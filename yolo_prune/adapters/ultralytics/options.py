@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from yolo_prune.config import TrainConfig
-from yolo_prune.config.host_keys import HOST_NOT_TRAINING_KEYS
-from yolo_prune.config.inrun import InRunSettings
-from yolo_prune.config.options import SEED_MAX
-from yolo_prune.config.resume import difference
 from yolo_prune.device import check_training_device
 from yolo_prune.errors import ConfigError
+from yolo_prune.options import TrainConfig
+from yolo_prune.options.fields import SEED_MAX
+from yolo_prune.options.host_keys import HOST_NOT_TRAINING_KEYS
+from yolo_prune.options.inrun import InRunSettings
+from yolo_prune.options.resume import difference
 
 OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "MuSGD")
 """What the host's trainer builds; it keeps the list inside a function and complains only when training begins."""

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 import yolo_prune
+from yolo_prune.adapters.stored import METADATA_KEY
 from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
 from yolo_prune.adapters.ultralytics.load import read_checkpoint
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
-from yolo_prune.stored import METADATA_KEY
 
 
 def save_detector(
@@ -34,7 +34,7 @@ def save_detector(
     meta: Mapping[str, Any],
     trust: bool = False,
 ) -> Path:
-    """Write a checkpoint; see ``yolo_prune.checkpoint.save_detector``."""
+    """Write a checkpoint; see ``yolo_prune.adapters.checkpoint.save_detector``."""
     from ultralytics import __version__ as host_version
 
     _check_savable(module, path)
@@ -134,12 +134,12 @@ def _write(path: Path, checkpoint: Mapping[str, Any], *, trust: bool) -> Path:
 
 
 def read_metadata(path: Path | str, *, trust: bool = False) -> dict[str, Any] | None:
-    """Return the metadata of a checkpoint; see ``yolo_prune.checkpoint.read_metadata``."""
+    """Return the metadata of a checkpoint; see ``yolo_prune.adapters.checkpoint.read_metadata``."""
     meta = read_checkpoint(Path(path), trust=trust).get(METADATA_KEY)
     return dict(meta) if isinstance(meta, Mapping) else None
 
 
 def write_metadata(path: Path, meta: Mapping[str, Any], *, trust: bool = False) -> Path:
-    """Add metadata to a checkpoint; see ``yolo_prune.checkpoint.write_metadata``."""
+    """Add metadata to a checkpoint; see ``yolo_prune.adapters.checkpoint.write_metadata``."""
     checkpoint = read_checkpoint(path, trust=trust)
     return _write(path, {**checkpoint, METADATA_KEY: _plain_metadata(meta)}, trust=trust)

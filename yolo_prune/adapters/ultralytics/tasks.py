@@ -5,89 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor, nn
 
+from yolo_prune.accuracy.task import Task
+from yolo_prune.adapters.stored import LoadedModel
 from yolo_prune.adapters.ultralytics import classify, data, evaluate
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
-from yolo_prune.bootstrap import ImageSample
 from yolo_prune.imgsz import ImageSize
-from yolo_prune.stored import LoadedModel
-
-
-class Result(Protocol):
-    """What a report wants to know of one evaluation."""
-
-    @property
-    def images(self) -> int:
-        """Number of images."""
-
-    @property
-    def scores(self) -> Mapping[str, float | None]:
-        """Accuracy in [0, 1] by the names that a row of the report has for it."""
-
-    @property
-    def host_scores(self) -> Mapping[str, float]:
-        """The host's own numbers by name, where it defines them otherwise."""
-
-    @property
-    def per_class(self) -> Mapping[str, float]:
-        """Accuracy of every class that the data has."""
-
-    @property
-    def boxes(self) -> int | None:
-        """Number of ground-truth boxes, None where there are none to find."""
-
-    @property
-    def ap_of(self) -> str | None:
-        """Which boxes AP is of, None for other accuracies."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences that a reader of the accuracy has to know."""
-
-    @property
-    def sample(self) -> ImageSample | None:
-        """What was found in each image."""
-
-    @property
-    def evaluator(self) -> str:
-        """What computed the accuracy."""
-
-
-class Task(Protocol):
-    """A split of data, and how models of one task are measured on it.
-
-    Attributes:
-        metric: Field of a report's row that models are compared by.
-        counted: What a class has a number of: boxes or images.
-        device: Where modules are.
-    """
-
-    metric: str
-    counted: str
-    device: str
-
-    def check_training_images(self) -> None:
-        """Raise DataError when there are no training images, which recovery needs."""
-
-    def evaluate(
-        self, module: nn.Module | ExportedModel, imgsz: ImageSize, exported: Path | None = None
-    ) -> Result:
-        """Evaluate a module, a file made from it, or a file alone, on the split at an input size in pixels."""
-
-    def scorer(self, imgsz: ImageSize) -> Callable[[nn.Module], float]:
-        """Return a quick score in [0, 1] on some validation images, which are loaded once."""
-
-    def calibration_batches(self, imgsz: ImageSize, images: int, seed: int) -> list[Tensor]:
-        """Load training images as validation sees them: float32 (batch, channels, height, width) in [0, 1]."""
-
-    def image_files(self, count: int) -> list[Path]:
-        """Return images of the split to measure speed on."""
-
-    def class_sizes(self) -> Mapping[str, int]:
-        """Return how many boxes or images of each class the split has."""
 
 
 @dataclass

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, DistilledCriterion, distil_
 from yolo_prune.adapters.ultralytics.training.midrun import size_of
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
-from yolo_prune.checkpoint import load_detector, save_detector
+from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import plain_size, size_text
 from yolo_prune.progress import LOGGER
-from yolo_prune.retrain import count_parameters
 
 _FIRST_RATE = 0.1
 _AVERAGED_SHARE = 0.2

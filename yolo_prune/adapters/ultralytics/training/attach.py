@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolo_prune.adapters.checkpoint import load_detector
+from yolo_prune.adapters.owncode import guarding_host
 from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
 from yolo_prune.adapters.ultralytics.load import check_named_files, check_run_files
 from yolo_prune.adapters.ultralytics.options import (
@@ -31,15 +33,13 @@ from yolo_prune.adapters.ultralytics.training.inrun import inrun_class
 from yolo_prune.adapters.ultralytics.training.train import train_pruned
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, _StaysCut, prune_trainer
 from yolo_prune.adapters.ultralytics.undisturbed import training_options
-from yolo_prune.checkpoint import load_detector
-from yolo_prune.config import TrainConfig
-from yolo_prune.config.inrun import InRunSettings, make_settings
+from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import plain_size, read_size
-from yolo_prune.inrun import RunState, what_is_left
-from yolo_prune.owncode import guarding_host
+from yolo_prune.options import TrainConfig
+from yolo_prune.options.inrun import InRunSettings, make_settings
 from yolo_prune.progress import LOGGER
-from yolo_prune.retrain import count_parameters
+from yolo_prune.train import RunState, what_is_left
 
 _LOADER = "_smart_load"
 _OURS = (_LOADER, "train", "tune")
@@ -152,7 +152,7 @@ def attach(model: Any, **options: Any) -> Attachment:
 
     Args:
         model: An ``ultralytics.YOLO`` (or ``RTDETR``).
-        **options: Fields of :class:`yolo_prune.config.inrun.InRunSettings`, such as ``keep_macs=0.5``, a share
+        **options: Fields of :class:`yolo_prune.options.inrun.InRunSettings`, such as ``keep_macs=0.5``, a share
             of the model as it is now: of a pruned one, of what is left. Without a budget the object must come from an
             interrupted run (it is resumed with the options that it began with) or be pruned already (it stays so).
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from yolo_prune.errors import ConfigError
-from yolo_prune.inrun import check_schedule
 from yolo_prune.progress import LOGGER
+from yolo_prune.train import check_schedule
 
 
 def refuse_what_cannot_work(trainer: Any) -> None:
     """Raise ConfigError for options that exclude each other."""
-    from yolo_prune.preflight import check_criterion
+    from yolo_prune.runs.preflight import check_criterion
 
     pruning, args = trainer.pruning, trainer.args
     check_criterion(pruning.criterion)

@@ -10,8 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from yolo_prune.adapters.ultralytics.anatomy import smallest_image
-from yolo_prune.distill import anchor_weights, box_loss, class_loss, feature_loss, fit_projection, score_loss
 from yolo_prune.errors import ConfigError
+from yolo_prune.train.distill import (
+    anchor_weights,
+    box_loss,
+    class_loss,
+    feature_loss,
+    fit_projection,
+    score_loss,
+)
 
 
 @dataclass(frozen=True)

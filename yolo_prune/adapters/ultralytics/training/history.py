@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolo_prune.adapters.stored import METADATA_KEY
 from yolo_prune.adapters.ultralytics.load import read_checkpoint
+from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError
-from yolo_prune.inrun import CutRecord, RunState
-from yolo_prune.retrain import count_parameters
-from yolo_prune.stored import METADATA_KEY
+from yolo_prune.train import CutRecord, RunState
 
 RUN_KEY = "in_run"  # the checkpoint is of the run that cuts: an interrupted one goes on with its state
 EARLIER_RUN_KEY = "earlier_in_run"  # of a later training, which only keeps what that run left

@@ -27,7 +27,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -39,19 +38,19 @@ from yolo_prune.adapters.ultralytics.training.history import RUN_KEY
 from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_scales
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, _StaysCut, unwrap
 from yolo_prune.adapters.ultralytics.undisturbed import training_options
-from yolo_prune.config.inrun import InRunSettings, make_settings, same_settings
+from yolo_prune.cost import count_parameters
+from yolo_prune.cut.budget import one_budget
 from yolo_prune.cut.plan import check_possible
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError
 from yolo_prune.imgsz import plain_size
-from yolo_prune.inrun import CutRecord, RunState, cut_is_due, is_separated, round_budget
-from yolo_prune.inrun.schedule import cut_shares
+from yolo_prune.options.inrun import InRunSettings, make_settings, same_settings
 from yolo_prune.progress import LOGGER, log_to_console
-from yolo_prune.randomness import untouched_randomness
 from yolo_prune.recover.rounds import RECONSTRUCTION
-from yolo_prune.retrain import count_parameters
-from yolo_prune.structure import one_budget
+from yolo_prune.train import CutRecord, RunState, cut_is_due, is_separated, round_budget
+from yolo_prune.train.randomness import untouched_randomness
+from yolo_prune.train.schedule import cut_shares
 
 
 class _PrunesInRun(_ResumesExactly):
@@ -113,7 +112,7 @@ class _PrunesInRun(_ResumesExactly):
         if self.resume and RUN_KEY in self.resumed:
             self.state = RunState.from_dict(self.resumed[RUN_KEY]["state"])
         else:
-            whole = np.ones(cost.graph.channel_count, dtype=bool)
+            whole = cost.everything
             before = Lineage.of(cost.graph).widths if self.pruning.rounds > 1 else {}
             self.state = RunState(cost.macs(whole) / 1e9, count_parameters(module), widths=before)
             beginning.say_what_the_budget_is_of(self)
@@ -326,7 +325,7 @@ def inrun_trainer(base: type, settings: InRunSettings | None = None, **options: 
     Args:
         base: A trainer class of the host.
         settings: The options; None makes them from ``options``.
-        **options: Fields of :class:`yolo_prune.config.inrun.InRunSettings`.
+        **options: Fields of :class:`yolo_prune.options.inrun.InRunSettings`.
 
     Raises:
         ConfigError: An option is unknown or wrong, or there is no budget.

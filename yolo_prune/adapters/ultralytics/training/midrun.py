@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
-from yolo_prune.config.inrun import InRunSettings
+from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.optimizer import follow_cut
-from yolo_prune.cut.plan import Budget
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
@@ -23,8 +22,9 @@ from yolo_prune.cut.widths import Lineage, Widths
 from yolo_prune.device import release_memory
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.imgsz import ImageSize, is_square, with_longer_side
-from yolo_prune.inrun import RunState
+from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.recover.rounds import Recipe, cut_in_rounds
+from yolo_prune.train import RunState
 
 _Value = TypeVar("_Value")
 _BATCH = 16  # images that are measured together, where memory allows

@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from yolo_prune.config.inrun import InRunSettings
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError
-from yolo_prune.inrun import RunState, ScaleWatch, StrengthSearch, draw_scales, first_strength, most_strength
-from yolo_prune.inrun.scales import NEAR_ZERO
+from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.progress import LOGGER
-from yolo_prune.sparsify import Ramp, Sparsifier, batchnorm_scales, shrinkage, sparsify, summarise_scales
+from yolo_prune.train import RunState, ScaleWatch, StrengthSearch, draw_scales, first_strength, most_strength
+from yolo_prune.train.scales import NEAR_ZERO
+from yolo_prune.train.sparsify import (
+    Ramp,
+    Sparsifier,
+    batchnorm_scales,
+    shrinkage,
+    sparsify,
+    summarise_scales,
+)
 
 _END_OF_RAMP = 0.1
 _MEAN_OF_RAMP = 0.725  # up over the first tenth, full to the half, down to the end

@@ -18,17 +18,18 @@ from typing import Any
 
 from torch import nn
 
+from yolo_prune.adapters.stored import METADATA_KEY
 from yolo_prune.adapters.ultralytics.data import check_channels, find_class_folders, read_data_yaml
 from yolo_prune.adapters.ultralytics.load import check_run_files, read_checkpoint
 from yolo_prune.adapters.ultralytics.training.history import carried
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, prune_trainer
 from yolo_prune.adapters.ultralytics.undisturbed import no_installs
+from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, is_square, longer_side, plain_size, read_size, size_text
 from yolo_prune.progress import LOGGER
-from yolo_prune.retrain import RetrainResult, check_still_cut, count_parameters
-from yolo_prune.stored import METADATA_KEY
+from yolo_prune.train.retrained import RetrainResult, check_still_cut
 
 Callback = Callable[[Any], None]
 

@@ -26,17 +26,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolo_prune.adapters.stored import METADATA_KEY
 from yolo_prune.adapters.ultralytics.load import check_run_files
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.save import marked
 from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, distil_
 from yolo_prune.adapters.ultralytics.undisturbed import training_options
+from yolo_prune.cost import count_parameters
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, is_square, read_size, size_text
 from yolo_prune.progress import LOGGER
-from yolo_prune.retrain import check_still_cut, count_parameters
-from yolo_prune.stored import METADATA_KEY
+from yolo_prune.train.retrained import check_still_cut
 
 
 @dataclass(frozen=True)

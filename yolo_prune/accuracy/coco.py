@@ -1,0 +1,344 @@
+"""From predictions to COCO AP; the numbers are those of pycocotools, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolo_prune.accuracy.bootstrap import ImageMatches
+from yolo_prune.errors import DataError
+
+_ROTATED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
+_TURNED_FORMATS = {"JPEG", "MPO", "PNG", "AVIF"}  # formats whose orientation OpenCV applies when it decodes
+_TOLERANCE = 0.01  # how far outside [0, 1] the host accepts a label's coordinates
+_AREAS = ("all", "small", "medium", "large")  # the third axis from the end of pycocotools' precision array
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """COCO average precision of one set of detections.
+
+    Attributes:
+        ap: AP averaged over IoU 0.50 to 0.95 and over classes, in [0, 1].
+        ap50: AP at IoU 0.50, in [0, 1].
+        ap75: AP at IoU 0.75, in [0, 1].
+        ap_small: AP of boxes under 32 x 32 pixels, or None where the ground truth has none.
+        ap_medium: AP of boxes from 32 x 32 to 96 x 96 pixels, or None where there are none.
+        ap_large: AP of boxes over 96 x 96 pixels, or None where there are none.
+        per_class: AP (IoU 0.50 to 0.95) of every class that has a box in the ground truth.
+        images: Number of images evaluated.
+        boxes: Number of ground-truth boxes that count (crowd regions do not).
+        evaluator: Name and version of the package that computed the numbers.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    per_class: dict[str, float]
+    images: int
+    boxes: int
+    evaluator: str
+
+
+def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> CocoResult:
+    """Score detections against COCO ground truth with pycocotools (boxes, at most 100 per class and image).
+
+    Boxes marked ``iscrowd`` are regions: detections inside them count neither as right nor as wrong.
+    Annotation ids are renumbered from 1: pycocotools takes a match with an annotation of id 0 for no match.
+
+    Args:
+        ground_truth: A COCO dictionary: ``images`` (id), ``annotations`` (image_id, category_id, bbox as x,
+            y, width, height in pixels; area and iscrowd where known) and ``categories`` (id, name).
+        detections: COCO results: image_id, category_id, bbox (x, y, width, height in pixels) and score.
+
+    Returns:
+        The twelve-number summary's AP part and the AP of every class, each in [0, 1].
+
+    Raises:
+        DataError: Ids are duplicated or unknown, a number is not finite, or there is no box to find.
+
+    Example:
+        >>> boxes = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}]
+        >>> truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cell"}], "annotations": boxes}
+        >>> round(coco_ap(truth, [{**boxes[0], "score": 0.9}]).ap50, 6)
+        1.0
+    """
+    return coco_ap_by_image(ground_truth, detections)[0]
+
+
+def coco_ap_by_image(
+    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]
+) -> tuple[CocoResult, ImageMatches]:
+    """Score detections as :func:`coco_ap` does, and return the matches of each image as well."""
+    annotations = _checked_annotations(ground_truth)
+    _check_detections(ground_truth, detections)
+    boxes = sum(1 for each in annotations if not each["iscrowd"])
+    if not boxes:
+        raise DataError(f"no ground-truth boxes in {len(ground_truth['images'])} images: AP is not defined.")
+    evaluation = _evaluated(ground_truth, annotations, detections)
+    precision, category_ids = np.asarray(evaluation.eval["precision"]), list(evaluation.params.catIds)
+    names = {each["id"]: str(each.get("name", each["id"])) for each in ground_truth["categories"]}
+    repeated = {name for name, count in Counter(names.values()).items() if count > 1}
+    per_class: dict[str, float] = {}
+    for index, category in enumerate(category_ids):
+        value = _mean(precision[:, :, index, 0, -1])
+        if value is not None:
+            name = names[category]
+            per_class[f"{name} (id {category})" if name in repeated else name] = value
+    sizes = {area: _mean(precision[:, :, :, index, -1]) for index, area in enumerate(_AREAS)}
+    at = {0.5: precision[0], 0.75: precision[5]}
+    result = CocoResult(
+        ap=sizes["all"] or 0.0,
+        ap50=_mean(at[0.5][:, :, 0, -1]) or 0.0,
+        ap75=_mean(at[0.75][:, :, 0, -1]) or 0.0,
+        ap_small=sizes["small"],
+        ap_medium=sizes["medium"],
+        ap_large=sizes["large"],
+        per_class=per_class,
+        images=len(ground_truth["images"]),
+        boxes=boxes,
+        evaluator=f"pycocotools {version('pycocotools')}",
+    )
+    return result, ImageMatches.from_coco(evaluation)
+
+
+def _mean(precision: np.ndarray[Any, Any]) -> float | None:
+    """Average the entries that are defined; pycocotools marks classes without boxes by -1."""
+    defined = precision[precision > -1]
+    return float(np.mean(defined)) if defined.size else None
+
+
+def _evaluated(
+    ground_truth: Mapping[str, Any],
+    annotations: list[dict[str, Any]],
+    detections: Sequence[Mapping[str, Any]],
+) -> Any:
+    """Run pycocotools quietly; the precision array of what it returns is (IoU, recall, class, area, limit)."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    base = {"images": list(ground_truth["images"]), "categories": list(ground_truth["categories"])}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, found = COCO(), COCO()
+        truth.dataset = {**base, "annotations": annotations}
+        truth.createIndex()
+        if detections:
+            keys = ("image_id", "category_id", "bbox", "score")
+            found = truth.loadRes([{key: each[key] for key in keys} for each in detections])
+        else:  # loadRes reads the first detection to learn the task, so it cannot take an empty list
+            found.dataset = {**base, "annotations": []}
+            found.createIndex()
+        evaluation = COCOeval(truth, found, iouType="bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def _checked_annotations(ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Check the ground truth and return its boxes, renumbered, with area and iscrowd filled in."""
+    missing = [key for key in ("images", "annotations", "categories") if key not in ground_truth]
+    if missing:
+        raise DataError(f"the COCO ground truth has no {' and no '.join(repr(key) for key in missing)}.")
+    images = _unique_ids(ground_truth["images"], "image")
+    categories = _unique_ids(ground_truth["categories"], "category")
+    _unique_ids((each for each in ground_truth["annotations"] if "id" in each), "annotation")
+    annotations: list[dict[str, Any]] = []
+    for number, each in enumerate(ground_truth["annotations"], start=1):
+        what = f"annotation {each.get('id', number)}"
+        _check_box(each, what, images, categories)
+        x, y, width, height = each["bbox"]
+        area = each.get("area")
+        annotations.append(
+            {
+                "id": number,
+                "image_id": each["image_id"],
+                "category_id": each["category_id"],
+                "bbox": [x, y, width, height],
+                "area": width * height if area is None else area,
+                "iscrowd": int(each.get("iscrowd") or 0),
+            }
+        )
+    return annotations
+
+
+def _unique_ids(entries: Iterable[Mapping[str, Any]], kind: str) -> set[Any]:
+    """Return the ids of ``entries``; every entry needs one of its own."""
+    ids: set[Any] = set()
+    for each in entries:
+        if "id" not in each:
+            raise DataError(f"the COCO ground truth has an {kind} without 'id': {dict(each)}.")
+        if each["id"] in ids:
+            raise DataError(f"the COCO ground truth has {kind} id {each['id']} more than once.")
+        ids.add(each["id"])
+    return ids
+
+
+def _check_detections(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> None:
+    """Check that every detection names a known image and class and holds finite numbers."""
+    images = {each["id"] for each in ground_truth["images"]}
+    categories = {each["id"] for each in ground_truth["categories"]}
+    for index, each in enumerate(detections):
+        what = f"detection {index}"
+        _check_box(each, what, images, categories)
+        if not math.isfinite(each.get("score", math.nan)):
+            raise DataError(f"{what} has score {each.get('score')}; a finite number is needed.")
+
+
+def _check_box(box: Mapping[str, Any], what: str, images: set[Any], categories: set[Any]) -> None:
+    """Check one annotation or detection against the known ids."""
+    if box.get("image_id") not in images:
+        raise DataError(
+            f"{what} refers to image_id {box.get('image_id')}, which the ground truth does not list."
+        )
+    if box.get("category_id") not in categories:
+        raise DataError(
+            f"{what} refers to category_id {box.get('category_id')}, which the ground truth does not list."
+        )
+    numbers = box.get("bbox", ())
+    if len(numbers) != 4 or not all(math.isfinite(number) for number in numbers):
+        raise DataError(f"{what} has bbox {numbers}; four finite numbers (x, y, width, height) are needed.")
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """Read an image's width and height in pixels from its header, EXIF orientation applied.
+
+    Raises:
+        DataError: The file is missing or not an image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.format in _TURNED_FORMATS and image.getexif().get(274) in _ROTATED
+    except (OSError, ImportError) as error:  # ImportError: a format that needs a plug-in
+        raise DataError(f"cannot read the image {path}: {error}.") from error
+    return (height, width) if turned else (width, height)
+
+
+def coco_from_yolo(
+    image_files: Sequence[Path | str],
+    label_files: Sequence[Path | str],
+    names: Mapping[int, str],
+    *,
+    keypoint_columns: int = 0,
+    size_of: Callable[[Path], tuple[int, int]] = image_size,
+) -> dict[str, Any]:
+    """Build a COCO ground truth from YOLO label files.
+
+    A row is ``class x y width height`` or ``class x1 y1 x2 y2 x3 y3 ...`` (a polygon, turned into the box
+    around it), all relative to the image. Rows that repeat another are dropped, as Ultralytics drops them.
+    An image whose label file is missing or empty is background.
+
+    Args:
+        image_files: The images; the first gets id 1.
+        label_files: One path per image.
+        names: Class index -> class name; class 0 becomes category 1.
+        keypoint_columns: How many numbers of a pose data set follow the box in each row; they are ignored.
+        size_of: Gives width and height in pixels of an image as it is decoded.
+
+    Returns:
+        A COCO dictionary with ``images``, ``annotations`` and ``categories``; lengths in pixels.
+
+    Raises:
+        DataError: A row is malformed (named by file and line), an image is unreadable or listed twice.
+    """
+    files = [os.fspath(path) for path in image_files]
+    for path, count in Counter(files).items():
+        if count > 1:
+            raise DataError(f"the image {path} is listed {count} times.")
+    root = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (image, label) in enumerate(zip(image_files, label_files, strict=True), start=1):
+        width, height = size_of(Path(image))
+        name = Path(os.path.relpath(image, root)).as_posix()
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        for index, x, y, w, h in read_yolo_labels(label, len(names), keypoint_columns):
+            box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": index + 1,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": index + 1, "name": name} for index, name in sorted(names.items())]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def read_yolo_labels(
+    path: Path | str, classes: int, keypoint_columns: int = 0
+) -> list[tuple[int, float, float, float, float]]:
+    """Read one YOLO label file.
+
+    Args:
+        path: The label file; a missing one means background.
+        classes: Number of classes of the data set.
+        keypoint_columns: How many numbers follow the box in each row of a pose data set.
+
+    Returns:
+        Class index, centre x, centre y, width and height (relative to the image) of each different row.
+
+    Raises:
+        DataError: A row is malformed; the text names file and line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the label file {path}: {error}.") from error
+    boxes: dict[tuple[float, ...], tuple[int, float, float, float, float]] = {}
+    lengths: set[bool] = set()
+    for number, line in enumerate(lines, start=1):
+        if not line.split():
+            continue
+        try:
+            row = [float(word) for word in line.split()]
+            if keypoint_columns and len(row) == 5 + keypoint_columns:
+                row = row[:5]
+            box = _box_of_row(row, classes)
+            lengths.add(len(row) == 5)
+            if len(lengths) == 2:
+                raise ValueError("boxes and polygons are mixed in one file")
+            key = tuple(np.asarray(row, dtype=np.float32).tolist())
+            boxes.setdefault(key, box)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}.") from error
+    return list(boxes.values())
+
+
+def _box_of_row(row: list[float], classes: int) -> tuple[int, float, float, float, float]:
+    """Turn the numbers of one label row into class and box; ValueError says what is wrong with them."""
+    index, *numbers = row
+    if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
+        raise ValueError(f"expected 5 columns, or a class and at least 3 points, got {len(row)} columns")
+    if not 0 <= index < classes or index != int(index):
+        raise ValueError(f"class {row[0]:g} is not one of 0 to {classes - 1}")
+    outside = [number for number in numbers if not -_TOLERANCE <= number <= 1 + _TOLERANCE]
+    if outside:
+        raise ValueError(f"coordinate {outside[0]:g} is outside the image: coordinates go from 0 to 1")
+    if len(numbers) == 4:
+        x, y, width, height = numbers
+        if min(width, height) < 0:
+            raise ValueError(f"width {width:g} and height {height:g} must not be negative")
+        return int(index), x, y, width, height
+    left, right, top, bottom = min(numbers[::2]), max(numbers[::2]), min(numbers[1::2]), max(numbers[1::2])
+    return int(index), (left + right) / 2, (top + bottom) / 2, right - left, bottom - top

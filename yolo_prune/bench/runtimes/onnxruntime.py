@@ -1,0 +1,148 @@
+"""ONNX Runtime: an exported file on the CPU or a CUDA GPU, with neither torch nor a host imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_prune.bench.images import CLASSIFIER, DETECTOR, Detections, Image, detect, to_input
+from yolo_prune.bench.runtimes.runtime import DeviceUnavailableError, Settings, cpu_name, device_index
+from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
+from yolo_prune.imgsz import ImageSize, height_width, size_text
+
+CUDA = "CUDAExecutionProvider"
+
+
+class OnnxRuntime:
+    """An ONNX file in an inference session; on CUDA, network time includes the copies both ways."""
+
+    def __init__(self, session: Any, imgsz: ImageSize, facts: dict[str, Any]) -> None:
+        self.facts = facts
+        self._session = session
+        self._imgsz = imgsz
+        self.channels = channel_count(session)
+        self._input = session.get_inputs()[0].name
+        self._dtype = np.float16 if "float16" in session.get_inputs()[0].type else np.float32
+        around = CLASSIFIER if len(session.get_outputs()[0].shape) == 2 else DETECTOR  # class scores alone
+        self.phases = around.phases
+        self._resize = around.resize
+        self._classes = class_count(session.get_modelmeta().custom_metadata_map)
+
+    def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
+        """Turn images into float [B, channels, height, width] in the type that the file wants."""
+        return to_input(images, self._imgsz, self._resize).astype(self._dtype, copy=False)
+
+    def infer(self, batch: NDArray[Any]) -> tuple[NDArray[Any], None]:
+        """Run the session; the host's clock measures it, because it returns when the output is there."""
+        return self._session.run(None, {self._input: batch})[0], None
+
+    def postprocess(self, output: NDArray[Any]) -> list[Detections]:
+        """Suppress overlapping boxes."""
+        return detect(output.astype(np.float32, copy=False), self._classes)
+
+
+def open_runtime(path: Path, imgsz: ImageSize, settings: Settings) -> OnnxRuntime:
+    """Load an ONNX file with a pinned number of threads that do not spin while they wait.
+
+    Args:
+        path: The exported file.
+        imgsz: Size of the network input, in pixels.
+        settings: Device, threads, batch.
+
+    Returns:
+        The runtime.
+
+    Raises:
+        MissingRuntimeError: onnxruntime is not installed.
+        DeviceUnavailableError: A GPU is asked for and this build or machine has none.
+        ConfigError: The file was exported for another input, or half precision or compilation is asked for.
+        CheckpointError: The file is not a readable ONNX model.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingRuntimeError(
+            "the 'onnxruntime' runtime is not installed: pip install \"yolo-prune[onnx]\"."
+        ) from error
+    if settings.half:
+        raise ConfigError("half=true applies to the torch runtime; export a 16-bit ONNX file instead.")
+    if settings.compile:
+        raise ConfigError(
+            "compile=true applies to the torch runtime; onnxruntime optimises every model itself."
+        )
+    if settings.device != "cpu" and CUDA not in onnxruntime.get_available_providers():
+        raise DeviceUnavailableError(f"this build of onnxruntime has no {CUDA}")
+    session = open_session(onnxruntime, path, settings)
+    if settings.device != "cpu" and session.get_providers()[0] != CUDA:
+        raise DeviceUnavailableError(f"onnxruntime found no usable GPU for {CUDA}")
+    check_input(session.get_inputs()[0].shape, path, imgsz, settings.batch)
+    facts = {
+        "runtime": "onnxruntime",
+        "runtime_version": onnxruntime.__version__,
+        "device": settings.device,
+        "device_name": cpu_name() if settings.device == "cpu" else CUDA,
+        "threads": settings.threads,
+    }
+    return OnnxRuntime(session, imgsz, facts)
+
+
+def open_session(onnxruntime: Any, path: Path, settings: Settings) -> Any:
+    """Return an InferenceSession of ``path``.
+
+    Raises:
+        CheckpointError: The file is not a readable ONNX model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    cuda = [(CUDA, {"device_id": device_index(settings.device)})] if settings.device != "cpu" else []
+    errors = onnxruntime.capi.onnxruntime_pybind11_state
+    broken = (
+        errors.InvalidProtobuf,
+        errors.InvalidGraph,
+        errors.NoSuchFile,
+        errors.InvalidArgument,
+        errors.Fail,
+    )
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=[*cuda, "CPUExecutionProvider"])
+    except broken as error:
+        raise CheckpointError(f"'{path}' is not an ONNX model that onnxruntime can load: {error}") from error
+
+
+def check_input(shape: Sequence[int | str | None], path: Path, imgsz: ImageSize, batch: int) -> None:
+    """Raise ConfigError when the file's fixed input [B, C, H, W] does not fit; names stand for any size.
+
+    How many channels its images have is the file's own affair.
+    """
+    fixed = [size if isinstance(size, int) else None for size in shape]
+    wanted = [batch, *fixed[1:2], *height_width(imgsz)]
+    if len(fixed) != 4 or any(size not in (None, want) for size, want in zip(fixed, wanted, strict=True)):
+        raise ConfigError(
+            f"'{path}' takes inputs of shape {list(shape)}, expected {['C' if n is None else n for n in wanted]}. "
+            f"Export it again with imgsz={size_text(imgsz)} and batch={batch}."
+        )
+
+
+def channel_count(session: Any) -> int:
+    """Return how many channels the images of a file have: its input says so, else the exporter's metadata."""
+    shape = session.get_inputs()[0].shape
+    if len(shape) > 1 and isinstance(shape[1], int):
+        return shape[1]
+    stated = session.get_modelmeta().custom_metadata_map.get("channels", "")
+    return int(stated) if stated.isdigit() else 3
+
+
+def class_count(metadata: dict[str, str]) -> int | None:
+    """Return the number of classes that the exporter wrote into the file's metadata, None when it did not."""
+    try:
+        return len(ast.literal_eval(metadata["names"]))
+    except (KeyError, ValueError, SyntaxError, TypeError):
+        return None

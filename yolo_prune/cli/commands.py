@@ -1,0 +1,327 @@
+"""What each command does with its options: call one stage and print what it found.
+
+Stages are imported inside the functions, so that help and errors in the options need no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from yolo_prune.adapters.owncode import guarding_host
+from yolo_prune.errors import ConfigError
+from yolo_prune.files import write_text
+from yolo_prune.imgsz import ImageSize, plain_size, size_text
+from yolo_prune.options import (
+    BenchConfig,
+    DemoConfig,
+    EvalConfig,
+    ExportConfig,
+    InspectConfig,
+    PruneConfig,
+    ReportConfig,
+    SweepConfig,
+    TrainConfig,
+)
+from yolo_prune.report.metric import METRICS
+
+if TYPE_CHECKING:
+    from yolo_prune.adapters.stored import LoadedModel
+
+_LONGEST_CELL = 60
+_ANSWERS: ContextVar[IO[str] | None] = ContextVar("_ANSWERS", default=None)
+
+
+def say(text: str) -> None:
+    """Write a result to stdout; progress and messages go to stderr."""
+    out = _ANSWERS.get() or sys.stdout
+    out.write(text.rstrip("\n") + "\n")
+    out.flush()
+
+
+@contextlib.contextmanager
+def answers_alone_on_stdout() -> Iterator[None]:
+    """Send what the host prints inside the block to stderr, so that a command's stdout can go to a file."""
+    kept = _ANSWERS.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _ANSWERS.reset(kept)
+
+
+def prune(config: PruneConfig) -> None:
+    """Run the whole flow and print the table of the report and where everything is."""
+    from yolo_prune.report import render_table
+    from yolo_prune.runs.prune import prune_from_config
+
+    result = prune_from_config(config)
+    say(render_table(result.report))
+    say(f"\nrun folder: {result.folder}\nreport: {Path(result.folder) / 'report.html'}")
+
+
+def train(config: TrainConfig) -> None:
+    """Train like the host; with a budget prune inside the training, and keep a pruned model pruned."""
+    from yolo_prune.adapters.ultralytics.options import check_train_args
+    from yolo_prune.adapters.ultralytics.training.attach import train_from_config
+
+    check_train_args(config.train_args)
+    for line in train_from_config(config):
+        say(line)
+
+
+def sweep(config: SweepConfig) -> None:
+    """Run many trials and print their table, the choice and where everything is."""
+    from yolo_prune.runs.sweep import run_sweep
+    from yolo_prune.runs.trials import render_sweep
+
+    result = run_sweep(config)
+    say(render_sweep(result))
+    chosen = next((trial for trial in result.trials if trial.name == result.chosen), None)
+    if chosen is not None:
+        say(f"\nchosen: {chosen.name} ({chosen.best})")
+    elif config.min_fps is not None or config.max_ap_drop is not None:
+        say("\nno model meets the constraints")
+    say(f"sweep folder: {result.folder}")
+
+
+@guarding_host
+def evaluate(config: EvalConfig) -> None:
+    """Print COCO AP, with its parts, beside the host's own number; of a classifier top-1 and top-5.
+
+    An exported file is evaluated as it is deployed: its runtime, its image size, its batch.
+    """
+    from yolo_prune.accuracy.bootstrap import RESAMPLES, interval_of, resampled_accuracy
+    from yolo_prune.adapters.checkpoint import load_detector
+    from yolo_prune.adapters.ultralytics.exported import ExportedModel, is_export, open_export
+    from yolo_prune.adapters.ultralytics.tasks import open_task
+    from yolo_prune.device import resolve_device
+    from yolo_prune.report.intervals import METHOD, PERCENT
+
+    device = resolve_device(config.device)
+    loaded = (
+        open_export(config.model)
+        if is_export(config.model)
+        else load_detector(config.model, trust=config.trust)
+    )
+    imgsz = config.imgsz or loaded.imgsz
+    task = open_task(
+        loaded,
+        config.data,
+        split=config.split,
+        batch=config.batch,
+        device=device,
+        workers=config.workers,
+        rect=config.rect,
+    )
+    result: Any = task.evaluate(loaded if isinstance(loaded, ExportedModel) else loaded.module, imgsz)
+    values = {**result.scores, **{f"host {name}": value for name, value in result.host_scores.items()}}
+    values |= {f"{task.metric} of {name}": value for name, value in result.per_class.items()}
+    say(aligned_table([{"metric": name, "value": value} for name, value in values.items()]))
+    boxes = "" if result.boxes is None else f"{result.boxes} boxes, "
+    say(f"{result.images} images, {boxes}{size_text(imgsz)} px, split {config.split}; {result.evaluator}")
+    bounds = interval_of(resampled_accuracy(result.sample))
+    if bounds:
+        source = f"{METHOD}, {RESAMPLES:,} resamples"
+        say(f"{PERCENT} interval of {task.metric}: {bounds.low:.4f} to {bounds.high:.4f} ({source})")
+    for note in result.notes:
+        say(note)
+    found = {"imgsz": plain_size(imgsz), "split": config.split, "ap_of": result.ap_of, "notes": result.notes}
+    found |= {"low": bounds.low, "high": bounds.high} if bounds else {}
+    found |= {key: value for key, value in asdict(replace(result, sample=None)).items() if key != "sample"}
+    _write_json(config.json, found)
+
+
+@guarding_host
+def bench(config: BenchConfig) -> None:
+    """Print the timings of models against each other, a table for all runtimes."""
+    from yolo_prune.bench import compare
+    from yolo_prune.report.timings import markdown_table
+
+    candidates = dict(zip(short_names(config.model), config.model, strict=True))
+    sizes = {name: config.imgsz or _own_size(path, config.trust) for name, path in candidates.items()}
+    comparisons = [
+        compare(
+            candidates,
+            runtime=runtime,
+            imgsz=sizes,
+            device=config.device,
+            threads=config.threads,
+            batch=config.batch,
+            rounds=config.rounds,
+            seconds=config.seconds,
+            half=config.half,
+            compile=config.compile,
+            trust=config.trust,
+            imports=config.imports,
+        )
+        for runtime in config.runtimes
+    ]
+    say(markdown_table(comparisons))
+    _write_json(config.json, [comparison.to_dict() for comparison in comparisons])
+
+
+@guarding_host
+def export(config: ExportConfig) -> None:
+    """Write an ONNX file and say how far it is from its checkpoint: in outputs, of INT8 in accuracy."""
+    from yolo_prune.adapters.checkpoint import load_detector
+    from yolo_prune.adapters.ultralytics.export import export_onnx, onnx_parity
+
+    loaded = load_detector(config.model, trust=config.trust)
+    imgsz = config.imgsz or loaded.imgsz
+    ending = "_int8.onnx" if config.quantize else ".onnx"
+    out = Path(config.out) if config.out else loaded.path.with_name(f"{loaded.path.stem}{ending}")
+    if config.quantize:
+        _export_int8(config, loaded, out, imgsz)
+    else:
+        export_onnx(config.model, out, imgsz=imgsz, trust=config.trust)
+        parity = onnx_parity(config.model, out, imgsz, trust=config.trust)
+        say(
+            f"largest difference to the checkpoint: {parity.max_abs_diff:.2g} on outputs up to {parity.scale:.4g}"
+        )
+    say(f"export: {out} ({out.stat().st_size / 1e6:.1f} MB, {size_text(imgsz)} px)")
+
+
+def _export_int8(config: ExportConfig, loaded: LoadedModel, out: Path, imgsz: ImageSize) -> None:
+    from yolo_prune.adapters.ultralytics.int8 import export_measured_int8
+    from yolo_prune.adapters.ultralytics.tasks import open_task
+
+    task = open_task(
+        loaded,
+        config.data or "",
+        split=config.split,
+        batch=config.batch,
+        device="cpu",
+        workers=config.workers,
+    )
+    quantised = export_measured_int8(
+        loaded.path,
+        loaded.module,
+        out,
+        task,
+        imgsz=imgsz,
+        images=config.calibration_images,
+        seed=config.seed,
+        trust=config.trust,
+    )
+    for name, result in (("checkpoint", task.evaluate(loaded.module, imgsz)), ("INT8", quantised)):
+        say(f"{name}: {METRICS[task.metric].sentence(result.scores)} ({result.images} images)")
+
+
+def _own_size(path: str, trust: bool) -> ImageSize:
+    """Return the image size that a checkpoint was trained at.
+
+    Raises:
+        ConfigError: The file is an export, which does not say.
+    """
+    if Path(path).suffix != ".pt":
+        raise ConfigError(f"'{path}' does not say its image size: give imgsz=.")
+    from yolo_prune.adapters.checkpoint import load_detector
+
+    return load_detector(path, trust=trust).imgsz
+
+
+@guarding_host
+def inspect(config: InspectConfig) -> None:
+    """Print the groups of channels of a model, and the residual blocks that may go as a whole."""
+    from yolo_prune.runs.inspection import inspect_all
+
+    rows, blocks = inspect_all(config.model, config.imgsz, trust=config.trust)
+    say(aligned_table(rows))
+    frozen = sum(bool(row.get("frozen")) for row in rows)
+    say(f"{len(rows)} groups, {frozen} of them frozen")
+    if blocks:
+        say(f"\n{aligned_table(blocks)}\n{len(blocks)} residual blocks that depth=true may drop")
+    _write_json(config.json, rows)
+
+
+def report(config: ReportConfig) -> None:
+    """Write the report of a run folder again and print its table."""
+    from yolo_prune.report import rebuild_report, render_table, report_from_json, write_json
+
+    if config.bench:
+        from yolo_prune.runs.measure import measure_speed_again
+
+        write_json(measure_speed_again(Path(config.run)), Path(config.run))
+    page = rebuild_report(config.run)
+    say(render_table(report_from_json(config.run)))
+    say(f"\nreport: {page}")
+
+
+def demo(config: DemoConfig) -> None:
+    """Run the demonstration and print its table."""
+    from yolo_prune.report import render_table
+    from yolo_prune.runs.demo import run_demo
+
+    options = {key: value for key, value in asdict(config).items() if key != "debug"}
+    result = run_demo(**options)
+    say(render_table(result.report))
+    say(f"\nreport: {Path(result.folder) / 'report.html'}")
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Return the shortest name that tells each file from the others: its stem, or more of its path.
+
+    Args:
+        paths: Files, each one once.
+
+    Raises:
+        ConfigError: A file is listed twice.
+    """
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ConfigError(f"'{path}' is listed twice: a comparison needs different files.")
+    parts = [Path(path).with_suffix("").parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def aligned_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as columns of text, numbers to the right; the keys of the first row are the header."""
+    if not rows:
+        return "(none)"
+    header = list(rows[0])
+    body = [[_cell(row.get(key)) for key in header] for row in rows]
+    numeric = [all(isinstance(row.get(key), (int, float, type(None))) for row in rows) for key in header]
+    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
+    lines = []
+    for line in [header, *body]:
+        cells = zip(line, widths, numeric, strict=True)
+        lines.append("  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in cells).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_cell(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        text = ", ".join(_cell(item) for item in value)
+        return (
+            text
+            if len(text) <= _LONGEST_CELL
+            else f"{text[:_LONGEST_CELL].rpartition(',')[0]}, ... ({len(value)})"
+        )
+    return str(value)
+
+
+def _write_json(path: str | None, content: object) -> None:
+    if path is not None:
+        write_text(Path(path), json.dumps(content, indent=1, default=str) + "\n")
+        say(f"json: {path}")

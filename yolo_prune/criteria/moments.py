@@ -1,0 +1,338 @@
+"""Second moments at the input of every layer that reads prunable channels, weighted by what the task feels.
+
+For a layer that reads ``x`` (C channels) and makes ``z = W x``, an error ``e`` in the input costs, to second order,
+``sum_p sum_o g_o(p)^2 (W e(p))_o^2`` with ``g`` the gradient of a random projection of the model's decoded outputs.
+The pixel's part ``s(p) = sum_o g_o(p)^2`` weights the moments, the channel's part ``r_o`` the rows of ``W``. The sum
+runs over all positions of the output, so that layers with maps of different sizes can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from yolo_prune.cost import FloatArray
+from yolo_prune.criteria.memory import in_batches_that_fit
+from yolo_prune.device import placed
+from yolo_prune.errors import DataError
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.modes import evaluating
+from yolo_prune.progress import track
+
+TaskLoss = Callable[[Any], Tensor]
+_PIXELS = 256
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What one reading layer saw.
+
+    Attributes:
+        second: Weighted mean of ``x x^T``, shape (C, C).
+        mean: Weighted mean of ``x``, shape (C,).
+        energy: Sum of ``s(p)`` over all positions of all images, estimated from those that were sampled: how much the
+            task feels an error here, absolute. Without a task: the number of images over the output's variance.
+        rows: Share ``r_o`` of each output channel in it, shape (C_out,), sums to 1.
+        samples: Number of pixels behind it.
+    """
+
+    second: FloatArray
+    mean: FloatArray
+    energy: float
+    rows: FloatArray
+    samples: int
+
+    @property
+    def covariance(self) -> FloatArray:
+        """Weighted covariance of the input, shape (C, C)."""
+        return self.second - np.outer(self.mean, self.mean)
+
+
+class _Accumulator:
+    """Collects one layer's sums over all batches."""
+
+    def __init__(self) -> None:
+        self.second: Tensor | None = None
+        self.first: Tensor | None = None
+        self.weight = 0.0
+        self.rows: Tensor | None = None
+        self.samples = 0
+
+    def add(self, x: Tensor, squared: Tensor) -> None:
+        """Add pixels ``x`` (P, C) whose outputs weigh ``squared`` (P, C_out)."""
+        pixel = squared.sum(1).double()
+        x = x.double()
+        weighted = x * pixel[:, None]
+        second, first, rows = weighted.T @ x, weighted.sum(0), squared.double().sum(0)
+        if self.second is None or self.first is None or self.rows is None:
+            self.second, self.first, self.rows = second, first, rows
+        else:
+            self.second += second
+            self.first += first
+            self.rows += rows
+        self.weight += float(pixel.sum())
+        self.samples += len(x)
+
+    def finish(self) -> Moments | None:
+        """Return the moments, None when the layer never ran or nothing depends on it."""
+        if self.second is None or self.first is None or self.rows is None or self.weight <= 0:
+            return None
+        return Moments(
+            second=(self.second / self.weight).numpy(),
+            mean=(self.first / self.weight).numpy(),
+            energy=self.weight,
+            rows=(self.rows / self.rows.sum()).numpy(),
+            samples=self.samples,
+        )
+
+
+def reading_layers(module: nn.Module, graph: ChannelGraph) -> dict[str, nn.Module]:
+    """Return weight name -> layer for every layer that reads a free channel."""
+    modules = dict(module.named_modules())
+    layers = {}
+    for axis in graph.axes:
+        owner, _, leaf = axis.name.rpartition(".")
+        if axis.role == "in" and leaf == "weight" and not graph.frozen[graph.axis_channels(axis)].all():
+            layers[axis.name] = modules[owner]
+    return layers
+
+
+def collect_moments(
+    module: nn.Module,
+    graph: ChannelGraph,
+    batches: Iterable[Tensor],
+    *,
+    task: TaskLoss | None = None,
+    seed: int = 0,
+    description: str = "measuring",
+    blocks: Iterable[str] = (),
+) -> dict[str, Moments]:
+    """Run calibration images through the model and collect every reading layer's moments.
+
+    Args:
+        module: The model; it is left as it was (mode, gradients, parameters).
+        graph: Its channels.
+        batches: Image batches, shape (B, 3, H, W), float32 in [0, 1], on any device: each is moved when
+            it is its turn. Where memory does not suffice they are halved.
+        task: Scalar random projection of the model's outputs; its gradient weights pixels and channels. None: all
+            pixels count alike, and each layer counts relative to the energy of its own output.
+        seed: For the choice of pixels.
+        description: Label of the progress bar.
+        blocks: Residual blocks to measure too: what comes in, followed by what the branch adds, at the block's output.
+
+    Returns:
+        Weight name or block name -> moments.
+
+    Raises:
+        DataError: There was no image.
+    """
+    layers = reading_layers(module, graph)
+    added = {name: module.get_submodule(name) for name in blocks}
+
+    def measure(batches: Sequence[Tensor]) -> dict[str, _Accumulator]:
+        generator = torch.Generator().manual_seed(seed)
+        sums = {name: _Accumulator() for name in (*layers, *added)}
+        watched = [
+            (layer, _hook(sums[name].add, generator, task is not None, branch=name in added))
+            for name, layer in (*layers.items(), *added.items())
+        ]
+        with _hooked(watched):
+            run_with_gradients(module, batches, task, description)
+        return sums
+
+    sums = in_batches_that_fit(measure, batches)
+    return {name: moments for name, total in sums.items() if (moments := total.finish()) is not None}
+
+
+@contextmanager
+def _hooked(watched: Iterable[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
+    """Have functions called with what modules read and return, until the block ends."""
+    with ExitStack() as undo:
+        for layer, on_forward in watched:
+            undo.callback(layer.register_forward_hook(on_forward).remove)
+        yield
+
+
+def run_with_gradients(
+    module: nn.Module, batches: Iterable[Tensor], task: TaskLoss | None, description: str
+) -> None:
+    """Run images through a model in evaluation mode, and back from the task; the model is left as it was.
+
+    Raises:
+        DataError: There was no image.
+    """
+    wanted = [p.requires_grad for p in module.parameters()]
+    count = 0
+    with evaluating(module), ExitStack() as undo:
+        undo.callback(_give_back_, module, wanted)
+        module.requires_grad_(False)
+        for batch in track(batches, description):
+            count += len(batch)
+            image = placed(batch, module).clone().requires_grad_(task is not None)
+            # A loop that trains in mixed precision may be around this, and 16 bits are too few to regress on.
+            precise = torch.autocast(image.device.type, enabled=False)
+            with torch.set_grad_enabled(task is not None), precise, _KeptSigmoid():
+                outputs = module(image)
+                if task is not None:
+                    torch.autograd.backward(task(outputs))
+    if not count:
+        raise DataError("recovery needs calibration images, but got none.")
+
+
+def _give_back_(module: nn.Module, wanted: Sequence[bool]) -> None:
+    """Let parameters want gradients again as they did, and forget the graph of the last pass."""
+    for parameter, flag in zip(module.parameters(), wanted, strict=True):
+        parameter.requires_grad_(flag)
+    for child in module.modules():
+        _forget_graph_(child)
+
+
+class _KeptSigmoid(TorchFunctionMode):
+    """Keep the result of a sigmoid in place for the way back: the oldest host's pose head overwrites parts of it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func``; a sigmoid in place is computed elsewhere and copied back."""
+        if func is Tensor.sigmoid_:
+            return args[0].copy_(args[0].sigmoid())
+        return func(*args, **(kwargs or {}))
+
+
+def _forget_graph_(module: nn.Module) -> None:
+    """Detach what ``forward`` left in attributes (the oldest host: an angle), or no copy of it can be made."""
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            setattr(module, name, value.detach())
+
+
+def _hook(
+    add: Callable[[Tensor, Tensor], None],
+    generator: torch.Generator,
+    with_task: bool,
+    *,
+    branch: bool = False,
+) -> Callable[..., None]:
+    """Return a forward hook that samples input pixels and weighs them by their outputs' gradients.
+
+    Of a residual block (``branch``) it samples the input beside the difference that the block makes.
+    """
+
+    def on_forward(layer: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
+        x = inputs[0].detach()
+        spatial = isinstance(layer, nn.modules.conv._ConvNd) or (branch and x.dim() > 3)
+        if branch:
+            x = torch.cat([x, out.detach() - x], 1 if spatial else -1)
+        pixels, targets = _sample(x, out, spatial, generator)
+        x = _take(x, pixels, spatial).cpu()
+        if not with_task:
+            z = _take(out.detach(), targets, spatial).float().cpu()
+            variance = (z - z.mean(0)).pow(2).mean(0).sum().clamp(min=1e-12)
+            add(x, torch.ones_like(z) * len(out) / (z.numel() * variance))
+        elif out.requires_grad:
+            every = (
+                out.numel() // out.shape[1 if spatial else -1] / len(x)
+            )  # one in so many positions is sampled
+            out.register_hook(  # type: ignore[no-untyped-call]
+                lambda g: add(x, _take(g, targets, spatial).float().cpu().pow(2) * every)
+            )
+
+    return on_forward
+
+
+class Samples:
+    """The pixels that one layer saw, for regressions between two models."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
+        self.weights: list[Tensor] = []
+
+    def add(self, x: Tensor, squared: Tensor) -> None:
+        """Add pixels ``x`` (P, C) whose outputs weigh ``squared`` (P, C_out)."""
+        self.inputs.append(x)
+        self.weights.append(squared)
+
+
+def sample_inputs(
+    module: nn.Module,
+    names: Iterable[str],
+    batches: Iterable[Tensor],
+    *,
+    task: TaskLoss | None,
+    seed: int,
+    description: str,
+) -> dict[str, Samples]:
+    """Return what layers read, at the same pixels of the same images whatever the model around them.
+
+    Args:
+        module: The model; left as it was.
+        names: Weight names of the layers.
+        batches: As for :func:`collect_moments`.
+        task: As for :func:`collect_moments`.
+        seed: For the choice of pixels.
+        description: Label of the progress bar.
+    """
+    layers = {name: module.get_submodule(name.rpartition(".")[0]) for name in names}
+
+    def measure(batches: Sequence[Tensor]) -> dict[str, Samples]:
+        found = {name: Samples() for name in layers}
+        watched = [
+            (layer, _hook(found[name].add, torch.Generator().manual_seed(seed), task is not None))
+            for name, layer in layers.items()
+        ]
+        with _hooked(watched):
+            run_with_gradients(module, batches, task, description)
+        return found
+
+    return in_batches_that_fit(measure, batches)
+
+
+def moments_between(before: Samples, after: Samples, source: list[int]) -> Moments | None:
+    """Return the moments of what a layer reads now, followed by what it lacks beside what it read before.
+
+    Args:
+        before: Of the model with a block, C channels.
+        after: Of the model without it, C' channels.
+        source: Which of the C' channels stands for each of the C.
+
+    Returns:
+        The moments, C' + C channels; None when the task does not feel the layer.
+    """
+    if len(before.inputs) != len(after.inputs):
+        return None
+    total = _Accumulator()
+    for old, new, squared in zip(before.inputs, after.inputs, before.weights, strict=True):
+        total.add(torch.cat([new, old - new[:, source]], 1), squared)
+    return total.finish()
+
+
+def _sample(x: Tensor, out: Tensor, spatial: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Choose positions of the input, shape (B, P), and the output positions over them."""
+    if not spatial:
+        size = out.numel() // out.shape[-1]
+        chosen = torch.randperm(size, generator=generator)[: _PIXELS * len(out)]
+        return chosen[None], chosen[None]
+    sizes, outs = x.shape[2:], out.shape[2:]
+    total = int(np.prod(sizes))
+    count = min(total, _PIXELS)
+    chosen = torch.stack([torch.randperm(total, generator=generator)[:count] for _ in range(len(x))])
+    target, rest = torch.zeros_like(chosen), chosen
+    for axis in reversed(range(len(sizes))):
+        position, rest = rest % sizes[axis], rest // sizes[axis]
+        step = int(np.prod(outs[axis + 1 :]))
+        target += ((position * 2 + 1) * outs[axis] // (2 * sizes[axis])) * step
+    return chosen, target
+
+
+def _take(x: Tensor, positions: Tensor, spatial: bool) -> Tensor:
+    """Gather positions as rows of channels, shape (positions, C)."""
+    if not spatial:
+        return x.reshape(-1, x.shape[-1])[positions[0].to(x.device)]
+    flat = x.flatten(2)
+    index = positions.to(x.device)[:, None, :].expand(-1, flat.shape[1], -1)
+    return flat.gather(2, index).transpose(1, 2).reshape(-1, flat.shape[1])

@@ -1,7 +1,0 @@
-"""Everything that a report says, measured: accuracy and controls, speed, and what the plan changed."""
-
-from yolo_prune.measure.again import measure_speed_again
-from yolo_prune.measure.run import measure_run
-from yolo_prune.measure.speed import Evaluated
-
-__all__ = ["Evaluated", "measure_run", "measure_speed_again"]

@@ -1,0 +1,33 @@
+"""The options of every command: how they are read, what they are, and which of the host's ride along."""
+
+from yolo_prune.cut.budget import BUDGETS
+from yolo_prune.options.make import make_config, rest_keys, to_yaml
+from yolo_prune.options.runs import (
+    RUNTIMES,
+    BenchConfig,
+    DemoConfig,
+    EvalConfig,
+    ExportConfig,
+    InspectConfig,
+    PruneConfig,
+    ReportConfig,
+    SweepConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "BUDGETS",
+    "RUNTIMES",
+    "BenchConfig",
+    "DemoConfig",
+    "EvalConfig",
+    "ExportConfig",
+    "InspectConfig",
+    "PruneConfig",
+    "ReportConfig",
+    "SweepConfig",
+    "TrainConfig",
+    "make_config",
+    "rest_keys",
+    "to_yaml",
+]

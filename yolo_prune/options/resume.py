@@ -1,0 +1,92 @@
+"""Whether a run that goes on is asked for what it was started with, by the ``args.yaml`` in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from yolo_prune.errors import ConfigError
+from yolo_prune.options.fields import REST, config_from, is_required, option_fields, read_recipe
+from yolo_prune.options.make import rest_keys
+
+ARGS_FILE = "args.yaml"
+FREE_ON_RESUME = frozenset(
+    {
+        *("device", "workers", "threads", "project", "name", "exist_ok", "resume", "trust", "imports"),
+        *("verbose", "debug", "bench", "runtimes", "quantize", "cache", "plots"),
+    }
+)
+"""What may change when a run goes on: where and how it computes, and what is measured when all is done."""
+
+_PATHS = ("model", "data")
+_Config = TypeVar("_Config")
+
+
+def check_resumed(folder: Path, asked: object, *, free: Collection[str] = FREE_ON_RESUME) -> None:
+    """Refuse to go on with a run that was started with other options.
+
+    Args:
+        folder: The run folder.
+        asked: The configuration that is asked for now.
+        free: Options that may differ.
+
+    Raises:
+        ConfigError: An option differs, or something lies in the folder and nothing says how it was made.
+    """
+    file = folder / ARGS_FILE
+    if not file.is_file():
+        if any(path.is_file() for path in folder.rglob("*")):
+            raise ConfigError(
+                f"'{folder}' holds no {ARGS_FILE}, so nothing says how its files were made. Choose another name=."
+            )
+        return
+    before, now = _values(_stored(file, type(asked))), _values(asked)
+    keys = [key for key in {**now, **before} if key not in free]
+    changed = [key for key in keys if not _same(key, before.get(key), now.get(key))]
+    if changed:
+        old, new = ({key: _shown(values.get(key)) for key in changed} for values in (before, now))
+        raise ConfigError(
+            f"the run in '{folder}' was started with {difference(old, new, changed)}. Give what it was started with, "
+            "or choose another name=."
+        )
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Say what options were and what they are now.
+
+    Example:
+        >>> difference({"seed": 0}, {"seed": 1}, ["seed"])
+        'seed=0, not seed=1'
+    """
+    old, new = (" and ".join(f"{key}={values.get(key)}" for key in keys) for values in (before, now))
+    return f"{old}, not {new}"
+
+
+def _stored(file: Path, kind: type[_Config]) -> _Config:
+    """Read the options of a run; keys of other releases are passed over, and new ones have their defaults."""
+    fields, rest = option_fields(kind), rest_keys(kind)
+    content = {key: value for key, value in read_recipe(file).items() if key in (*fields, *rest)}
+    if any(is_required(field) and key not in content for key, field in fields.items()):
+        raise ConfigError(f"'{file}' does not hold the options of such a run. Choose another name=.")
+    return config_from(kind, content, rest=rest)
+
+
+def _values(config: object) -> dict[str, Any]:
+    """Return options and the host's arguments, by key."""
+    mine = {key: getattr(config, key) for key in option_fields(config)}
+    others: Mapping[str, Any] = getattr(config, REST, {})
+    return {**mine, **others}
+
+
+def _same(key: str, before: Any, now: Any) -> bool:
+    if key in _PATHS and isinstance(before, str) and isinstance(now, str):
+        return before == now or Path(before).resolve() == Path(now).resolve()
+    return bool(before == now)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it would be typed."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,199 @@
+"""Structure alone: trace, rank, plan, cut and prove, for any module, without data and without a host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolo_prune.cost import CostModel, FloatArray
+from yolo_prune.criteria.weights import Criterion, find_criterion
+from yolo_prune.cut.budget import Budget, one_budget
+from yolo_prune.cut.depth import choose_block, worth_inside
+from yolo_prune.cut.optimizer import check_can_follow, count_left_behind, follow_cut
+from yolo_prune.cut.plan import against_parent, check_possible, choose_channels
+from yolo_prune.cut.proven import Anatomy, cut_proven_, drop_proven_, offered_blocks
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import cut_
+from yolo_prune.cut.widths import Widths
+from yolo_prune.errors import BudgetError, EquivalenceError
+from yolo_prune.graph.atoms import BoolArray
+from yolo_prune.graph.copies import copy_with
+from yolo_prune.graph.decisions import Positions
+from yolo_prune.graph.rules import Operator
+from yolo_prune.graph.trace import ModuleRules, OutputSelector
+from yolo_prune.progress import LOGGER
+
+_ATTEMPTS = 8
+_TOLERANCE = 0.02  # share of the budget by which a result may miss it
+
+
+def prune_module(
+    module: nn.Module,
+    example_input: Any,
+    *,
+    keep_macs: float | None = None,
+    gmacs: float | None = None,
+    keep_params: float | None = None,
+    criterion: str = "bn_scale",
+    freeze: Sequence[str] = (),
+    round_to: int = 8,
+    min_width: int = 8,
+    min_keep: float | None = None,
+    seed: int = 0,
+    depth: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
+    cost_input: Any = None,
+    rules: ModuleRules | None = None,
+    operators: Mapping[str, Operator] | None = None,
+    select_outputs: OutputSelector | None = None,
+) -> PrunePlan:
+    """Prune any module, in place, without data: trace, rank, plan, cut, and prove that the cut is exact.
+
+    Parameters are replaced. An optimizer that was made before goes on training the old ones, unless it is given here
+    or to :func:`yolo_prune.follow_cut` afterwards.
+
+    Args:
+        module: Any module; its parameters are replaced by smaller ones.
+        example_input: What the module is called with, batch size 1: a tensor (or a list of images) alone, a tuple of
+            positional arguments, or a dict of keyword arguments; small sizes trace faster.
+        keep_macs: Fraction of the MACs that stays; give exactly one budget.
+        gmacs: Absolute budget in 1e9 MACs.
+        keep_params: Fraction of the parameters that stays.
+        criterion: Key of :data:`yolo_prune.criteria.weights.CRITERIA`.
+        freeze: Module names or patterns whose channels stay.
+        round_to: Widths become multiples of this.
+        min_width: Smallest width of a group.
+        min_keep: Smallest share of its width that a group keeps, in [0, 1]. None: 0.7 of what an even cut to the
+            budget leaves, and less where the budget cannot be met otherwise.
+        seed: For ``criterion="random"``.
+        depth: Drop whole residual blocks too, where that loses less than narrower layers that save as much.
+        optimizer: Trains the module, and is handed the new parameters with what it remembers of them.
+        cost_input: Input whose MACs count, when it is not the example.
+        rules: Module classes that bake widths into attributes or split channels, see
+            :class:`yolo_prune.graph.ModuleRule`.
+        operators: Rules for operators that have none, see :mod:`yolo_prune.graph.rules`.
+        select_outputs: Picks the outputs of fixed width; default: all tensors.
+
+    Returns:
+        The plan: what stayed, ``kept_macs``, the proof in ``equivalence``, and what was frozen and why.
+
+    Raises:
+        BudgetError: The budget cannot be met, or not exactly one was given; the module is untouched.
+        ConfigError: The module does not run on the example, or the optimizer holds none of its parameters or cannot
+            follow a cut.
+        EquivalenceError: No exact cut was found, or none that could be proven; the module is untouched.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 4, 1))
+        >>> plan = prune_module(net, torch.rand(1, 3, 16, 16), keep_macs=0.5)
+        >>> net[0].out_channels, plan.equivalence["exact"]
+        (16, True)
+    """
+    budget = one_budget(keep_macs=keep_macs, gmacs=gmacs, keep_params=keep_params)
+    if optimizer is not None:
+        check_can_follow(optimizer, module)
+    ranking = _Ranking(find_criterion(criterion), seed, Widths(round_to, min_width, min_keep))
+    anatomy = Anatomy(
+        *(example_input, cost_input, rules, select_outputs, tuple(freeze), operators), positions=Positions()
+    )
+    before = anatomy.cost_of(module)
+    limit = budget.absolute(before)
+    check_possible(before, limit, ranking.widths)
+    target = copy_with(module, Tensor.clone)  # the module itself changes when everything has worked
+    earlier, anatomy = _drop_blocks_(target, anatomy, limit, ranking) if depth else (None, anatomy)
+    plan, anatomy = _cut_widths_(target, anatomy, limit, ranking)
+    plan = against_parent(earlier.then(plan) if earlier else plan, before, anatomy.cost_of(target), budget)
+    _check_met(plan, limit)
+    cut_(module, plan, rules=rules)
+    _tell_optimizer(optimizer, module)
+    floors = {"min_width": min_width, "min_keep": min_keep}
+    return replace(
+        plan,
+        settings={"criterion": criterion, "round_to": round_to, **floors, "seed": seed, "depth": depth},
+    )
+
+
+def _check_met(plan: PrunePlan, limit: Budget) -> None:
+    """Refuse a result that costs more than was planned."""
+    left, unit = (plan.params, 1e6) if limit.gradient == "params" else (plan.gmacs, 1.0)
+    if left > limit.value * (1.0 + _TOLERANCE):
+        name = "M parameters" if limit.gradient == "params" else "GMACs"
+        raise BudgetError(
+            f"the budget was {limit.value / unit:.3g} {name}, but the cut model costs {left / unit:.3g} on the "
+            "example: how much it runs depends on values there. Give the dense part of the model, or an example on "
+            "which it runs as on the parent."
+        )
+
+
+def _tell_optimizer(optimizer: torch.optim.Optimizer | None, module: nn.Module) -> None:
+    """Hand an optimizer the new parameters; without one, say it where something still holds old ones."""
+    if optimizer is not None:
+        follow_cut(optimizer, module)
+    elif left := count_left_behind(module):
+        LOGGER.warning(
+            "%d parameters were replaced by smaller ones, and something still holds the old: an optimizer made before "
+            "this cut goes on training those. Call yolo_prune.follow_cut(optimizer, module).",
+            left,
+        )
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """What channels are worth, and which widths are allowed."""
+
+    criterion: Criterion
+    seed: int
+    widths: Widths
+
+    def choose(self, module: nn.Module, cost: CostModel, budget: Budget) -> BoolArray:
+        """Return which channels stay."""
+        return choose_channels(cost, self.scores(module, cost), budget, widths=self.widths)
+
+    def scores(self, module: nn.Module, cost: CostModel) -> FloatArray:
+        """Return the worth of every channel."""
+        return self.criterion(module, cost.graph, self.seed)
+
+
+def _cut_widths_(
+    module: nn.Module, anatomy: Anatomy, budget: Budget, ranking: _Ranking
+) -> tuple[PrunePlan, Anatomy]:
+    """Cut channels in place; a module whose cut is not exact is frozen and the choice made again."""
+    for _ in range(_ATTEMPTS):
+        cost = anatomy.cost_of(module)
+        keep = ranking.choose(module, cost, budget)
+        try:
+            return cut_proven_(module, cost, keep, anatomy, budget=budget)[0], anatomy
+        except EquivalenceError as error:
+            anatomy = anatomy.without(error)
+            LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
+    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.held)}.")
+
+
+def _drop_blocks_(
+    module: nn.Module, anatomy: Anatomy, budget: Budget, ranking: _Ranking
+) -> tuple[PrunePlan | None, Anatomy]:
+    """Drop residual blocks in place as long as one is worth less than the channels that cost as much."""
+    plan: PrunePlan | None = None
+    while True:
+        cost = anatomy.cost_of(module)
+        scores = ranking.scores(module, cost)
+        worth = {block: worth_inside(cost, scores, block) for block in offered_blocks(module, anatomy)}
+
+        def worth_of_channels(target: Budget, cost: CostModel = cost, scores: FloatArray = scores) -> float:
+            return float(scores[~choose_channels(cost, scores, target, widths=ranking.widths)].sum())
+
+        block = choose_block(module, cost, worth, budget, worth_of_channels)
+        if block is None:
+            return plan, anatomy
+        try:
+            made, _ = drop_proven_(module, cost, block, anatomy)
+        except EquivalenceError as error:
+            LOGGER.warning("%s It stays.", error)
+            anatomy = replace(anatomy, undroppable=(*anatomy.undroppable, block.name))
+            continue
+        LOGGER.info("dropped the residual block '%s'", block.name)
+        plan = made if plan is None else plan.then(made)

@@ -1,0 +1,147 @@
+"""What a model is made of, for someone who wants to know before cutting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from yolo_prune.adapters.checkpoint import load_detector
+from yolo_prune.cost import CostModel, channel_gradient
+from yolo_prune.cut.depth import saved_by_drop
+from yolo_prune.cut.proven import Anatomy, offered_blocks
+from yolo_prune.graph.groups import Group
+from yolo_prune.imgsz import ImageSize
+from yolo_prune.criteria.weights import norm_scale_names
+
+
+def inspect_all(
+    model: str | Path, imgsz: ImageSize | None = None, *, trust: bool = False
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """List groups and residual blocks of a model that is loaded and traced once.
+
+    Args:
+        model: As for :func:`inspect_model`.
+        imgsz: As for :func:`inspect_model`.
+        trust: As for :func:`inspect_model`.
+
+    Returns:
+        What :func:`describe_groups` and :func:`describe_blocks` return.
+    """
+    module, anatomy = _opened(model, imgsz, trust)
+    cost = anatomy.cost_of(module)
+    return describe_groups(module, cost), describe_blocks(module, cost, anatomy)
+
+
+def inspect_model(
+    model: str | Path, imgsz: ImageSize | None = None, *, trust: bool = False
+) -> list[dict[str, Any]]:
+    """List the groups of channels of a checkpoint or architecture.
+
+    Args:
+        model: As for :func:`yolo_prune.adapters.checkpoint.load_detector`.
+        imgsz: Size of the input that costs are counted for, in pixels; None: the model's own.
+        trust: Allow classes that are not stock.
+
+    Returns:
+        One dict a group: see :func:`describe_groups`.
+    """
+    module, anatomy = _opened(model, imgsz, trust)
+    return describe_groups(module, anatomy.cost_of(module))
+
+
+def _opened(model: str | Path, imgsz: ImageSize | None, trust: bool) -> tuple[nn.Module, Anatomy]:
+    from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
+
+    loaded = load_detector(model, trust=trust)
+    return loaded.module, anatomy_of(loaded.module, imgsz or loaded.imgsz)
+
+
+def describe_blocks(module: nn.Module, cost: CostModel, anatomy: Anatomy) -> list[dict[str, Any]]:
+    """List the residual blocks that ``depth`` may drop.
+
+    Args:
+        module: The module.
+        cost: Its cost model.
+        anatomy: How to run it.
+
+    Returns:
+        One dict a block: ``block`` (name), ``gmacs`` and ``params`` (what goes with it, 1e9 MACs and parameters).
+    """
+    return [
+        {
+            "block": block.name,
+            "gmacs": saved_by_drop(module, cost, block, "macs") / 1e9,
+            "params": round(saved_by_drop(module, cost, block, "params")),
+        }
+        for block in offered_blocks(module, anatomy)
+    ]
+
+
+def describe_groups(module: nn.Module, cost: CostModel) -> list[dict[str, Any]]:
+    """List a traced module's groups.
+
+    Args:
+        module: The module.
+        cost: Its cost model.
+
+    Returns:
+        One dict a group that a layer makes: ``group`` (name), ``width``, ``members`` (layers that make, pass on or
+        read it), ``gmacs`` and ``params`` (what goes when the whole group goes, 1e9 MACs and parameters),
+        ``bn_scale`` (10th, 50th and 90th percentile of |gamma|, None without BatchNorm) and ``frozen`` (why). Then
+        one a layer of which no trace met a parameter.
+    """
+    graph = cost.graph
+    everything = cost.everything
+    macs, params = (channel_gradient(cost, everything, of) for of in ("macs", "params"))
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    scales: dict[int, list[float]] = {}
+    names = set(norm_scale_names(module))
+    for axis in graph.axes:
+        if axis.name in names:
+            values = tensors[axis.name].detach().abs().cpu().tolist()
+            for channel, value in zip(graph.axis_channels(axis).tolist(), values, strict=True):
+                scales.setdefault(channel, []).append(value)
+    rows = [
+        {
+            "group": group.name,
+            "width": len(group.channels),
+            "members": _members(group),
+            "gmacs": float(macs[group.channels].sum()) / 1e9,
+            "params": round(float(params[group.channels].sum())),
+            "bn_scale": _quantiles(group, scales),
+            "frozen": "; ".join(group.frozen),
+        }
+        for group in graph.groups
+        if group.producers
+    ]
+    return rows + _untraced(module, graph.untraced)
+
+
+def _untraced(module: nn.Module, names: Sequence[str]) -> list[dict[str, Any]]:
+    """List the layers that no trace ran: a head of training alone that needs targets, or one that is not used."""
+    parameters = dict(module.named_parameters())
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        owner, tensor = name.rpartition(".")[0], parameters[name]
+        row = rows.setdefault(
+            owner,
+            {
+                **{"group": owner, "width": tensor.shape[0] if tensor.dim() else 1, "members": [owner]},
+                **{"gmacs": 0.0, "params": 0, "bn_scale": None, "frozen": "no trace met it"},
+            },
+        )
+        row["params"] += tensor.numel()
+    return list(rows.values())
+
+
+def _members(group: Group) -> list[str]:
+    return list(dict.fromkeys(label.rpartition(".")[0] for label in (*group.producers, *group.readers)))
+
+
+def _quantiles(group: Group, scales: dict[int, list[float]]) -> list[float] | None:
+    values = [value for channel in group.channels.tolist() for value in scales.get(channel, ())]
+    return [round(float(q), 4) for q in np.quantile(values, [0.1, 0.5, 0.9])] if values else None

@@ -1,0 +1,90 @@
+"""Measure the speed of a finished run's models again, from their files; everything else of its report stays."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from yolo_prune.bench.runtimes.runtime import cpu_name
+from yolo_prune.adapters.checkpoint import load_detector
+from yolo_prune.options import PruneConfig, make_config
+from yolo_prune.device import resolve_device
+from yolo_prune.runs.measure.speed import (
+    BENCH_IMAGES,
+    Timed,
+    bench_models,
+    is_speed_warning,
+    model_rows,
+    model_speedups,
+    speed_conditions,
+    speed_warnings,
+)
+from yolo_prune.adapters.owncode import guarding_host
+from yolo_prune.report import Row, RunReport, report_from_json
+from yolo_prune.report.rows import SPEED
+from yolo_prune.report.select import models as models_of
+
+_FILES = {
+    "parent": ("parent.pt",),
+    "control": ("parent.pt",),
+    "pruned": ("pruned.pt",),
+    "retrained": ("best.pt",),
+    "int8": ("best_int8.onnx", "pruned_int8.onnx"),
+}
+
+
+def measure_speed_again(folder: Path) -> RunReport:
+    """Time the models of a run folder once more.
+
+    Args:
+        folder: A run folder with its report.json, args.yaml and weights.
+
+    Returns:
+        The report with the new times, not yet written.
+
+    Raises:
+        ConfigError: There is no readable report.json or args.yaml.
+        CheckpointError: The parent's checkpoint is missing.
+        DataError: The data is not where it was.
+    """
+    report = report_from_json(folder)
+    config = make_config(PruneConfig, {"cfg": str(folder / "args.yaml")})
+
+    @guarding_host
+    def measure(config: PruneConfig) -> RunReport:
+        return _timed_again(report, folder, config)
+
+    return measure(config)
+
+
+def _timed_again(report: RunReport, folder: Path, config: PruneConfig) -> RunReport:
+    """Do the work, with the host guarded as the run's options say."""
+    from yolo_prune.adapters.ultralytics.tasks import open_task
+
+    began, device = time.perf_counter(), resolve_device(config.device)
+    loaded = load_detector(folder / "weights" / "parent.pt", trust=config.trust)
+    task = open_task(
+        loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
+    )
+    timed = [_from_files(row, folder / "weights") for row in models_of(report)]
+    comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), device)
+    conditions = replace(report.conditions, machine=cpu_name(), **speed_conditions(comparisons))
+    kept = [text for text in report.warnings if not is_speed_warning(text)]
+    return replace(
+        report,
+        rows=tuple(model_rows(timed, comparisons)),
+        speedups=tuple(model_speedups(timed, comparisons)),
+        conditions=conditions,
+        warnings=(*kept, *speed_warnings(comparisons, folder)),
+        timing_s={**report.timing_s, "bench": round(time.perf_counter() - began, 3)},
+    )
+
+
+def _from_files(row: Row, weights: Path) -> Timed:
+    """Return a model of the report without its times, and its file."""
+    file = next((weights / name for name in _FILES.get(row.model, ()) if (weights / name).is_file()), None)
+    why = row.not_measured or f"its file in {weights} is missing"
+    cleared: dict[str, Any] = dict.fromkeys(SPEED)
+    return Timed(replace(row, **cleared, not_measured=None if file else why), file)

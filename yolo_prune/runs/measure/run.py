@@ -1,0 +1,223 @@
+"""Everything that a report says, measured: models and controls, accuracy and speed, and their conditions."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import itertools
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from yolo_prune.accuracy.task import Task
+from yolo_prune.bench import Comparison
+from yolo_prune.bench.resolution import lower_resolutions
+from yolo_prune.bench.runtimes.runtime import cpu_name
+from yolo_prune.options import PruneConfig
+from yolo_prune.cut.proven import Anatomy
+from yolo_prune.errors import BudgetError
+from yolo_prune.imgsz import ImageSize, is_square, longer_side, size_text
+from yolo_prune.runs.measure.changes import layer_widths, plan_summary, scale_histogram
+from yolo_prune.runs.measure.speed import (
+    BENCH_IMAGES,
+    Evaluated,
+    bench_models,
+    model_rows,
+    model_speedups,
+    models_to_time,
+    speed_conditions,
+    speed_warnings,
+)
+from yolo_prune.progress import LOGGER
+from yolo_prune.recover.rounds import CutResult
+from yolo_prune.report import (
+    METRICS,
+    ClassAp,
+    Conditions,
+    Equivalence,
+    HostMap,
+    Resampled,
+    RunReport,
+    StageAp,
+)
+from yolo_prune.runs.workspace import Workspace
+
+_STEEP = 0.25
+
+
+def measure_run(
+    config: PruneConfig,
+    models: Sequence[Evaluated],
+    cut: CutResult,
+    stages: Mapping[str, float | None],
+    anatomy: Anatomy,
+    task: Task,
+    space: Workspace,
+    device: str,
+    failed: Mapping[str, str],
+) -> RunReport:
+    """Measure speed and controls of a run's models and put everything together.
+
+    Args:
+        config: The run's options.
+        models: Parent first, then pruned and retrained.
+        cut: The cut.
+        stages: Score after each step of recovery.
+        anatomy: How to run the parent.
+        task: What was evaluated on.
+        space: The run folder.
+        device: Where the run trained and evaluated.
+        failed: Name of a model that there should be -> why there is none.
+
+    Returns:
+        The report, not yet written.
+    """
+    with space.stage("controls", "evaluating the controls: the parent at lower resolutions"):
+        models = [*models, *_controls(models[0], cut, task)]
+    with space.stage("intervals", "drawing the images again and again: how sure the accuracies are"):
+        resamples = tuple(
+            Resampled.from_sample(one.name, one.imgsz, one.result.sample)
+            for one in models
+            if one.result.sample
+        )
+    timed = models_to_time(models, failed)
+    comparisons: list[Comparison] = []
+    warnings: list[str] = []
+    if config.bench:
+        with space.stage("bench", "measuring speed, alternately"):
+            comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), device)
+        warnings = speed_warnings(comparisons, space.root)
+    parent, pruned = models[0], models[1]
+    graph = anatomy.cost_of(parent.module).graph
+    return RunReport(
+        rows=tuple(model_rows(timed, comparisons)),
+        name=space.root.name,
+        model=str(config.model),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        seed=config.seed,
+        equivalence=_equivalence(cut),
+        stages=_stages(models, stages, task.metric),
+        timing_s=dict(space.timing_s),
+        versions=_versions(),
+        conditions=_conditions(config, parent, comparisons),
+        plan=plan_summary(config, cut.plan, parent.module, pruned.module, graph, parent.imgsz),
+        layers=layer_widths(parent.module, pruned.module, graph),
+        bn_scales=scale_histogram(parent.module, pruned.module),
+        per_class=_per_class(models, task),
+        host_map=tuple(
+            HostMap(m.name, m.result.host_scores["map"], m.result.host_scores["map50"], m.imgsz)
+            for m in models
+            if m.result.host_scores
+        ),
+        speedups=tuple(model_speedups(timed, comparisons)),
+        resamples=resamples,
+        warnings=(
+            *parent.result.notes,
+            *_shape_warnings(config, parent.imgsz),
+            *_cliff_warnings(cut, METRICS[task.metric].short),
+            *warnings,
+        ),
+    )
+
+
+def _conditions(config: PruneConfig, parent: Evaluated, comparisons: Sequence[Comparison]) -> Conditions:
+    """Say what everything was measured on."""
+    return Conditions(
+        data=str(config.data),
+        split=config.split,
+        images=parent.result.images,
+        boxes=parent.result.boxes,
+        evaluator=parent.result.evaluator,
+        ap_of=parent.result.ap_of if parent.result.notes else None,
+        machine=cpu_name(),
+        **speed_conditions(comparisons),
+    )
+
+
+def _controls(parent: Evaluated, cut: CutResult, task: Task) -> list[Evaluated]:
+    """Evaluate the parent at the input resolutions that reach the pruned model's MACs."""
+    stride = int(max(float(torch.as_tensor(getattr(parent.module, "stride", 32.0)).max()), 32.0))
+    try:
+        sizes = lower_resolutions(1.0, parent.imgsz, cut.plan.kept_macs, stride)
+    except BudgetError as error:
+        LOGGER.info("no control at a lower resolution: %s", error)
+        return []
+    controls = []
+    for size in sizes:
+        result = task.evaluate(parent.module, size.imgsz)
+        controls.append(replace(parent, name="control", result=result, imgsz=size.imgsz))
+        sentence = METRICS[task.metric].sentence(result.scores)
+        LOGGER.info("control: the parent at %s px: %s", size_text(size.imgsz), sentence)
+    return controls
+
+
+def _stages(
+    models: Sequence[Evaluated], stages: Mapping[str, float | None], metric: str
+) -> tuple[StageAp, ...]:
+    note = "val images, before any training"
+    found: list[dict[str, Any]] = [
+        {"name": name, metric: value, "note": note} for name, value in stages.items() if value is not None
+    ]
+    found += [{"name": m.name, metric: m.result.scores[metric]} for m in models if m.name == "retrained"]
+    return tuple(StageAp(**values) for values in found)
+
+
+def _equivalence(cut: CutResult) -> Equivalence | None:
+    proof = cut.plan.equivalence
+    if not proof:
+        return None
+    verdict = "exact" if proof["exact"] else f"differs by more than {proof['tolerance']:.3g}"
+    return Equivalence(float(proof["max_difference"]), float(proof["scale"]), verdict)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("yolo-prune", "torch", "ultralytics", "onnxruntime", "pycocotools", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _per_class(models: Sequence[Evaluated], task: Task) -> tuple[ClassAp, ...]:
+    by_name = {
+        model.name: model.result.per_class for model in models if model.name not in ("control", "int8")
+    }
+    sizes = task.class_sizes()
+    return tuple(
+        ClassAp(
+            name,
+            parent=by_name["parent"].get(name),
+            pruned=by_name.get("pruned", {}).get(name),
+            retrained=by_name.get("retrained", {}).get(name),
+            **{task.counted: sizes.get(name)},
+        )
+        for name in by_name["parent"]
+    )
+
+
+def _shape_warnings(config: PruneConfig, imgsz: ImageSize) -> list[str]:
+    """Say which shape the model was retrained at, where that is not the shape that everything is measured at."""
+    if is_square(imgsz) or not config.epochs:
+        return []
+    return [
+        f"Retraining was at {longer_side(imgsz)} x {longer_side(imgsz)} px, because the host trains on squares; "
+        f"every number here is at {size_text(imgsz)} px."
+    ]
+
+
+def _cliff_warnings(cut: CutResult, metric: str) -> list[str]:
+    """Name the budget behind which accuracy before training falls off."""
+    points = [(float(kept), float(score)) for kept, score in cut.plan.settings.get("cliff", ())]
+    best = max((score for _, score in points), default=0.0)
+    for (kept, score), (fewer, lower) in itertools.pairwise(points):
+        if best > 0 and score - lower > _STEEP * best:
+            return [
+                f"{metric} before training falls from {score:.3f} at {100 * kept:.0f} % to {lower:.3f} at "
+                f"{100 * fewer:.0f} %: beyond that point the model lives on retraining."
+            ]
+    return []

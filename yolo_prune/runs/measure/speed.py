@@ -1,0 +1,187 @@
+"""How fast the models of a run are, on every runtime and device that is there; why, where nothing was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from yolo_prune.accuracy.task import Result
+from yolo_prune.bench import Comparison, compare
+from yolo_prune.bench.comparison import check_threads
+from yolo_prune.options import PruneConfig
+from yolo_prune.cost import count_macs, count_parameters
+from yolo_prune.errors import YoloPruneError
+from yolo_prune.imgsz import ImageSize, height_width, size_text
+from yolo_prune.progress import LOGGER
+from yolo_prune.report import Row, Speedup, make_row, with_timing
+
+BENCH_IMAGES = 16
+INT8_RUNS_ON = ("onnxruntime", "cpu")  # what an INT8 file is made for
+_NO_GPU = "GPU speed was not measured: this machine has no CUDA device."
+_MISSING = "Speed was not measured everywhere (the table says where and why)"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model of the run: its name in the report, its file and what evaluation said."""
+
+    name: str
+    file: Path
+    module: nn.Module
+    result: Result
+    imgsz: ImageSize
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A model to time.
+
+    Attributes:
+        row: What the report says of it beside its speed.
+        file: What is run; None where there is no file, and the row says why.
+    """
+
+    row: Row
+    file: Path | None
+
+    @property
+    def name(self) -> str:
+        """Its name in a comparison: the controls are the parent at several sizes."""
+        if self.row.model == "control" and self.row.imgsz:
+            return f"control at {size_text(self.row.imgsz)} px"
+        return self.row.model
+
+    def runs_on(self, runtime: str, device: str) -> bool:
+        """Tell whether the model is made for a runtime and device."""
+        return self.row.model != "int8" or (runtime, device) == INT8_RUNS_ON
+
+
+def models_to_time(models: Sequence[Evaluated], failed: Mapping[str, str]) -> list[Timed]:
+    """Return every model of a run with its cost and accuracy.
+
+    Args:
+        models: Those that were evaluated.
+        failed: Name -> why there is no such model.
+    """
+    found = []
+    for model in models:
+        channels = next(p.shape[1] for p in model.module.parameters() if p.dim() == 4)
+        image = torch.zeros(1, channels, *height_width(model.imgsz))
+        row = make_row(
+            model.name,
+            imgsz=model.imgsz,
+            gmacs=count_macs(model.module, image) / 1e9,
+            params_m=count_parameters(model.module) / 1e6,
+            size_mb=model.file.stat().st_size / 1e6,
+            scores=model.result.scores,
+        )
+        found.append(Timed(row, model.file))
+    size = models[0].imgsz
+    missing = [Timed(Row(name, imgsz=size, not_measured=why), None) for name, why in failed.items()]
+    return [*found, *missing]
+
+
+def bench_models(
+    config: PruneConfig, models: Sequence[Timed], images: Sequence[Path], device: str
+) -> list[Comparison]:
+    """Time all models on every runtime, on the CPU and on a GPU where there is one.
+
+    Whatever goes wrong there is why that comparison has no timings: hours of retraining are not lost for it.
+    """
+    gpu = device if device.startswith("cuda") else "cuda:0" if torch.cuda.is_available() else None
+    places = ["cpu", *([gpu] if gpu else [])]
+    found = []
+    for runtime, place in ((runtime, place) for runtime in config.runtimes for place in places):
+        timed = {model.name: model for model in models if model.file and model.runs_on(runtime, place)}
+        try:
+            comparison = compare(
+                {name: model.file for name, model in timed.items() if model.file},
+                runtime=runtime,
+                imgsz={name: model.row.imgsz or 0 for name, model in timed.items()},
+                device=place,
+                threads=config.threads,
+                images=images,
+                trust=config.trust,
+                imports=config.imports,
+            )
+        except (YoloPruneError, OSError) as error:
+            LOGGER.warning("%s on %s was not measured: %s", runtime, place, error)
+            comparison = Comparison(
+                next(iter(timed)), dict.fromkeys(timed), {}, conditions={}, not_measured=str(error)
+            )
+        where = {"runtime": runtime, "device": place, "threads": check_threads(config.threads)}
+        found.append(replace(comparison, conditions={**comparison.conditions, **where}))
+    return found
+
+
+def model_rows(models: Sequence[Timed], comparisons: Sequence[Comparison]) -> list[Row]:
+    """Return one row a model, runtime and device; without timings one row a model."""
+    if not comparisons:
+        return [model.row for model in models]
+    rows = []
+    for comparison in comparisons:
+        conditions = comparison.conditions
+        where = {key: conditions[key] for key in ("runtime", "device", "threads")}
+        for model in models:
+            if not model.runs_on(conditions["runtime"], conditions["device"]):
+                continue
+            timing = comparison.timings.get(model.name)
+            if timing is not None:
+                rows.append(with_timing(model.row, timing))
+            else:
+                why = model.row.not_measured or comparison.not_measured
+                rows.append(replace(model.row, **where, not_measured=why))
+    return rows
+
+
+def speed_warnings(comparisons: Sequence[Comparison], folder: Path) -> list[str]:
+    """Say what was not measured and how to go on."""
+    warnings = []
+    if not any(str(one.conditions["device"]).startswith("cuda") for one in comparisons):
+        warnings.append(_NO_GPU)
+    if any(one.not_measured for one in comparisons):
+        warnings.append(f"{_MISSING}. To measure it again: yolo-prune report run={folder} bench=true")
+    return warnings
+
+
+def is_speed_warning(text: str) -> bool:
+    """Tell whether a warning is one of :func:`speed_warnings`."""
+    return text.startswith((_NO_GPU, _MISSING))
+
+
+def model_speedups(models: Sequence[Timed], comparisons: Sequence[Comparison]) -> list[Speedup]:
+    """Return every model's FPS over the parent's, with its interval, on everything that was measured."""
+    found = []
+    for comparison in comparisons:
+        for model in models[1:]:
+            ratios, timing = comparison.ratios.get(model.name), comparison.timings.get(model.name)
+            if ratios and timing is not None and "latency" in ratios:
+                ratio = ratios["latency"]
+                found.append(
+                    Speedup(
+                        model=model.row.model,
+                        ratio=ratio.value,
+                        low=ratio.low,
+                        high=ratio.high,
+                        runtime=timing.runtime,
+                        device=timing.device,
+                        threads=timing.threads,
+                        imgsz=model.row.imgsz,
+                    )
+                )
+    return found
+
+
+def speed_conditions(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return what the report's conditions say of the timing."""
+    timings = [timing for one in comparisons for timing in one.timings.values() if timing is not None]
+    return {
+        "timed": next((one.conditions["timed"] for one in comparisons if "timed" in one.conditions), None),
+        "load1": next((timing.load1 for timing in timings), None),
+        "samples": next((timing.samples for timing in timings), None),
+    }

@@ -1,0 +1,59 @@
+"""What can be known of a run before anything is measured or written."""
+
+from __future__ import annotations
+
+import difflib
+
+import numpy as np
+
+from yolo_prune.options import BUDGETS, PruneConfig
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import check_possible
+from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.widths import Widths
+from yolo_prune.errors import BudgetError, ConfigError
+from yolo_prune.imgsz import ImageSize, rounded_up, size_text
+from yolo_prune.recover.rounds import RECONSTRUCTION
+from yolo_prune.criteria.weights import CRITERIA
+from yolo_prune.adapters.stored import LoadedModel
+from yolo_prune.cut.budget import one_budget
+
+_STRIDE = 32
+KNOWN_CRITERIA = ("auto", RECONSTRUCTION, *CRITERIA)
+
+
+def size_of(config: PruneConfig, loaded: LoadedModel) -> ImageSize:
+    """Return the size of the input in pixels: the one asked for, else the model's own as the host rounds it up."""
+    return config.imgsz or rounded_up(loaded.imgsz, _STRIDE)
+
+
+def budget_of(config: PruneConfig) -> Budget:
+    """Return the one budget that was given."""
+    return one_budget(**{key: getattr(config, key) for key in BUDGETS})
+
+
+def check_criterion(name: str) -> None:
+    """Refuse an unknown criterion before anything is loaded."""
+    if name not in KNOWN_CRITERIA:
+        near = difflib.get_close_matches(name, KNOWN_CRITERIA, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(f"unknown criterion '{name}'; known are {', '.join(KNOWN_CRITERIA)}.{hint}")
+
+
+def check_budget(config: PruneConfig, loaded: LoadedModel, anatomy: Anatomy) -> None:
+    """Refuse a budget that cannot be met, or that asks for nothing, before anything is measured or written."""
+    budget, cost = budget_of(config), anatomy.cost_of(loaded.module)
+    full = budget.measure(cost, cost.everything)
+    if budget.limit(cost) >= full:
+        raise BudgetError(
+            f"{budget.kind}={budget.value:g} is no less than the model has: {full / 1e9:.4g} GMACs at "
+            f"{size_text(size_of(config, loaded))} px. There is nothing to cut."
+        )
+    check_possible(cost, budget, Widths(config.round_to, config.min_width, config.min_keep))
+
+
+def choose_criterion(config: PruneConfig, loaded: LoadedModel) -> str:
+    """Return what ``criterion=auto`` means: BatchNorm scales after sparse training, else reconstruction."""
+    if config.criterion != "auto":
+        return config.criterion
+    return "bn_scale" if (loaded.meta or {}).get("sparse_training") else RECONSTRUCTION
