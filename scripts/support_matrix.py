@@ -35,7 +35,8 @@ from torch import nn
 from yolo_prune import __version__
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-from yolo_prune.adapters.ultralytics.export import export_onnx, onnx_parity
+from yolo_prune.adapters.ultralytics.export import export_onnx
+from yolo_prune.bench.parity import onnx_parity
 from yolo_prune.cost import CostModel
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import choose_channels, least_channels
@@ -259,7 +260,7 @@ def onnx_difference(file: Path, name: str) -> float:
     difference = (
         dense_difference(file, exported, input_size(name))
         if dense
-        else onnx_parity(file, exported, input_size(name)).relative
+        else onnx_parity(load_detector(file), exported, input_size(name)).relative
     )
     exported.unlink()
     return difference

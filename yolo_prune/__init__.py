@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from yolo_prune.adapters.ultralytics.training.attach import attach
-    from yolo_prune.adapters.ultralytics.training.inrun import inrun_trainer
+    from yolo_prune.adapters.hosts import attach, inrun_trainer
     from yolo_prune.cut.optimizer import follow_cut
     from yolo_prune.cut.record import PrunePlan
     from yolo_prune.graph import trace_groups
@@ -16,9 +15,9 @@ if TYPE_CHECKING:
     from yolo_prune.runs.prune import PruneResult, prune
 
 _HOMES = {
-    "attach": "yolo_prune.adapters.ultralytics.training.attach",
+    "attach": "yolo_prune.adapters.hosts",
     "follow_cut": "yolo_prune.cut.optimizer",
-    "inrun_trainer": "yolo_prune.adapters.ultralytics.training.inrun",
+    "inrun_trainer": "yolo_prune.adapters.hosts",
     "PrunePlan": "yolo_prune.cut.record",
     "PruneResult": "yolo_prune.runs.prune",
     "prune": "yolo_prune.runs.prune",

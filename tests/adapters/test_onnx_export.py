@@ -10,7 +10,8 @@ import torch
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import export
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-from yolo_prune.adapters.ultralytics.export import Parity, compare_outputs, export_onnx, onnx_parity
+from yolo_prune.adapters.ultralytics.export import export_onnx
+from yolo_prune.bench.parity import Parity, compare_outputs, onnx_parity
 from yolo_prune.cut.proven import drop_proven_, offered_blocks
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 
@@ -48,14 +49,14 @@ def exported(checkpoint, tmp_path_factory):
 
 
 def test_the_exported_file_computes_what_the_checkpoint_computes(checkpoint, exported):
-    parity = onnx_parity(checkpoint, exported, IMGSZ)
+    parity = onnx_parity(load_detector(checkpoint), exported, IMGSZ)
     assert parity.scale > 1.0
     assert parity.relative < 1e-4
 
 
 def test_control_another_model_has_no_parity(exported, tmp_path):
     path = save_lively(tmp_path / "other.pt", "yolov5n.yaml", seed=1)
-    parity = onnx_parity(path, exported, IMGSZ)
+    parity = onnx_parity(load_detector(path), exported, IMGSZ)
     assert parity.max_abs_diff > 1.0
     assert parity.score_diff > 0.05
 
@@ -66,8 +67,15 @@ def test_the_export_of_a_model_without_a_block_computes_the_same(checkpoint, exp
     block = offered_blocks(model, anatomy)[-2]  # others of its stage stay
     drop_proven_(model, anatomy.cost_of(model), block, anatomy)
     file = save_detector(tmp_path / "less.pt", model, task="detect", train_args={"imgsz": IMGSZ}, meta={})
-    assert onnx_parity(file, export_onnx(file, tmp_path / "less.onnx", imgsz=IMGSZ), IMGSZ).relative < 1e-4
-    assert onnx_parity(file, exported, IMGSZ).relative > 1e-3  # the control: the export of the whole model
+    assert (
+        onnx_parity(
+            load_detector(file), export_onnx(file, tmp_path / "less.onnx", imgsz=IMGSZ), IMGSZ
+        ).relative
+        < 1e-4
+    )
+    assert (
+        onnx_parity(load_detector(file), exported, IMGSZ).relative > 1e-3
+    )  # the control: the export of the whole model
 
 
 def test_only_the_output_appears_and_the_checkpoint_is_untouched(checkpoint, tmp_path):
@@ -84,12 +92,12 @@ def test_of_two_heads_the_selected_one_is_exported(tmp_path, end2end):
     if load_detector(path).module.end2end != end2end:
         pytest.skip("this version of the host has no choice of heads")
     out = export_onnx(path, tmp_path / "e2e.onnx", imgsz=IMGSZ)
-    parity = onnx_parity(path, out, IMGSZ)
+    parity = onnx_parity(load_detector(path), out, IMGSZ)
     assert parity.relative < 1e-3
     (shape,) = [output.shape for output in onnxruntime.InferenceSession(out).get_outputs()]
     assert (shape[2] == 6) == end2end
     other = save_lively(tmp_path / "other.pt", "yolo26n.yaml", 1, end2end)
-    assert onnx_parity(other, out, IMGSZ).relative > 1e-2
+    assert onnx_parity(load_detector(other), out, IMGSZ).relative > 1e-2
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxslim"])

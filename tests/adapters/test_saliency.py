@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from ultralytics.nn import tasks
 
-from yolo_prune.adapters.ultralytics.anatomy import anatomy_of, file_of
+from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
+from yolo_prune.adapters.ultralytics.host import HOST
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.criteria.moments import collect_moments, reading_layers, run_with_gradients
 from yolo_prune.errors import ConfigError
@@ -166,12 +167,12 @@ def test_the_file_of_a_model_is_found(tmp_path):
     class Host:
         ckpt_path = str(tmp_path / "gone.pt")
 
-    assert file_of("best.pt") == "best.pt"
-    assert file_of(tmp_path) == tmp_path
-    assert file_of(Host()) is None
+    assert HOST.file_of("best.pt") == "best.pt"
+    assert HOST.file_of(tmp_path) == tmp_path
+    assert HOST.file_of(Host()) is None
     (tmp_path / "gone.pt").touch()
-    assert file_of(Host()) == Host.ckpt_path
-    assert file_of(nn.Identity()) is None
+    assert HOST.file_of(Host()) == Host.ckpt_path
+    assert HOST.file_of(nn.Identity()) is None
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])

@@ -240,7 +240,7 @@ def coco_from_yolo(
     """Build a COCO ground truth from YOLO label files.
 
     A row is ``class x y width height`` or ``class x1 y1 x2 y2 x3 y3 ...`` (a polygon, turned into the box
-    around it), all relative to the image. Rows that repeat another are dropped, as Ultralytics drops them.
+    around it), all relative to the image. Rows that repeat another are dropped, as trainers drop them.
     An image whose label file is missing or empty is background.
 
     Args:

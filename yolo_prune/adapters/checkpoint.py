@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from yolo_prune.adapters.hosts import find_host
 from yolo_prune.adapters.stored import LoadedModel
 
 
@@ -34,9 +35,7 @@ def load_detector(
         >>> load_detector("yolov8n.yaml").task
         'detect'
     """
-    from yolo_prune.adapters.ultralytics import load as host
-
-    return host.load_detector(path, trust=trust, device=device, seed=seed)
+    return find_host(path).load(path, trust=trust, device=device, seed=seed)
 
 
 def save_detector(
@@ -69,9 +68,7 @@ def save_detector(
         CheckpointError: The module holds a class that is not trusted, or a hook or metadata that a plain host could
             not load.
     """
-    from yolo_prune.adapters.ultralytics import save as host
-
-    return host.save_detector(Path(path), module, task=task, train_args=train_args, meta=meta, trust=trust)
+    return find_host(path).save(Path(path), module, task=task, train_args=train_args, meta=meta, trust=trust)
 
 
 def read_metadata(path: Path | str, *, trust: bool = False) -> dict[str, Any] | None:
@@ -80,9 +77,7 @@ def read_metadata(path: Path | str, *, trust: bool = False) -> dict[str, Any] | 
     Raises:
         CheckpointError: The file is missing, damaged or unsafe.
     """
-    from yolo_prune.adapters.ultralytics import save as host
-
-    return host.read_metadata(path, trust=trust)
+    return find_host(path).read_metadata(path, trust=trust)
 
 
 def write_metadata(path: Path | str, meta: Mapping[str, Any], *, trust: bool = False) -> Path:
@@ -91,9 +86,7 @@ def write_metadata(path: Path | str, meta: Mapping[str, Any], *, trust: bool = F
     Raises:
         CheckpointError: The file cannot be loaded safely, or ``meta`` holds other than plain values.
     """
-    from yolo_prune.adapters.ultralytics import save as host
-
-    return host.write_metadata(Path(path), meta, trust=trust)
+    return find_host(path).write_metadata(Path(path), meta, trust=trust)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from yolo_prune.errors import CheckpointError
 from yolo_prune.imgsz import ImageSize
 
 METADATA_KEY = "yolo_prune"
+_CUT_ROLES = ("pruned", "retrained")
 _ZIP, _PICKLE, _LFS = b"PK", b"\x80", b"version https://git-lfs"
 
 
@@ -40,6 +42,19 @@ class LoadedModel:
     path: Path
     meta: dict[str, Any] | None = None
     train_args: dict[str, Any] = field(default_factory=dict)
+
+
+def record_of_cut(meta: Mapping[str, Any] | None) -> bool | None:
+    """Return whether our record in a checkpoint says that its model was cut; None where it does not say.
+
+    Args:
+        meta: What yolo_prune recorded in the checkpoint.
+    """
+    record = meta or {}
+    if record.get("role") in _CUT_ROLES:
+        return True
+    said = record.get("cut")  # of a model that a run began with
+    return said if isinstance(said, bool) else None
 
 
 def check_file(path: Path) -> None:

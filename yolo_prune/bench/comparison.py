@@ -176,12 +176,14 @@ def export_candidates(
     result: dict[str, Path] = {}
     waiting = [name for name, path in files.items() if path.suffix != ".onnx"]
     for name in track(waiting, "export to ONNX"):
-        from yolo_prune.adapters.ultralytics.export import export_onnx
+        from yolo_prune.adapters.hosts import find_host
 
         key = (files[name], sizes[name])
         if key not in exported:
             out = folder / f"{len(exported)}-{files[name].stem}-{size_text(sizes[name])}.onnx"
-            exported[key] = export_onnx(files[name], out, imgsz=sizes[name], batch=batch, trust=trust)
+            exported[key] = find_host(files[name]).export(
+                files[name], out, imgsz=sizes[name], batch=batch, trust=trust
+            )
         result[name] = exported[key]
     return {name: result.get(name, path) for name, path in files.items()}
 

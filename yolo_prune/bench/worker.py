@@ -64,9 +64,10 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
     """
     settings = Settings(**request["settings"])
     if request.get("imports"):
-        from yolo_prune.adapters.ultralytics.own import import_classes
+        from yolo_prune.adapters.hosts import hosts
 
-        import_classes(request["imports"])
+        for host in hosts():
+            host.import_classes(request["imports"])
     import_cv2().setNumThreads(settings.threads)
     paths = None if request["images"] is None else [Path(path) for path in request["images"]]
     images: dict[int, list[Image]] = {}

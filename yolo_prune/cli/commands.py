@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from yolo_prune.adapters.owncode import guarding_host
+from yolo_prune.adapters.hosts import find_host, guarding_host
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize, plain_size, size_text
@@ -68,11 +68,9 @@ def prune(config: PruneConfig) -> None:
 
 def train(config: TrainConfig) -> None:
     """Train like the host; with a budget prune inside the training, and keep a pruned model pruned."""
-    from yolo_prune.adapters.ultralytics.options import check_train_args
-    from yolo_prune.adapters.ultralytics.training.attach import train_from_config
-
-    check_train_args(config.train_args)
-    for line in train_from_config(config):
+    host = find_host(config.model)
+    host.check_training(config.train_args)
+    for line in host.train(config):
         say(line)
 
 
@@ -98,21 +96,15 @@ def evaluate(config: EvalConfig) -> None:
     An exported file is evaluated as it is deployed: its runtime, its image size, its batch.
     """
     from yolo_prune.accuracy.bootstrap import RESAMPLES, interval_of, resampled_accuracy
-    from yolo_prune.adapters.checkpoint import load_detector
-    from yolo_prune.adapters.ultralytics.exported import ExportedModel, is_export, open_export
-    from yolo_prune.adapters.ultralytics.tasks import open_task
     from yolo_prune.device import resolve_device
     from yolo_prune.report.intervals import METHOD, PERCENT
 
     device = resolve_device(config.device)
-    loaded = (
-        open_export(config.model)
-        if is_export(config.model)
-        else load_detector(config.model, trust=config.trust)
-    )
-    imgsz = config.imgsz or loaded.imgsz
-    task = open_task(
-        loaded,
+    host = find_host(config.model)
+    opened = host.open_export(config.model) or host.load(config.model, trust=config.trust)
+    imgsz = config.imgsz or opened.imgsz
+    task = host.open_task(
+        opened,
         config.data,
         split=config.split,
         batch=config.batch,
@@ -120,7 +112,7 @@ def evaluate(config: EvalConfig) -> None:
         workers=config.workers,
         rect=config.rect,
     )
-    result: Any = task.evaluate(loaded if isinstance(loaded, ExportedModel) else loaded.module, imgsz)
+    result: Any = task.evaluate(getattr(opened, "module", opened), imgsz)
     values = {**result.scores, **{f"host {name}": value for name, value in result.host_scores.items()}}
     values |= {f"{task.metric} of {name}": value for name, value in result.per_class.items()}
     say(aligned_table([{"metric": name, "value": value} for name, value in values.items()]))
@@ -170,18 +162,18 @@ def bench(config: BenchConfig) -> None:
 @guarding_host
 def export(config: ExportConfig) -> None:
     """Write an ONNX file and say how far it is from its checkpoint: in outputs, of INT8 in accuracy."""
-    from yolo_prune.adapters.checkpoint import load_detector
-    from yolo_prune.adapters.ultralytics.export import export_onnx, onnx_parity
-
-    loaded = load_detector(config.model, trust=config.trust)
+    host = find_host(config.model)
+    loaded = host.load(config.model, trust=config.trust)
     imgsz = config.imgsz or loaded.imgsz
     ending = "_int8.onnx" if config.quantize else ".onnx"
     out = Path(config.out) if config.out else loaded.path.with_name(f"{loaded.path.stem}{ending}")
     if config.quantize:
         _export_int8(config, loaded, out, imgsz)
     else:
-        export_onnx(config.model, out, imgsz=imgsz, trust=config.trust)
-        parity = onnx_parity(config.model, out, imgsz, trust=config.trust)
+        from yolo_prune.bench.parity import onnx_parity
+
+        host.export(config.model, out, imgsz=imgsz, trust=config.trust)
+        parity = onnx_parity(loaded, out, imgsz)
         say(
             f"largest difference to the checkpoint: {parity.max_abs_diff:.2g} on outputs up to {parity.scale:.4g}"
         )
@@ -189,10 +181,8 @@ def export(config: ExportConfig) -> None:
 
 
 def _export_int8(config: ExportConfig, loaded: LoadedModel, out: Path, imgsz: ImageSize) -> None:
-    from yolo_prune.adapters.ultralytics.int8 import export_measured_int8
-    from yolo_prune.adapters.ultralytics.tasks import open_task
-
-    task = open_task(
+    host = find_host(config.model)
+    task = host.open_task(
         loaded,
         config.data or "",
         split=config.split,
@@ -200,7 +190,7 @@ def _export_int8(config: ExportConfig, loaded: LoadedModel, out: Path, imgsz: Im
         device="cpu",
         workers=config.workers,
     )
-    quantised = export_measured_int8(
+    quantised = host.export_int8(
         loaded.path,
         loaded.module,
         out,
@@ -222,9 +212,7 @@ def _own_size(path: str, trust: bool) -> ImageSize:
     """
     if Path(path).suffix != ".pt":
         raise ConfigError(f"'{path}' does not say its image size: give imgsz=.")
-    from yolo_prune.adapters.checkpoint import load_detector
-
-    return load_detector(path, trust=trust).imgsz
+    return find_host(path).load(path, trust=trust).imgsz
 
 
 @guarding_host

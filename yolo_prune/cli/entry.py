@@ -16,6 +16,7 @@ from typing import Any
 
 from yolo_prune import __version__
 from yolo_prune import options as configs
+from yolo_prune.adapters.hosts import hosts
 from yolo_prune.cli import commands
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.options.fields import REST, is_required, option_fields, parse_overrides
@@ -214,7 +215,7 @@ def _complain(message: str) -> None:
 def version_text() -> str:
     """Return the package's version and those that its numbers depend on, without importing them."""
     found = [f"Python {platform.python_version()}"]
-    for name in ("torch", "ultralytics"):
+    for name in ("torch", *(package for host in hosts() for package in host.packages)):
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from yolo_prune.adapters.hosts import hosts
 from yolo_prune.options import PruneConfig, make_config
 from yolo_prune.runs.demo_data import make_demo_detection
 from yolo_prune.device import resolve_device
@@ -13,7 +14,6 @@ from yolo_prune.progress import LOGGER
 from yolo_prune.runs.prune import PruneResult, prune_from_config
 from yolo_prune.runs.workspace import open_workspace
 
-_ARCHITECTURE = "yolov8n.yaml"
 _IMGSZ = 192
 _TRAIN_IMAGES, _VAL_IMAGES = 280, 60
 _TRAIN_EPOCHS, _EPOCHS, _ROUNDS = 16, 6, 5
@@ -66,13 +66,11 @@ def run_demo(
                 make_demo_detection(Path(project) / "data", train=_TRAIN_IMAGES, val=_VAL_IMAGES, seed=seed)
             )
     if model is None:
-        from yolo_prune.adapters.ultralytics.scratch import train_from_scratch
-
+        host = hosts()[0]
         length = train_epochs or _TRAIN_EPOCHS
-        with space.stage("train", f"training {_ARCHITECTURE} from random weights for {length} epochs"):
+        with space.stage("train", f"training {host.demo_model} from random weights for {length} epochs"):
             model = str(
-                train_from_scratch(
-                    _ARCHITECTURE,
+                host.train_demo(
                     Path(data),
                     space.root / "parent",
                     epochs=length,

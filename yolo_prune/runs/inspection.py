@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from yolo_prune.adapters.checkpoint import load_detector
+from yolo_prune.adapters.hosts import find_host
 from yolo_prune.cost import CostModel, channel_gradient
 from yolo_prune.cut.depth import saved_by_drop
 from yolo_prune.cut.proven import Anatomy, offered_blocks
@@ -54,10 +54,9 @@ def inspect_model(
 
 
 def _opened(model: str | Path, imgsz: ImageSize | None, trust: bool) -> tuple[nn.Module, Anatomy]:
-    from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-
-    loaded = load_detector(model, trust=trust)
-    return loaded.module, anatomy_of(loaded.module, imgsz or loaded.imgsz)
+    host = find_host(model)
+    loaded = host.load(model, trust=trust)
+    return loaded.module, host.anatomy(loaded.module, imgsz or loaded.imgsz)
 
 
 def describe_blocks(module: nn.Module, cost: CostModel, anatomy: Anatomy) -> list[dict[str, Any]]:

@@ -22,13 +22,13 @@ from yolo_prune.errors import CheckpointError, ConfigError, YoloPruneError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize, plain_size
 from yolo_prune.runs.measure import Evaluated, measure_run
-from yolo_prune.adapters.owncode import guarding_host
+from yolo_prune.adapters.hosts import file_of, find_host, guarding_host
 from yolo_prune.runs.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.randomness import seed_generators, untouched_randomness
 from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
 from yolo_prune.report import METRICS, RunReport, write_report
-from yolo_prune.adapters.stored import LoadedModel
+from yolo_prune.adapters.stored import LoadedModel, record_of_cut
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
 
 
@@ -53,7 +53,7 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
     """Prune a detector or classifier to a budget, recover it, retrain it when asked, and report what it cost.
 
     Args:
-        model: Checkpoint path, official model name, architecture yaml, or a loaded ``ultralytics.YOLO``.
+        model: Checkpoint path, official model name, architecture yaml, or a model object that came from one.
         data: Data yaml in the host's format; for a classifier a folder of folders of images.
         **options: Fields of :class:`yolo_prune.options.PruneConfig`; exactly one budget is needed.
 
@@ -67,35 +67,23 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
         >>> result = prune("best.pt", data="data.yaml", keep_macs=0.5, epochs=20)  # doctest: +SKIP
         >>> result.report.rows[0].accuracy  # doctest: +SKIP
     """
-    from yolo_prune.adapters.ultralytics.anatomy import file_of
-
-    file = file_of(model)
-    if file is None:
-        raise CheckpointError(
-            f"expected a checkpoint path or a YOLO object that came from one, got {type(model).__name__}. "
-            "For a module without a file use prune_module."
-        )
-    return prune_from_config(make_config(PruneConfig, {"model": str(file), "data": str(data), **options}))
+    return prune_from_config(make_config(PruneConfig, {"model": str(file_of(model)), "data": str(data), **options}))
 
 
 @guarding_host
 def prune_from_config(config: PruneConfig) -> PruneResult:
     """Run ``yolo-prune prune``; see :func:`prune`."""
-    from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-    from yolo_prune.adapters.ultralytics.options import check_retraining_args, check_train_args
-    from yolo_prune.adapters.ultralytics.tasks import open_task
-
+    host = find_host(config.model)
     rate = {} if config.lr0 is None else {"lr0": config.lr0}
-    check_train_args({**config.train_args, "optimizer": config.optimizer, **rate})
-    check_retraining_args(config.train_args)
+    host.check_training({**config.train_args, "optimizer": config.optimizer, **rate}, of_cut_model=True)
     check_criterion(config.criterion)
     device = resolve_device(config.device)
     loaded = load_detector(config.model, trust=config.trust, device=device, seed=config.seed)
-    task = open_task(
+    task = host.open_task(
         loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
     )
     task.check_training_images()  # better to know now
-    anatomy = anatomy_of(loaded.module, size_of(config, loaded), config.freeze)
+    anatomy = host.anatomy(loaded.module, size_of(config, loaded), config.freeze)
     check_budget(config, loaded, anatomy)
     space = open_workspace(
         config.project, config.name, "prune", exist_ok=config.exist_ok, resume=config.resume
@@ -122,8 +110,6 @@ def _run(
     anatomy: Anatomy,
 ) -> PruneResult:
     """Do the work in an open run folder."""
-    from yolo_prune.adapters.ultralytics.recognise import record_of_cut
-
     imgsz = size_of(config, loaded)
     write_text(space.root / ARGS_FILE, to_yaml(replace(config, resume=False)))  # to be run again, not resumed
     seed_generators(config.seed)
@@ -182,12 +168,10 @@ def _quantised(
     final: Evaluated, config: PruneConfig, task: Task, space: Workspace
 ) -> tuple[list[Evaluated], dict[str, str]]:
     """Export the final model to INT8 and evaluate the file; what goes wrong there is why its row is empty."""
-    from yolo_prune.adapters.ultralytics.int8 import export_measured_int8
-
     out = space.weights / f"{final.file.stem}_int8.onnx"
     size, images = final.imgsz, config.calibration_images
     try:
-        result = export_measured_int8(
+        result = find_host(config.model).export_int8(
             final.file,
             final.module,
             out,
@@ -246,7 +230,6 @@ def _cut_and_recover(
     imgsz: ImageSize,
 ) -> tuple[CutResult, dict[str, float | None], Anatomy]:
     """Cut, recover without training, choose by validation, and write ``pruned.pt`` and ``plan.json``."""
-    from yolo_prune.adapters.ultralytics.saliency import detection_projection
     from yolo_prune.recover.stages import recover_by_stages
 
     done = _recall(config, loaded, space, device) if config.resume else None
@@ -270,7 +253,7 @@ def _cut_and_recover(
             budget,
             recipe,
             batches=batches,
-            task=detection_projection(imgsz, config.seed, classes=len(loaded.names)),
+            task=find_host(config.model).projection(imgsz, config.seed, len(loaded.names)),
             validate=score,
         )
     with space.stage("recover", "recovering without training"):
@@ -300,12 +283,10 @@ def _retrain(
     plan: PrunePlan,
 ) -> None:
     """Retrain the pruned model with the parent as teacher."""
-    from yolo_prune.adapters.ultralytics.training.train import retrain
-
     extra = dict(config.train_args)
     if config.optimizer != "auto":
         extra["optimizer"] = config.optimizer
-    retrain(
+    find_host(config.model).retrain(
         copy.deepcopy(models[-1].module),
         data=config.data,
         epochs=config.epochs,

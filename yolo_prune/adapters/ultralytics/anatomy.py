@@ -1,9 +1,8 @@
-"""How to run a host model for tracing, and how to name what it was given as."""
+"""How to run a host model for tracing, and what it takes."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,9 @@ from torch import Tensor, nn
 from yolo_prune.adapters.ultralytics.rules import block_rules, raw_outputs
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.imgsz import ImageSize, height_width
+
+STRIDE = 32.0
+"""What the host rounds the sides of images up to."""
 
 
 def anatomy_of(module: nn.Module, imgsz: ImageSize, freeze: tuple[str, ...] = ()) -> Anatomy:
@@ -34,9 +36,13 @@ def anatomy_of(module: nn.Module, imgsz: ImageSize, freeze: tuple[str, ...] = ()
 
 def smallest_image(module: nn.Module) -> Tensor:
     """Return a black image that is large enough for every part of a model of the host, shape (1, C, side, side)."""
-    stride = int(max(float(torch.as_tensor(getattr(module, "stride", 32.0)).max()), 32.0))
-    side = stride * max(2, _strides_of_queries(module))
+    side = stride_of(module) * max(2, _strides_of_queries(module))
     return torch.zeros(1, input_channels(module), side, side)
+
+
+def stride_of(module: nn.Module) -> int:
+    """Return what the sides of a model's images are multiples of: its largest stride, and no less than the host's."""
+    return int(max(float(torch.as_tensor(getattr(module, "stride", STRIDE)).max()), STRIDE))
 
 
 def input_channels(module: nn.Module) -> int:
@@ -60,11 +66,3 @@ def _strides_of_queries(module: nn.Module) -> int:
     layers: Any = getattr(module, "model", None)
     queries = getattr(layers[-1], "num_queries", 0) if isinstance(layers, nn.Sequential) else 0
     return math.ceil(math.sqrt(queries / 21))
-
-
-def file_of(model: Any) -> str | Path | None:
-    """Return the file that a model given by the user came from: a path itself, or the host object's checkpoint."""
-    if isinstance(model, (str, Path)):
-        return model
-    path = getattr(model, "ckpt_path", None)
-    return path if isinstance(path, (str, Path)) and Path(path).is_file() else None

@@ -14,28 +14,15 @@ from typing import Any
 
 from torch import nn
 
+from yolo_prune.adapters.stored import record_of_cut
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.progress import LOGGER
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
-_CUT_ROLES = ("pruned", "retrained")
 _FEW, _MANY = 1, 1000  # class counts that any dependence on the classes shows between
 _UNBUILDABLE = (TypeError, KeyError, AttributeError, ValueError, IndexError, RuntimeError)
-
-
-def record_of_cut(meta: Mapping[str, Any] | None) -> bool | None:
-    """Return whether our record in a checkpoint says that its model was cut; None where it does not say.
-
-    Args:
-        meta: What yolo_prune recorded in the checkpoint.
-    """
-    record = meta or {}
-    if record.get("role") in _CUT_ROLES:
-        return True
-    said = record.get("cut")  # of a model that a run began with
-    return said if isinstance(said, bool) else None
 
 
 def is_cut(module: nn.Module, meta: Mapping[str, Any] | None = None) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from yolo_prune.accuracy.task import Task
+from yolo_prune.adapters.host import ExportedFile
 from yolo_prune.adapters.stored import LoadedModel
 from yolo_prune.adapters.ultralytics import classify, data, evaluate
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
@@ -139,7 +140,7 @@ class ClassTask:
 
 
 def open_task(
-    loaded: LoadedModel | ExportedModel,
+    loaded: LoadedModel | ExportedFile,
     source: str | Path,
     *,
     split: str,
@@ -168,11 +169,11 @@ def open_task(
     if loaded.task == "classify":
         folders = classify.resolve_classes(source, split)
         classify.check_class_count(loaded.names, folders)
-        if not isinstance(loaded, ExportedModel):
+        if isinstance(loaded, LoadedModel):
             classify.check_colour(loaded.module)
         return ClassTask(folders, loaded.names, batch, device, workers)
     boxes = data.resolve_data(source, split, task=loaded.task)
     data.check_classes(loaded.names, boxes)
-    if not isinstance(loaded, ExportedModel):
+    if isinstance(loaded, LoadedModel):
         data.check_channels(loaded.module, boxes.yaml)
     return BoxTask(boxes, loaded.names, batch, device, workers, rect=rect)

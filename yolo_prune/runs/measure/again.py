@@ -21,7 +21,7 @@ from yolo_prune.runs.measure.speed import (
     speed_conditions,
     speed_warnings,
 )
-from yolo_prune.adapters.owncode import guarding_host
+from yolo_prune.adapters.hosts import find_host, guarding_host
 from yolo_prune.report import Row, RunReport, report_from_json
 from yolo_prune.report.rows import SPEED
 from yolo_prune.report.select import models as models_of
@@ -61,11 +61,9 @@ def measure_speed_again(folder: Path) -> RunReport:
 
 def _timed_again(report: RunReport, folder: Path, config: PruneConfig) -> RunReport:
     """Do the work, with the host guarded as the run's options say."""
-    from yolo_prune.adapters.ultralytics.tasks import open_task
-
     began, device = time.perf_counter(), resolve_device(config.device)
     loaded = load_detector(folder / "weights" / "parent.pt", trust=config.trust)
-    task = open_task(
+    task = find_host(config.model).open_task(
         loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
     )
     timed = [_from_files(row, folder / "weights") for row in models_of(report)]

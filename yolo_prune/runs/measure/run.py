@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
+from yolo_prune.adapters.hosts import find_host
 from yolo_prune.accuracy.task import Task
 from yolo_prune.bench import Comparison
 from yolo_prune.bench.resolution import lower_resolutions
@@ -75,15 +74,16 @@ def measure_run(
     Returns:
         The report, not yet written.
     """
+    host = find_host(config.model)
     with space.stage("controls", "evaluating the controls: the parent at lower resolutions"):
-        models = [*models, *_controls(models[0], cut, task)]
+        models = [*models, *_controls(models[0], cut, task, host.stride(models[0].module))]
     with space.stage("intervals", "drawing the images again and again: how sure the accuracies are"):
         resamples = tuple(
             Resampled.from_sample(one.name, one.imgsz, one.result.sample)
             for one in models
             if one.result.sample
         )
-    timed = models_to_time(models, failed)
+    timed = models_to_time(models, failed, host.channels(models[0].module))
     comparisons: list[Comparison] = []
     warnings: list[str] = []
     if config.bench:
@@ -101,7 +101,7 @@ def measure_run(
         equivalence=_equivalence(cut),
         stages=_stages(models, stages, task.metric),
         timing_s=dict(space.timing_s),
-        versions=_versions(),
+        versions=_versions(host.packages),
         conditions=_conditions(config, parent, comparisons),
         plan=plan_summary(config, cut.plan, parent.module, pruned.module, graph, parent.imgsz),
         layers=layer_widths(parent.module, pruned.module, graph),
@@ -137,9 +137,8 @@ def _conditions(config: PruneConfig, parent: Evaluated, comparisons: Sequence[Co
     )
 
 
-def _controls(parent: Evaluated, cut: CutResult, task: Task) -> list[Evaluated]:
+def _controls(parent: Evaluated, cut: CutResult, task: Task, stride: int) -> list[Evaluated]:
     """Evaluate the parent at the input resolutions that reach the pruned model's MACs."""
-    stride = int(max(float(torch.as_tensor(getattr(parent.module, "stride", 32.0)).max()), 32.0))
     try:
         sizes = lower_resolutions(1.0, parent.imgsz, cut.plan.kept_macs, stride)
     except BudgetError as error:
@@ -173,9 +172,9 @@ def _equivalence(cut: CutResult) -> Equivalence | None:
     return Equivalence(float(proof["max_difference"]), float(proof["scale"]), verdict)
 
 
-def _versions() -> dict[str, str]:
+def _versions(of_host: Sequence[str]) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("yolo-prune", "torch", "ultralytics", "onnxruntime", "pycocotools", "numpy"):
+    for name in ("yolo-prune", "torch", *of_host, "onnxruntime", "pycocotools", "numpy"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

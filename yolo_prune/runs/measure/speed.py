@@ -61,16 +61,18 @@ class Timed:
         return self.row.model != "int8" or (runtime, device) == INT8_RUNS_ON
 
 
-def models_to_time(models: Sequence[Evaluated], failed: Mapping[str, str]) -> list[Timed]:
+def models_to_time(
+    models: Sequence[Evaluated], failed: Mapping[str, str], channels: int
+) -> list[Timed]:
     """Return every model of a run with its cost and accuracy.
 
     Args:
         models: Those that were evaluated.
         failed: Name -> why there is no such model.
+        channels: Of their images.
     """
     found = []
     for model in models:
-        channels = next(p.shape[1] for p in model.module.parameters() if p.dim() == 4)
         image = torch.zeros(1, channels, *height_width(model.imgsz))
         row = make_row(
             model.name,

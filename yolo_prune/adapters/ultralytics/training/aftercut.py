@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.adapters.checkpoint import load_detector, save_detector
+from yolo_prune.adapters.ultralytics.load import load_detector
 from yolo_prune.adapters.ultralytics.own import own_classes
+from yolo_prune.adapters.ultralytics.save import save_detector
 from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, DistilledCriterion, distil_
 from yolo_prune.adapters.ultralytics.training.midrun import size_of
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap

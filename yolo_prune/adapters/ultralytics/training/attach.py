@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.adapters.checkpoint import load_detector
-from yolo_prune.adapters.owncode import guarding_host
+from yolo_prune.adapters.hosts import guarding_host
 from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
-from yolo_prune.adapters.ultralytics.load import check_named_files, check_run_files
+from yolo_prune.adapters.ultralytics.load import check_named_files, check_run_files, load_detector
 from yolo_prune.adapters.ultralytics.options import (
     check_pruned_training_args,
     check_pruning_options,
