@@ -168,10 +168,12 @@ class UltralyticsHost:
 
     def check_training(self, train_args: Mapping[str, Any], *, of_cut_model: bool = False) -> None:
         """Refuse arguments that the installed host does not know or whose values it would not take."""
-        from yolo_prune.adapters.ultralytics.options import check_retraining_args, check_train_args
+        from yolo_prune.adapters.ultralytics.options import check_train_args
 
         check_train_args(train_args)
         if of_cut_model:
+            from yolo_prune.adapters.ultralytics.options import check_retraining_args
+
             check_retraining_args(train_args)
 
     def retrain(self, module: nn.Module, **options: Any) -> RetrainResult:
