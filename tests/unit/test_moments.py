@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from yolo_prune.criteria.moments import _sample, reading_layers, run_with_gradients
+from yolo_prune.criteria.backward import run_with_gradients
+from yolo_prune.criteria.moments import _sample, reading_layers
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import DataError
 from yolo_prune.recover import collect_moments
@@ -206,3 +207,59 @@ def test_no_images_is_an_error():
 def test_only_layers_that_read_free_channels_are_measured():
     net, images = small_net()
     assert list(reading_layers(net, graph_of(net, images))) == [SEEN]  # the first reads the image
+
+
+class NoWayBack(torch.autograd.Function):
+    """The input itself; going back through it is an error."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("went back")
+
+
+class Guarded(nn.Module):
+    """A stem that no gradient may reach, a layer that reads it and is overwritten, and a path beside both."""
+
+    def __init__(self, beside: bool) -> None:
+        super().__init__()
+        self.stem, self.mid, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 4, 1)
+        self.beside = beside
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = NoWayBack.apply(self.stem(x))
+        out = self.last(self.mid(maps).relu_())
+        return out + maps.mean() if self.beside else out
+
+
+def test_nothing_is_gone_back_through_before_the_first_layer_that_is_measured():
+    torch.manual_seed(0)
+    net, images = Guarded(beside=False), torch.rand(2, 3, 8, 8)
+    graph = graph_of(net, images)
+    seen = collect_moments(net, graph, [images], task=lambda out: out.pow(2).sum())
+    assert set(seen) == {"mid.weight", "last.weight"}
+    x = net.stem(images).detach()
+    squared = pixels(
+        torch.autograd.functional.vjp(lambda z: net.last(z.relu()), net.mid(x), 2 * net(images))[1].pow(2)
+    )
+    mean, covariance = weighted(pixels(x), squared.sum(1))
+    np.testing.assert_allclose(seen["mid.weight"].mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(seen["mid.weight"].covariance, covariance, atol=1e-6)
+    with pytest.raises(RuntimeError, match="went back"):  # the control: another path leads there
+        collect_moments(Guarded(beside=True), graph, [images], task=lambda out: out.pow(2).sum())
+
+
+def test_what_is_read_behind_a_detached_map_is_not_felt(monkeypatch):
+    monkeypatch.setattr(NoWayBack, "backward", staticmethod(lambda ctx, gradient: gradient))
+    torch.manual_seed(0)
+    net, images = Guarded(beside=True), torch.rand(2, 3, 8, 8)
+    graph = graph_of(net, images)
+    assert set(collect_moments(net, graph, [images], task=lambda out: out.pow(2).sum())) == {
+        "mid.weight",
+        "last.weight",
+    }
+    net.mid.register_forward_hook(lambda layer, inputs, out: out.detach())
+    assert not collect_moments(net, graph, [images], task=lambda out: out.pow(2).sum())

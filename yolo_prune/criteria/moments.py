@@ -16,17 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from yolo_prune.cost import FloatArray
+from yolo_prune.criteria.backward import TaskLoss, WayBack, run_with_gradients
 from yolo_prune.criteria.memory import in_batches_that_fit
-from yolo_prune.device import placed
-from yolo_prune.errors import DataError
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.graph.modes import evaluating
-from yolo_prune.progress import track
 
-TaskLoss = Callable[[Any], Tensor]
 _PIXELS = 256
 
 
@@ -137,10 +132,10 @@ def collect_moments(
     added = {name: module.get_submodule(name) for name in blocks}
 
     def measure(batches: Sequence[Tensor]) -> dict[str, _Accumulator]:
-        generator = torch.Generator().manual_seed(seed)
+        generator, way_back = torch.Generator().manual_seed(seed), WayBack() if task else None
         sums = {name: _Accumulator() for name in (*layers, *added)}
         watched = [
-            (layer, _hook(sums[name].add, generator, task is not None, branch=name in added))
+            (layer, _hook(sums[name].add, generator, way_back, branch=name in added))
             for name, layer in (*layers.items(), *added.items())
         ]
         with _hooked(watched):
@@ -152,7 +147,7 @@ def collect_moments(
 
 
 @contextmanager
-def _hooked(watched: Iterable[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
+def _hooked(watched: Iterable[tuple[nn.Module, Callable[..., Tensor | None]]]) -> Iterator[None]:
     """Have functions called with what modules read and return, until the block ends."""
     with ExitStack() as undo:
         for layer, on_forward in watched:
@@ -160,87 +155,40 @@ def _hooked(watched: Iterable[tuple[nn.Module, Callable[..., None]]]) -> Iterato
         yield
 
 
-def run_with_gradients(
-    module: nn.Module, batches: Iterable[Tensor], task: TaskLoss | None, description: str
-) -> None:
-    """Run images through a model in evaluation mode, and back from the task; the model is left as it was.
-
-    Raises:
-        DataError: There was no image.
-    """
-    wanted = [p.requires_grad for p in module.parameters()]
-    count = 0
-    with evaluating(module), ExitStack() as undo:
-        undo.callback(_give_back_, module, wanted)
-        module.requires_grad_(False)
-        for batch in track(batches, description):
-            count += len(batch)
-            image = placed(batch, module).clone().requires_grad_(task is not None)
-            # A loop that trains in mixed precision may be around this, and 16 bits are too few to regress on.
-            precise = torch.autocast(image.device.type, enabled=False)
-            with torch.set_grad_enabled(task is not None), precise, _KeptSigmoid():
-                outputs = module(image)
-                if task is not None:
-                    torch.autograd.backward(task(outputs))
-    if not count:
-        raise DataError("recovery needs calibration images, but got none.")
-
-
-def _give_back_(module: nn.Module, wanted: Sequence[bool]) -> None:
-    """Let parameters want gradients again as they did, and forget the graph of the last pass."""
-    for parameter, flag in zip(module.parameters(), wanted, strict=True):
-        parameter.requires_grad_(flag)
-    for child in module.modules():
-        _forget_graph_(child)
-
-
-class _KeptSigmoid(TorchFunctionMode):
-    """Keep the result of a sigmoid in place for the way back: the oldest host's pose head overwrites parts of it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call ``func``; a sigmoid in place is computed elsewhere and copied back."""
-        if func is Tensor.sigmoid_:
-            return args[0].copy_(args[0].sigmoid())
-        return func(*args, **(kwargs or {}))
-
-
-def _forget_graph_(module: nn.Module) -> None:
-    """Detach what ``forward`` left in attributes (the oldest host: an angle), or no copy of it can be made."""
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor) and value.grad_fn is not None:
-            setattr(module, name, value.detach())
-
-
 def _hook(
     add: Callable[[Tensor, Tensor], None],
     generator: torch.Generator,
-    with_task: bool,
+    way_back: WayBack | None,
     *,
     branch: bool = False,
-) -> Callable[..., None]:
+) -> Callable[..., Tensor | None]:
     """Return a forward hook that samples input pixels and weighs them by their outputs' gradients.
 
-    Of a residual block (``branch``) it samples the input beside the difference that the block makes.
+    Of a residual block (``branch``) it samples the input beside the difference that the block makes. Without
+    ``way_back`` there is no task.
     """
 
-    def on_forward(layer: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
+    def on_forward(layer: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> Tensor | None:
         x = inputs[0].detach()
         spatial = isinstance(layer, nn.modules.conv._ConvNd) or (branch and x.dim() > 3)
         if branch:
             x = torch.cat([x, out.detach() - x], 1 if spatial else -1)
         pixels, targets = _sample(x, out, spatial, generator)
         x = _take(x, pixels, spatial).cpu()
-        if not with_task:
+        if way_back is None:
             z = _take(out.detach(), targets, spatial).float().cpu()
             variance = (z - z.mean(0)).pow(2).mean(0).sum().clamp(min=1e-12)
             add(x, torch.ones_like(z) * len(out) / (z.numel() * variance))
         elif out.requires_grad:
+            out = way_back.begin(out)
             every = (
                 out.numel() // out.shape[1 if spatial else -1] / len(x)
             )  # one in so many positions is sampled
             out.register_hook(  # type: ignore[no-untyped-call]
                 lambda g: add(x, _take(g, targets, spatial).float().cpu().pow(2) * every)
             )
+            return out
+        return None
 
     return on_forward
 
@@ -281,8 +229,9 @@ def sample_inputs(
 
     def measure(batches: Sequence[Tensor]) -> dict[str, Samples]:
         found = {name: Samples() for name in layers}
+        way_back = WayBack() if task else None
         watched = [
-            (layer, _hook(found[name].add, torch.Generator().manual_seed(seed), task is not None))
+            (layer, _hook(found[name].add, torch.Generator().manual_seed(seed), way_back))
             for name, layer in layers.items()
         ]
         with _hooked(watched):

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel
-from yolo_prune.criteria.moments import Moments, TaskLoss, moments_between, sample_inputs
+from yolo_prune.criteria.backward import TaskLoss
+from yolo_prune.criteria.moments import Moments, moments_between, sample_inputs
 from yolo_prune.cut.blocks import ResidualBlock, original_name
 from yolo_prune.cut.proven import Anatomy, drop_proven_
 from yolo_prune.cut.record import PrunePlan

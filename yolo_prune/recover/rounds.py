@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel
-from yolo_prune.criteria.moments import Moments, TaskLoss, collect_moments
+from yolo_prune.criteria.backward import TaskLoss
+from yolo_prune.criteria.moments import Moments, collect_moments
 from yolo_prune.criteria.reconstruction import choose_by_reconstruction
 from yolo_prune.criteria.weights import find_criterion
 from yolo_prune.cut.blocks import ResidualBlock

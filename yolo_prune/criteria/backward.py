@@ -1,0 +1,121 @@
+"""Run calibration images through a model and back from what its task feels, and leave the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from yolo_prune.device import placed
+from yolo_prune.errors import DataError
+from yolo_prune.graph.modes import evaluating
+from yolo_prune.progress import track
+
+TaskLoss = Callable[[Any], Tensor]
+_MEASURED = "yolo_prune: measured"
+
+
+def run_with_gradients(
+    module: nn.Module, batches: Iterable[Tensor], task: TaskLoss | None, description: str
+) -> None:
+    """Run images through a model in evaluation mode, and back from the task; the model is left as it was.
+
+    Raises:
+        DataError: There was no image.
+    """
+    wanted = [p.requires_grad for p in module.parameters()]
+    count = 0
+    with evaluating(module), ExitStack() as undo:
+        undo.callback(_give_back_, module, wanted)
+        module.requires_grad_(False)
+        for batch in track(batches, description):
+            count += len(batch)
+            image = placed(batch, module).clone().requires_grad_(task is not None)
+            # A loop that trains in mixed precision may be around this, and 16 bits are too few to regress on.
+            precise = torch.autocast(image.device.type, enabled=False)
+            with torch.set_grad_enabled(task is not None), precise, _KeptSigmoid():
+                outputs = module(image)
+                if task is not None:
+                    torch.autograd.backward(task(outputs))
+    if not count:
+        raise DataError("recovery needs calibration images, but got none.")
+
+
+def _give_back_(module: nn.Module, wanted: Sequence[bool]) -> None:
+    """Let parameters want gradients again as they did, and forget the graph of the last pass."""
+    for parameter, flag in zip(module.parameters(), wanted, strict=True):
+        parameter.requires_grad_(flag)
+    for child in module.modules():
+        _forget_graph_(child)
+
+
+class _KeptSigmoid(TorchFunctionMode):
+    """Keep the result of a sigmoid in place for the way back: the oldest host's pose head overwrites parts of it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func``; a sigmoid in place is computed elsewhere and copied back."""
+        if func is Tensor.sigmoid_:
+            return args[0].copy_(args[0].sigmoid())
+        return func(*args, **(kwargs or {}))
+
+
+def _forget_graph_(module: nn.Module) -> None:
+    """Detach what ``forward`` left in attributes (the oldest host: an angle), or no copy of it can be made."""
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            setattr(module, name, value.detach())
+
+
+class WayBack:
+    """Where the way back from the task may end: no gradient is wanted before the first layers that are measured.
+
+    Their maps are the largest of most models. So the first measured output on each path is made a beginning of the
+    graph: it still wants a gradient, and what it was made from is not gone through.
+    """
+
+    def __init__(self) -> None:
+        self._start = torch.zeros((), requires_grad=True)
+
+    def begin(self, out: Tensor) -> Tensor:
+        """Return ``out``, the result of a measured layer, detached unless something measured comes before it."""
+        if not self._leads_on(out.grad_fn):
+            out = _Beginning.apply(out.detach(), self._start)
+        _notes(out.grad_fn)[_MEASURED] = True
+        return out
+
+    def _leads_on(self, node: Any) -> bool:
+        """Tell whether the way back through ``node`` comes to an output that is measured."""
+        seen, pending = {None}, [node]
+        while pending:
+            node = pending.pop()
+            if node is not None and _MEASURED in _notes(node):
+                return True
+            if node not in seen:
+                seen.add(node)
+                pending += [earlier for earlier, _ in node.next_functions]
+        return False
+
+
+def _notes(node: Any) -> dict[str, Any]:
+    """Return what can be written down beside a node of the graph; it goes when the node does."""
+    notes: dict[str, Any] = node.metadata
+    return notes
+
+
+class _Beginning(torch.autograd.Function):
+    """The same tensor, wanting a gradient that goes nowhere. No leaf: the host writes into its maps."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, start: Tensor) -> Tensor:
+        """Return ``out`` itself."""
+        ctx.mark_dirty(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        """Send nothing further back."""
+        return None, None
