@@ -32,7 +32,7 @@ from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.files import write_text
-from yolo_prune.recover import Recipe, cut_in_rounds, recalibrate_bn_
+from yolo_prune.recover import Recipe, cut_in_steps, recalibrate_bn_
 
 TIME_LIMIT_S = 300
 
@@ -46,10 +46,10 @@ def ours(model: Path, data: Path, imgsz: int, keeps: list[float], options: argpa
     rows = []
     for keep in keeps:
         begin = time.perf_counter()
-        rounds = max(1, round(options.rounds * (1 - keep) / 0.5))
-        recipe = Recipe(rounds=rounds, widths=Widths(options.round_to, 8), seed=options.seed)
+        steps = max(1, round(options.steps * (1 - keep) / 0.5))
+        recipe = Recipe(steps=steps, widths=Widths(options.round_to, 8), seed=options.seed)
         task = detection_projection(imgsz, options.seed)
-        result = cut_in_rounds(parent, anatomy, Budget("keep_macs", keep), recipe, batches=batches, task=task)
+        result = cut_in_steps(parent, anatomy, Budget("keep_macs", keep), recipe, batches=batches, task=task)
         seconds = time.perf_counter() - begin
         bare = cut_(copy.deepcopy(parent), result.plan, rules=anatomy.rules)
         row = {"keep_macs": keep, "kept": result.plan.kept_macs, "cut": score(bare).ap, "seconds": seconds}
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--keep", default="0.9,0.8,0.7,0.6,0.5")
-    parser.add_argument("--rounds", type=int, default=12, help="rounds for half of the MACs, fewer for less")
+    parser.add_argument("--steps", type=int, default=12, help="steps for half of the MACs, fewer for less")
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)

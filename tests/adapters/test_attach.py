@@ -110,7 +110,7 @@ def test_a_trainer_of_the_users_own_is_not_silently_trained_without_pruning(stoc
     ("options", "message"),
     [
         ({}, "give exactly one budget of keep_macs, gmacs, keep_params; got none."),
-        ({"keep_macs": 0.5, "round": 3}, "unknown key 'round'. Did you mean 'rounds'?"),
+        ({"keep_macs": 0.5, "round": 3}, "unknown key 'round'. Did you mean 'round_to'?"),
     ],
 )
 def test_wrong_options_are_refused_at_once(options, message, stock):
@@ -264,7 +264,7 @@ def test_a_run_that_ended_between_its_cuts_goes_on_to_the_same_budget(stock, dat
         trainer.stop = trainer.epoch == 1  # one of two cuts is made
 
     model = YOLO(stock)
-    handle = yolo_prune.attach(model, **{**PRUNING, "rounds": 2, "prune_at": 1})
+    handle = yolo_prune.attach(model, **{**PRUNING, "cuts": 2, "prune_at": 1})
     model.add_callback("on_train_epoch_end", stop)
     train(model, data, tmp_path, "first", epochs=4)
     first = handle.result

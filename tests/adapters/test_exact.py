@@ -93,7 +93,7 @@ def test_control_without_the_files_the_weights_differ_and_the_run_says_so(data, 
 
 
 def test_the_same_cuts_after_a_kill_between_two_of_them(data, tmp_path):
-    host, pruning = {**BASE, "epochs": 7}, {"prune_at": 2, "rounds": 2, "sparsify": 0.5}
+    host, pruning = {**BASE, "epochs": 7}, {"prune_at": 2, "cuts": 2, "sparsify": 0.5}
     whole = run(data, tmp_path / "whole", pruning=pruning, **host)
     assert [record.epoch for record in whole.state.cuts] == [2, 5]
     resumed = kill_and_resume(data, tmp_path, [2, 4], pruning=pruning, **host)

@@ -341,7 +341,7 @@ def test_every_task_is_pruned_in_its_run(task, tmp_path):
 
 
 def test_rounds_come_to_the_budget_in_several_cuts(data, tmp_path):
-    trainer = run(data, tmp_path, pruning={"prune_at": 1, "rounds": 2})
+    trainer = run(data, tmp_path, pruning={"prune_at": 1, "cuts": 2})
     result = read_result(trainer.save_dir)
     assert [record.epoch for record in result.cuts] == [1, 3]
     assert 0.8 - 0.1 < result.cuts[0].gmacs / trainer.state.gmacs <= 0.8

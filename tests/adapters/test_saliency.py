@@ -160,7 +160,7 @@ def test_the_anatomy_fits_the_model():
     anatomy = anatomy_of(module, 96, ("model.0",))
     assert tuple(anatomy.trace_input.shape) == (1, 3, 64, 64)
     assert tuple(anatomy.cost_input.shape) == (1, 3, 96, 96)
-    with pytest.raises(ConfigError, match=r"^freeze='model\.99' matches no module of this model\."):
+    with pytest.raises(ConfigError, match=r"^keep_layers='model\.99' matches no module of this model\."):
         anatomy_of(module, 64, ("model.0", "model.99")).cost_of(module)
 
 

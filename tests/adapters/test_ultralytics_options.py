@@ -121,9 +121,9 @@ def test_what_a_cut_model_cannot_be_trained_with_is_refused(train_args, message)
             "teacher= and recipe= are for a model that is already pruned, without a budget.",
         ),
         (
-            {"keep_macs": 0.5, "rounds": 2},
+            {"keep_macs": 0.5, "cuts": 2},
             False,
-            {"keep_macs": 0.6, "rounds": 2},
+            {"keep_macs": 0.6, "cuts": 2},
             "the run of 'm.pt' was started with keep_macs=0.6, not keep_macs=0.5. Leave that out to go on, or train "
             "anew.",
         ),

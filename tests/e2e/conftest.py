@@ -95,7 +95,7 @@ def parent(tmp_path_factory, data) -> Path:
 @pytest.fixture(scope="session")
 def words(parent, data) -> list[str]:
     """The words of a short run, without its name, its length and its speed."""
-    short = ["keep_macs=0.6", "rounds=2", "calibration_images=16", "batch=8", "workers=0"]
+    short = ["keep_macs=0.6", "steps=2", "calibration_images=16", "batch=8", "workers=0"]
     return ["prune", f"model={parent}", f"data={data}", *short]
 
 

@@ -54,7 +54,7 @@ def prune(project: Path, name: str, *words: str) -> tuple[int, str, dict]:
     out = io.StringIO()
     short = [
         "keep_macs=0.6",
-        "rounds=2",
+        "steps=2",
         "calibration_images=16",
         "batch=8",
         "workers=0",

@@ -69,7 +69,7 @@ def finished(tmp_path_factory, data):
         data=str(data), imgsz=64, project=str(folder), name="parent", seed=0, **quick, **still, **recipe
     )
     parent = folder / "parent" / "weights" / "last.pt"
-    words = ["keep_macs=0.6", "epochs=1", "rounds=2", "calibration_images=32", "batch=12", "workers=0"]
+    words = ["keep_macs=0.6", "epochs=1", "steps=2", "calibration_images=32", "batch=12", "workers=0"]
     words += ["plots=false", "bench=false", "quantize=8", f"project={folder}", "name=run"]
     assert cli.main(["prune", f"model={parent}", f"data={data}", *words]) == 0
     return folder / "run"

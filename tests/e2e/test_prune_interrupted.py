@@ -75,7 +75,7 @@ def plan_of(folder: Path) -> dict:
     ("at", "there", "missing"),
     [
         ("evaluating the parent", "args.yaml", "plan.json"),
-        ("round 1/2", "weights/parent.pt", "weights/pruned.pt"),
+        ("step 1/2", "weights/parent.pt", "weights/pruned.pt"),
         ("evaluating the controls", "weights/pruned.pt", "report.json"),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(run, tmp_path, mon
         return original(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    code, err = run("rounds=1")
+    code, err = run("steps=1")
     assert code == 2
     last = err.splitlines()[-1]
     assert last.startswith("yolo-prune: error: No space left on device '")
@@ -193,10 +193,10 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(run, tmp_path, mon
 
 
 def test_a_run_never_overwrites_the_model_it_starts_from(run, finished, tmp_path, words):
-    assert run("rounds=1")[0] == 0
+    assert run("steps=1")[0] == 0
     model = tmp_path / "a" / "weights" / "pruned.pt"
     before = model.read_bytes()
-    code, err = run("rounds=1", "exist_ok=true", f"model={model}")
+    code, err = run("steps=1", "exist_ok=true", f"model={model}")
     assert code == 2
     assert err.splitlines()[-1] == (
         f"yolo-prune: error: the run would overwrite its own model '{model}'. Choose another name=."
@@ -209,9 +209,9 @@ def test_writing_into_an_old_folder_leaves_nothing_of_the_old_run(run, tmp_path)
     (folder / "weights").mkdir(parents=True)
     for stale in ("report.json", "recovery.json", "results.csv", "weights/best.pt"):
         (folder / stale).write_text("old")
-    assert run("rounds=1")[0] == 2
+    assert run("steps=1")[0] == 2
     assert (folder / "report.json").read_text() == "old"
-    assert run("rounds=1", "exist_ok=true")[0] == 0
+    assert run("steps=1", "exist_ok=true")[0] == 0
     names = check_readable(folder)
     assert "weights/best.pt" not in names
     assert "results.csv" not in names

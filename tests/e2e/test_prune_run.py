@@ -203,7 +203,7 @@ def test_the_plan_gives_the_pruned_model_s_shapes(folder, bare):
 def test_the_arguments_read_back_to_the_same_options(folder):
     values = yaml.safe_load((folder / "args.yaml").read_text())
     config = make_config(PruneConfig, values)
-    assert (config.keep_macs, config.rounds, config.epochs) == (0.6, 2, 1)
+    assert (config.keep_macs, config.steps, config.epochs) == (0.6, 2, 1)
     assert config.train_args == {"plots": False}
 
 
@@ -351,7 +351,7 @@ def test_a_pruned_model_can_be_pruned_again(folder, data, tmp_path):
         folder / "weights" / "best.pt",
         data=data,
         keep_params=0.8,
-        rounds=1,
+        steps=1,
         calibration_images=8,
         batch=8,
         bench=False,
@@ -372,7 +372,7 @@ def test_the_cut_begins_with_the_weights_that_were_evaluated(data, parent, tmp_p
         seen.append(fingerprint(module))
         raise BudgetError("far enough")
 
-    monkeypatch.setattr(run_of_prune, "cut_in_rounds", stop)
+    monkeypatch.setattr(run_of_prune, "cut_in_steps", stop)
     description = parent.parents[2] / "tiny.yaml"
     options = {"keep_macs": 0.6, "imgsz": 64, "workers": 0, "calibration_images": 4, "project": str(tmp_path)}
     with pytest.raises(BudgetError, match="far enough"):

@@ -31,7 +31,7 @@ def run(host, folder: Path, task: str) -> int:
     module.names = {0: "kind0", 1: "kind1"}
     save_detector(folder / "model.pt", module, task=task, train_args={"imgsz": 64}, meta={})
     words = [
-        "rounds=1",
+        "steps=1",
         "calibration_images=8",
         "batch=4",
         "workers=0",

@@ -24,9 +24,9 @@ def test_most_of_the_accuracy_survives_without_training(shared, tmp_path, weight
             **options,
         ).report.rows[:2]
 
-    parent, pruned = prune(rounds=4)
+    parent, pruned = prune(steps=4)
     assert pruned.gmacs <= 0.7 * parent.gmacs
     assert pruned.ap >= 0.96 * parent.ap
-    _, control = prune(rounds=1, criterion="bn_scale", fold=False, recalibrate_bn=False)
+    _, control = prune(steps=1, criterion="bn_scale", fold=False, recalibrate_bn=False)
     assert control.gmacs <= 0.7 * parent.gmacs
     assert control.ap < 0.96 * parent.ap  # as many MACs, without reconstruction

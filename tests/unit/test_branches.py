@@ -1,4 +1,4 @@
-"""Residual blocks in the rounds: what they cost, how their readers are fitted, and when they go."""
+"""Residual blocks in the steps: what they cost, how their readers are fitted, and when they go."""
 
 import copy
 
@@ -16,7 +16,7 @@ from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import DataError, EquivalenceError, PlanError
 from yolo_prune.graph.arguments import Arguments
-from yolo_prune.recover import Recipe, cut_in_rounds
+from yolo_prune.recover import Recipe, cut_in_steps
 from yolo_prune.recover.branches import branch_cost, drop_and_refit, readers_of
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
 
@@ -138,11 +138,11 @@ def test_rounds_drop_an_empty_block_and_the_plan_replays_it(net, fold):
         for layer in (block.first, block.second):
             layer.weight *= 1e-4
             layer.bias *= 1e-4
-    recipe = Recipe(rounds=3, widths=Widths(8, 8), fold=fold, depth=True)
-    result = cut_in_rounds(net, ANATOMY, Budget("keep_macs", 0.5), recipe, batches=IMAGES)
+    recipe = Recipe(steps=3, widths=Widths(8, 8), fold=fold, depth=True)
+    result = cut_in_steps(net, ANATOMY, Budget("keep_macs", 0.5), recipe, batches=IMAGES)
     assert any(name.endswith(".1") for name in result.plan.dropped)
     assert result.plan.kept_macs <= 0.5
-    assert all(round.equivalence["exact"] for round in result.rounds)
+    assert all(step.equivalence["exact"] for step in result.steps)
     again = cut_(copy.deepcopy(net), PrunePlan.from_json(result.plan.to_json())).state_dict()
     assert {name: t.shape for name, t in again.items()} == {
         name: t.shape for name, t in result.module.state_dict().items()
@@ -226,21 +226,21 @@ def test_a_score_decides_about_blocks_where_there_is_one(net, wanted):
     def score(module):
         return float(len(module.blocks) < 3) if wanted else float(len(module.blocks))
 
-    recipe = Recipe(rounds=1, widths=Widths(8, 8), depth=True)
-    result = cut_in_rounds(net, ANATOMY, Budget("keep_macs", 0.5), recipe, batches=IMAGES, validate=score)
+    recipe = Recipe(steps=1, widths=Widths(8, 8), depth=True)
+    result = cut_in_steps(net, ANATOMY, Budget("keep_macs", 0.5), recipe, batches=IMAGES, validate=score)
     assert len(result.plan.dropped) == wanted
     assert len(result.module.blocks) == 3 - wanted
 
 
 def test_without_depth_no_block_goes(net):
-    recipe = Recipe(rounds=2, widths=Widths(1, 1))
-    assert cut_in_rounds(net, ANATOMY, Budget("keep_macs", 0.4), recipe, batches=IMAGES).plan.dropped == []
+    recipe = Recipe(steps=2, widths=Widths(1, 1))
+    assert cut_in_steps(net, ANATOMY, Budget("keep_macs", 0.4), recipe, batches=IMAGES).plan.dropped == []
 
 
 def test_what_is_frozen_by_name_keeps_its_siblings(net):
     inside = offered_blocks(net, ANATOMY)[0].name + ".first"
-    assert not offered_blocks(net, Anatomy(IMAGES[0][:1], freeze=(inside,)))
-    assert len(offered_blocks(net, Anatomy(IMAGES[0][:1], freeze=("head",)))) == 3
+    assert not offered_blocks(net, Anatomy(IMAGES[0][:1], keep_layers=(inside,)))
+    assert len(offered_blocks(net, Anatomy(IMAGES[0][:1], keep_layers=("head",)))) == 3
 
 
 def test_a_list_whose_owner_counts_on_it_keeps_its_blocks():

@@ -86,9 +86,9 @@ def test_a_word_that_is_no_option_is_named(words, expected):
         ("--exist_ok", "exist_ok", True),
         ("recalibrate_bn=auto", "recalibrate_bn", "auto"),
         ("recalibrate_bn=true", "recalibrate_bn", True),
-        ("freeze=model.0,model.1", "freeze", ("model.0", "model.1")),
-        ("freeze=[model.0, model.1]", "freeze", ("model.0", "model.1")),
-        ("freeze=", "freeze", ()),
+        ("keep_layers=model.0,model.1", "keep_layers", ("model.0", "model.1")),
+        ("keep_layers=[model.0, model.1]", "keep_layers", ("model.0", "model.1")),
+        ("keep_layers=", "keep_layers", ()),
         ("runtimes=torch", "runtimes", ("torch",)),
         ("imgsz=416", "imgsz", 416),
     ],
@@ -113,7 +113,7 @@ def test_texts_become_the_type_of_their_field(word, key, value):
         ("round_to=0", "round_to must be between 1 and 64, got 0."),
         ("min_keep=1.5", "min_keep must be between 0 and 1, got 1.5."),
         ("min_keep=-0.1", "min_keep must be between 0 and 1, got -0.1."),
-        ("rounds=101", "rounds must be between 1 and 100, got 101."),
+        ("steps=101", "steps must be between 1 and 100, got 101."),
         ("imgsz=330", "imgsz must be a multiple of 32, got 330: try 352."),
         ("imgsz=0", "imgsz must be at least 32, got 0."),
         ("split=vla", "split must be one of 'val', 'test', 'train', got 'vla'. Did you mean 'val'?"),
@@ -157,10 +157,12 @@ def test_a_missing_key_says_what_it_is():
 
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path: Path):
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("keep_macs: 0.7\nepochs: 3\nround_to: 4\nmosaic: 0.5\nfreeze: [model.0]\n", "utf-8")
+    recipe.write_text(
+        "keep_macs: 0.7\nepochs: 3\nround_to: 4\nmosaic: 0.5\nkeep_layers: [model.0]\n", "utf-8"
+    )
     config = prune_config(f"cfg={recipe}", "epochs=9")
     assert (config.keep_macs, config.epochs, config.round_to, config.min_width) == (0.7, 9, 4, 8)
-    assert config.freeze == ("model.0",)
+    assert config.keep_layers == ("model.0",)
     assert config.train_args == {"mosaic": 0.5}
 
 
@@ -200,7 +202,7 @@ def test_an_empty_recipe_changes_nothing(tmp_path: Path):
 
 def test_args_yaml_gives_the_same_configuration_back(tmp_path: Path):
     config = prune_config(
-        "keep_params=0.25", "freeze=model.0", "epochs=9", "mosaic=0", "lr0=1e-4", "recalibrate_bn=false"
+        "keep_params=0.25", "keep_layers=model.0", "epochs=9", "mosaic=0", "lr0=1e-4", "recalibrate_bn=false"
     )
     file = tmp_path / "args.yaml"
     file.write_text(to_yaml(config), "utf-8")
@@ -227,8 +229,10 @@ def test_commands_that_do_not_train_refuse_training_arguments():
 
 
 def test_python_values_are_accepted_as_they_are(tmp_path: Path):
-    config = PruneConfig(model=tmp_path / "a.pt", data="d.yaml", keep_macs=0.5, device=0, freeze=["model.0"])
-    assert (config.model, config.device, config.freeze) == (str(tmp_path / "a.pt"), "0", ("model.0",))
+    config = PruneConfig(
+        model=tmp_path / "a.pt", data="d.yaml", keep_macs=0.5, device=0, keep_layers=["model.0"]
+    )
+    assert (config.model, config.device, config.keep_layers) == (str(tmp_path / "a.pt"), "0", ("model.0",))
 
 
 def test_several_models_are_a_list_with_commas():

@@ -14,19 +14,19 @@ from yolo_prune.train import (
     ScaleWatch,
     StrengthSearch,
     check_schedule,
+    cut_budget,
     cut_is_due,
     cut_shares,
     draw_scales,
     first_strength,
     is_separated,
     most_strength,
-    round_budget,
 )
 from yolo_prune.train.sparsify import ScaleSummary
 
 
 @pytest.mark.parametrize(
-    ("prune_at", "rounds", "epochs", "expected"),
+    ("prune_at", "cuts", "epochs", "expected"),
     [
         (0.4, 1, 30, [12]),
         (5, 1, 30, [5]),
@@ -39,14 +39,13 @@ from yolo_prune.train.sparsify import ScaleSummary
         ("late", 1, 2, [1]),
     ],
 )
-def test_the_epochs_of_the_cuts(prune_at, rounds, epochs, expected):
-    assert check_schedule(prune_at, rounds, epochs) == expected
+def test_the_epochs_of_the_cuts(prune_at, cuts, epochs, expected):
+    assert check_schedule(prune_at, cuts, epochs) == expected
     due = [
-        next(e for e in range(epochs) if cut_is_due(prune_at, rounds, done, e, epochs))
-        for done in range(rounds)
+        next(e for e in range(epochs) if cut_is_due(prune_at, cuts, done, e, epochs)) for done in range(cuts)
     ]
     assert due == expected
-    assert not cut_is_due(prune_at, rounds, rounds, epochs - 1, epochs)
+    assert not cut_is_due(prune_at, cuts, cuts, epochs - 1, epochs)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_the_epochs_of_the_cuts(prune_at, rounds, epochs, expected):
         ),
         (
             (0.4, 3, 4),
-            "rounds=3 do not fit between the first cut (after epoch 2) and the end of 4 epochs. Use fewer rounds, "
+            "cuts=3 do not fit between the first cut (after epoch 2) and the end of 4 epochs. Use fewer cuts, "
             "cut earlier or train longer.",
         ),
     ],
@@ -92,7 +91,7 @@ def test_auto_cuts_when_the_scales_have_separated_but_not_before_a_fifth():
     ],
 )
 def test_budgets_of_two_rounds(budget, number, expected):
-    assert round_budget(budget, 2e9, 1000, number, 2) == expected
+    assert cut_budget(budget, 2e9, 1000, number, 2) == expected
 
 
 def search(**changes):

@@ -25,8 +25,8 @@ def net() -> nn.Module:
     return net
 
 
-def described(net: nn.Module, freeze: tuple[str, ...] = ()) -> dict[str, dict]:
-    anatomy = Anatomy(torch.zeros(1, 3, 8, 8), freeze=freeze)
+def described(net: nn.Module, keep_layers: tuple[str, ...] = ()) -> dict[str, dict]:
+    anatomy = Anatomy(torch.zeros(1, 3, 8, 8), keep_layers=keep_layers)
     return {row["group"]: row for row in describe_groups(net, anatomy.cost_of(net))}
 
 
@@ -55,7 +55,7 @@ def test_scales_are_percentiles_of_their_size(net):
 
 
 def test_frozen_groups_say_why(net):
-    rows = described(net, freeze=("0",))
+    rows = described(net, keep_layers=("0",))
     assert rows["0"]["frozen"] == "frozen by choice"
     assert rows["3"]["frozen"] == ""
     assert "output" in rows["5"]["frozen"]

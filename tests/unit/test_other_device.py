@@ -19,7 +19,7 @@ from yolo_prune.cut.widths import Widths
 from yolo_prune.graph.groups import trace_groups
 from yolo_prune.recover.drops import fidelity_to
 from yolo_prune.recover.fold import recalibrate_bn_
-from yolo_prune.recover.rounds import Recipe, cut_in_rounds
+from yolo_prune.recover.steps import Recipe, cut_in_steps
 from yolo_prune.recover.structure import prune_module
 from yolo_prune.train.distill import fit_projection
 
@@ -67,8 +67,8 @@ def test_every_criterion_scores_a_module_that_is_elsewhere(name):
 
 def test_a_model_is_cut_and_recovered_where_it_is_and_images_come_a_batch_at_a_time():
     def cut(module):
-        recipe = Recipe(rounds=2, widths=Widths(4, 4))
-        result = cut_in_rounds(
+        recipe = Recipe(steps=2, widths=Widths(4, 4))
+        result = cut_in_steps(
             module, Anatomy(EXAMPLE), Budget("keep_macs", 0.6), recipe, batches=batches(), task=squares
         )
         recalibrate_bn_(result.module, batches())

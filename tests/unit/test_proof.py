@@ -242,7 +242,7 @@ def test_costs_of_parent_and_cut_are_counted_at_the_same_positions(seed):
         net.above = float(net.propose(net.body(x)).quantile(0.3))
     many = passing()
     before = macs()
-    plan = prune_module(net, x, keep_macs=0.8, criterion="random", seed=seed, freeze=["second"])
+    plan = prune_module(net, x, keep_macs=0.8, criterion="random", seed=seed, keep_layers=["second"])
     assert plan.equivalence["exact"]
     assert plan.gmacs * 1e9 == pytest.approx(macs())
     assert 0.7 < plan.kept_macs <= 0.8
@@ -270,7 +270,7 @@ def test_a_budget_that_is_missed_is_an_error_and_the_module_is_untouched():
     with pytest.raises(
         BudgetError, match=r"^the budget was 0\.00\d+ GMACs, but the cut model costs 0\.0\d+ on the example: "
     ):
-        prune_module(net, x, keep_macs=0.8, criterion="random", freeze=["second"])
+        prune_module(net, x, keep_macs=0.8, criterion="random", keep_layers=["second"])
     assert before == {name: tuple(p.shape) for name, p in net.named_parameters()}
 
 
@@ -290,7 +290,7 @@ def test_an_example_with_something_in_it_proves_what_random_numbers_do_not():
 
     x = torch.rand(X.shape, generator=torch.Generator().manual_seed(0)) * 4
     net = randomise_(Bright(), x=X)
-    plan = prune_module(net, x, keep_params=0.95, criterion="random", freeze=["body"])
+    plan = prune_module(net, x, keep_params=0.95, criterion="random", keep_layers=["body"])
     assert plan.equivalence["exact"]
     assert net.second[0].out_features < 64
 
@@ -303,7 +303,7 @@ def test_a_layer_that_shows_in_nothing_is_named_and_can_be_frozen():
             return self.propose(y), self.out(self.second(y.flatten(2)[0].t()[chosen]) * 1.0)
 
     net = randomise_(Shy(), x=X)
-    bright, dark = Anatomy(torch.full(X.shape, 2.0), freeze=("body.0",)), Anatomy(X)
+    bright, dark = Anatomy(torch.full(X.shape, 2.0), keep_layers=("body.0",)), Anatomy(X)
     cost = bright.cost_of(net)
     keep = choose_channels(cost, np.ones(cost.graph.channel_count), Budget("keep_params", 0.95))
     text = r"^the cut cannot be proven for second\.0, out: nothing that was compared depends on them\. Give an example"

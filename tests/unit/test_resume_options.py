@@ -12,7 +12,14 @@ from yolo_prune.options.resume import FREE_ON_RESUME, check_resumed
 WORDS = ["model=best.pt", "data=d.yaml", "keep_macs=0.5", "epochs=3", "mosaic=0.5"]
 OTHER = {
     **{"model": "b.pt", "data": "e.yaml", "keep_macs": 0.25, "imgsz": 320, "seed": 7, "round_to": 4},
-    **{"min_width": 4, "min_keep": 0.2, "criterion": "l1", "rounds": 3, "freeze": ("model.0",), "epochs": 9},
+    **{
+        "min_width": 4,
+        "min_keep": 0.2,
+        "criterion": "l1",
+        "steps": 3,
+        "keep_layers": ("model.0",),
+        "epochs": 9,
+    },
     **{
         "depth": True,
         "batch": 4,

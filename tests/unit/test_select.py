@@ -183,7 +183,7 @@ def test_tied_halves_lose_equally_many():
 
 def test_frozen_channels_stay():
     net, images = chain(16, 16), torch.rand(4, 3, 8, 8)
-    cost = Anatomy(images[:1], freeze=("0",)).cost_of(net)
+    cost = Anatomy(images[:1], keep_layers=("0",)).cost_of(net)
     moments = collect_moments(net, cost.graph, [images])
     keep = choose_by_reconstruction(net, cost, moments, Budget("keep_macs", 0.6), widths=ANY)
     assert kept_widths(cost, keep)["0"] == 16

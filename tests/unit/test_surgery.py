@@ -167,14 +167,14 @@ def test_frozen_modules_are_named_by_name_or_pattern(pattern, frozen):
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
-    text = "freeze='0.1' matches no module of this model. Did you mean '0.0'?"
+    text = "keep_layers='0.1' matches no module of this model. Did you mean '0.0'?"
     with pytest.raises(ConfigError, match=f"^{re.escape(text)}$"):
         check_patterns(nn.Sequential(nn.Sequential(nn.ReLU())), ["0.1"])
 
 
 def test_frozen_by_choice_stays_through_the_whole_flow():
     net = nn.Sequential(conv(32, 3), conv(32, 32), head(32))
-    plan = prune_module(net, X, keep_macs=0.7, freeze=["0"])
+    plan = prune_module(net, X, keep_macs=0.7, keep_layers=["0"])
     assert (net[0][0].out_channels, plan.frozen["0.0"]) == (32, "frozen by choice")
     assert net[1][0].out_channels < 32
 

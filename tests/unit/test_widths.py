@@ -16,7 +16,7 @@ from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.widths import EVEN_SHARE, Lineage, Widths
 from yolo_prune.errors import BudgetError
 from yolo_prune.graph import trace_groups
-from yolo_prune.recover import Recipe, cut_in_rounds
+from yolo_prune.recover import Recipe, cut_in_steps
 from yolo_prune.recover.structure import prune_module
 
 X = torch.zeros(1, 3, 16, 16)
@@ -124,8 +124,8 @@ def test_rounds_share_one_floor_of_the_parents_widths(criterion):
     images = [torch.rand(4, 3, 16, 16)]
 
     def lowest_share(min_keep):
-        recipe = Recipe(criterion=criterion, rounds=3, widths=Widths(8, 8, min_keep))
-        result = cut_in_rounds(net, Anatomy(X), Budget("keep_macs", 0.45), recipe, batches=images)
+        recipe = Recipe(criterion=criterion, steps=3, widths=Widths(8, 8, min_keep))
+        result = cut_in_steps(net, Anatomy(X), Budget("keep_macs", 0.45), recipe, batches=images)
         assert result.plan.settings["min_keep"] == min_keep
         return min(
             len(kept) / result.plan.widths[label]
@@ -147,11 +147,11 @@ def test_a_later_cut_counts_from_the_widths_before_the_first():
     for name in LAYERS:
         index = next(i for i, group in enumerate(graph.groups) if group is group_of(graph, name))
         assert wholes[index] == before[name]
-    recipe = Recipe(criterion="l1", rounds=1, fold=False, widths=Widths(8, 8, 0.45))
+    recipe = Recipe(criterion="l1", steps=1, fold=False, widths=Widths(8, 8, 0.45))
     earlier = lineage.then(plan)
-    again = cut_in_rounds(net, Anatomy(X), Budget("keep_macs", 0.55), recipe, lineage=earlier).module
+    again = cut_in_steps(net, Anatomy(X), Budget("keep_macs", 0.55), recipe, lineage=earlier).module
     assert again.lateral.out_channels >= 0.45 * 64
-    alone = cut_in_rounds(net, Anatomy(X), Budget("keep_macs", 0.55), recipe).module
+    alone = cut_in_steps(net, Anatomy(X), Budget("keep_macs", 0.55), recipe).module
     assert alone.lateral.out_channels < 0.45 * 64, "nothing would have been narrower: this net shows nothing"
 
 

@@ -108,7 +108,7 @@ class Host(Protocol):
 
     # The network and its data.
 
-    def anatomy(self, module: nn.Module, imgsz: ImageSize, freeze: tuple[str, ...] = ()) -> Anatomy:
+    def anatomy(self, module: nn.Module, imgsz: ImageSize, keep_layers: tuple[str, ...] = ()) -> Anatomy:
         """Return how to run a model, which modules keep their channels, and the input that MACs count at."""
 
     def stride(self, module: nn.Module) -> int:

@@ -39,7 +39,7 @@ class Anatomy:
         cost_input: Input whose MACs count; None: the trace input.
         rules: Module classes with baked widths.
         select_outputs: Picks the outputs of fixed width.
-        freeze: Module names or patterns whose own channels stay by choice.
+        keep_layers: Module names or patterns whose own channels stay by choice.
         operators: Rules for operators that have none of their own.
         inexact: Modules whose channels stay because a cut of them was found not to be exact.
         undroppable: Residual blocks that stay because their removal was found not to be exact.
@@ -51,7 +51,7 @@ class Anatomy:
     cost_input: Any = None
     rules: ModuleRules | None = None
     select_outputs: OutputSelector | None = None
-    freeze: tuple[str, ...] = ()
+    keep_layers: tuple[str, ...] = ()
     operators: Mapping[str, Operator] | None = None
     inexact: tuple[str, ...] = ()
     undroppable: tuple[str, ...] = ()
@@ -81,9 +81,9 @@ class Anatomy:
         """Trace a module and return its cost model, with the frozen patterns applied.
 
         Raises:
-            ConfigError: A pattern of ``freeze`` matches no module.
+            ConfigError: A pattern of ``keep_layers`` matches no module.
         """
-        check_patterns(module, self.freeze)
+        check_patterns(module, self.keep_layers)
         graph = trace_groups(
             module,
             self.trace_input,
@@ -96,7 +96,7 @@ class Anatomy:
             graph = with_macs_at(graph, module, self.cost_input, self.positions)
         graph = freeze_modules(graph, self.inexact, "cannot be cut exactly")
         graph = freeze_modules(graph, self.unseen, "shows in nothing that a proof could compare", reads=True)
-        return cost_model(freeze_modules(graph, self.freeze), module)
+        return cost_model(freeze_modules(graph, self.keep_layers), module)
 
 
 def check_patterns(module: nn.Module, patterns: Iterable[str]) -> None:
@@ -110,7 +110,7 @@ def check_patterns(module: nn.Module, patterns: Iterable[str]) -> None:
         if pattern and not any(_matches(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern, names, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"freeze='{pattern}' matches no module of this model.{hint}")
+            raise ConfigError(f"keep_layers='{pattern}' matches no module of this model.{hint}")
 
 
 def freeze_modules(
@@ -232,7 +232,7 @@ def offered_blocks(module: nn.Module, anatomy: Anatomy) -> tuple[ResidualBlock, 
 
     A block's removal renames its later siblings, so that a name given by the user would mean another block.
     """
-    patterns = [p for p in (*anatomy.freeze, *anatomy.inexact, *anatomy.undroppable) if p]
+    patterns = [p for p in (*anatomy.keep_layers, *anatomy.inexact, *anatomy.undroppable) if p]
     held = [name for name, _ in module.named_modules() if any(_matches(name, p) for p in patterns)]
     arguments = Arguments.of(module, anatomy.trace_input).random(torch.float32)
     blocks = find_residual_blocks(module, arguments)

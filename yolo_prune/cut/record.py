@@ -11,6 +11,9 @@ from yolo_prune import files
 from yolo_prune.cut.blocks import original_name
 from yolo_prune.errors import PlanError
 
+_FORMER_SETTINGS = {"rounds": "steps", "freeze": "keep_layers"}
+"""Names that settings had in earlier releases."""
+
 
 @dataclass(frozen=True)
 class PrunePlan:
@@ -68,6 +71,8 @@ class PrunePlan:
             raise PlanError(f"the plan is not JSON: {error}.") from error
         if not isinstance(data, dict) or data.pop("version", None) != 1 or "keep" not in data:
             raise PlanError("the plan is not a version 1 plan of yolo_prune.")
+        settings = data.get("settings", {})
+        data["settings"] = {_FORMER_SETTINGS.get(key, key): value for key, value in settings.items()}
         try:
             return PrunePlan(**data)
         except TypeError as error:

@@ -33,6 +33,7 @@ def option(
     multiple: int | None = None,
     choices: tuple[Any, ...] = (),
     read: Callable[[Any], Any] | None = None,
+    was: str | None = None,
 ) -> Any:
     """Declare one option of a run: a dataclass field with its documentation and its limits.
 
@@ -45,15 +46,30 @@ def option(
         multiple: What the value must be a multiple of.
         choices: The only values allowed, also for each item of a tuple.
         read: Makes the value of what was given, where the type alone does not say how; it raises ConfigError.
+        was: Its name in earlier releases, which is answered with the present one.
     """
     limits = {"low": low, "high": high, "inside": inside, "multiple": multiple, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, "read": read, **limits})
+    return dataclasses.field(default=default, metadata={"help": help, "read": read, "was": was, **limits})
 
 
 def option_fields(config: type | object) -> dict[str, dataclasses.Field[Any]]:
     """Return the options of a configuration class by name, without the host arguments that ride along."""
-    fields = dataclasses.fields(typing.cast(Any, config))
-    return {field.name: field for field in fields if field.name != REST}
+    return {name: field for name, field in _fields(config).items() if name != REST}
+
+
+def renamed(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an earlier release wrote under the present names of a dataclass's fields.
+
+    Args:
+        kind: The dataclass; the former name of a field is in its metadata under ``was``.
+        content: Values by key.
+    """
+    former = {item.metadata.get("was"): name for name, item in _fields(kind).items()}
+    return {former.get(key, key): value for key, value in content.items()}
+
+
+def _fields(kind: type | object) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
 
 
 def is_required(field: dataclasses.Field[Any]) -> bool:
@@ -119,15 +135,14 @@ def config_from(
     recipe_file = typed.pop(RECIPE_KEY, None)
     recipe = {} if recipe_file is None else read_recipe(recipe_file)
     recipe = {key: value for key, value in recipe.items() if key not in set(ignored)}
-    known = [*option_fields(kind), *rest]
-    check_keys(recipe, known, f" in {recipe_file}")
-    check_keys(typed, known, "", also=[RECIPE_KEY])
+    check_keys(recipe, kind, f" in {recipe_file}", also=[*rest])
+    check_keys(typed, kind, "", also=[*rest, RECIPE_KEY])
     exclusive = set(exclusive)
     if exclusive & typed.keys():
         recipe = {key: value for key, value in recipe.items() if key not in exclusive}
     values = {**recipe, **typed}
     mine = {key: value for key, value in values.items() if key in option_fields(kind)}
-    if REST in {field.name for field in dataclasses.fields(typing.cast(Any, kind))}:
+    if REST in _fields(kind):
         mine[REST] = {key: host_value(key, value) for key, value in values.items() if key not in mine}
     for name, field in option_fields(kind).items():
         if is_required(field) and name not in mine:
@@ -156,15 +171,25 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def check_keys(given: Iterable[str], known: Sequence[str], where: str, *, also: Sequence[str] = ()) -> None:
-    """Refuse the first unknown key and suggest the nearest known one.
+def check_keys(given: Iterable[str], kind: type, where: str, *, also: Sequence[str] = ()) -> None:
+    """Refuse the first unknown key: with its present name where it had another, else with the nearest known one.
+
+    Args:
+        given: Keys.
+        kind: The dataclass that has them as fields.
+        where: What follows the key in the error, such as `` in FILE``.
+        also: Other keys that are known.
 
     Raises:
         ConfigError: A key is not known.
     """
+    fields = option_fields(kind)
     for key in given:
-        if key not in known and key not in also:
-            near = difflib.get_close_matches(key, [*known, *also], n=1)
+        if key not in fields and key not in also:
+            for name, field in fields.items():
+                if key == field.metadata["was"]:
+                    raise ConfigError(f"'{key}'{where} is called '{name}' now: {field.metadata['help']}.")
+            near = difflib.get_close_matches(key, [*fields, *also], n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ConfigError(f"unknown key '{key}'{where}.{hint}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from yolo_prune.cut.budget import BUDGETS
 from yolo_prune.errors import ConfigError
-from yolo_prune.options.fields import check_keys, coerce_, option
+from yolo_prune.options.fields import check_keys, coerce_, option, renamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class InRunSettings:
         "when to cut: late (0.7; of several cuts the first at 0.4), share, epochs, or auto (separated)",
         "late",
     )
-    rounds: int = option("cuts on the way to the budget, spread over the run", 1, low=1, high=20)
+    cuts: int = option("cuts on the way to the budget, spread over the run", 1, low=1, high=20, was="rounds")
     criterion: str = option(
         "what a channel is worth: auto (bn_scale once the scales have separated), or a name",
         "auto",
@@ -44,7 +44,12 @@ class InRunSettings:
     )
     max_drop: float = option("fall of the validation fitness that sparsify=auto allows", 0.02, low=0, high=1)
     distill: bool = option("learn from the uncut model after the cut", True)
-    steps: int = option("steps of measuring, choosing and folding in every cut", 12, low=1, high=100)
+    steps: int = option(
+        "steps of measuring, choosing and folding on the way to the budget, in all cuts together",
+        12,
+        low=1,
+        high=100,
+    )
     round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
     min_width: int = option("no layer gets narrower than this many channels", 8, low=1)
     min_keep: float | None = option(
@@ -102,11 +107,16 @@ def make_settings(options: Mapping[str, Any]) -> InRunSettings:
     Raises:
         ConfigError: A key is unknown, a value is wrong, or there is no budget.
     """
-    check_keys(options, [field.name for field in fields(InRunSettings)], "")
+    check_keys(options, InRunSettings, "")
     settings = InRunSettings(**options)
     if settings.budget is None:
         raise ConfigError(f"give exactly one budget of {', '.join(BUDGETS)}; got none.")
     return settings
+
+
+def stored_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a checkpoint holds, of this release or an earlier one, under their present names."""
+    return renamed(InRunSettings, stored)
 
 
 def same_settings(one: InRunSettings, other: InRunSettings) -> bool:

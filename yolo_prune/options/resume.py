@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from yolo_prune.errors import ConfigError
-from yolo_prune.options.fields import REST, config_from, is_required, option_fields, read_recipe
+from yolo_prune.options.fields import REST, config_from, is_required, option_fields, read_recipe, renamed
 from yolo_prune.options.make import rest_keys
 
 ARGS_FILE = "args.yaml"
@@ -41,7 +41,7 @@ def check_resumed(folder: Path, asked: object, *, free: Collection[str] = FREE_O
                 f"'{folder}' holds no {ARGS_FILE}, so nothing says how its files were made. Choose another name=."
             )
         return
-    before, now = _values(_stored(file, type(asked))), _values(asked)
+    before, now = _values(options_of_run(file, type(asked))), _values(asked)
     keys = [key for key in {**now, **before} if key not in free]
     changed = [key for key in keys if not _same(key, before.get(key), now.get(key))]
     if changed:
@@ -63,12 +63,24 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence
     return f"{old}, not {new}"
 
 
-def _stored(file: Path, kind: type[_Config]) -> _Config:
-    """Read the options of a run; keys of other releases are passed over, and new ones have their defaults."""
+def options_of_run(file: Path, kind: type[_Config]) -> _Config:
+    """Read the options that a run wrote down, of this release or an earlier one.
+
+    Keys that have another name now are read, those that mean nothing now are passed over, and new ones have their
+    defaults.
+
+    Args:
+        file: The ``args.yaml`` of the run.
+        kind: The options of its command.
+
+    Raises:
+        ConfigError: It cannot be read, or holds no options of that command.
+    """
     fields, rest = option_fields(kind), rest_keys(kind)
-    content = {key: value for key, value in read_recipe(file).items() if key in (*fields, *rest)}
+    content = renamed(kind, read_recipe(file))
+    content = {key: value for key, value in content.items() if key in (*fields, *rest)}
     if any(is_required(field) and key not in content for key, field in fields.items()):
-        raise ConfigError(f"'{file}' does not hold the options of such a run. Choose another name=.")
+        raise ConfigError(f"'{file}' does not hold the options of such a run: give another folder.")
     return config_from(kind, content, rest=rest)
 
 

@@ -63,8 +63,12 @@ class PruneConfig:
     )
     criterion: str = option("what a channel is worth: auto, or the name of a criterion", "auto")
     depth: bool = option("drop residual blocks as a whole where that loses less than narrower layers", False)
-    rounds: int = option("rounds of measuring and cutting on the way to the budget", 12, low=1, high=100)
-    freeze: tuple[str, ...] = option("modules that keep their channels, such as model.0,model.22", ())
+    steps: int = option(
+        "steps of measuring, choosing and folding on the way to the budget", 12, low=1, high=100, was="rounds"
+    )
+    keep_layers: tuple[str, ...] = option(
+        "modules that keep their channels, such as model.0,model.22", (), was="freeze"
+    )
     epochs: int = option("epochs of retraining after the cut; 0 for none", 0, low=0)
     batch: int = option("images per batch of evaluation and training", 16, low=1)
     workers: int = option(_WORKERS, 2, low=0)
@@ -153,7 +157,9 @@ class SweepConfig:
     epochs: int = option("epochs of retraining in every trial; 0 for none", 0, low=0)
     imgsz: ImageSize | None = option(_IMGSZ, None, low=32, multiple=32, read=read_size)
     batch: int = option("images per batch of evaluation and training", 16, low=1)
-    rounds: int = option("rounds of measuring and cutting on the way to the budget", 12, low=1, high=100)
+    steps: int = option(
+        "steps of measuring, choosing and folding on the way to the budget", 12, low=1, high=100, was="rounds"
+    )
     round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
     min_width: int = option("no layer gets narrower than this many channels", 8, low=1)
     min_keep: float | None = option(

@@ -3,7 +3,7 @@
 from yolo_prune.criteria.moments import Moments, collect_moments
 from yolo_prune.criteria.reconstruction import choose_by_reconstruction
 from yolo_prune.recover.fold import fold_removed_, recalibrate_bn_
-from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
+from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
 
 __all__ = [
     "CutResult",
@@ -11,7 +11,7 @@ __all__ = [
     "Recipe",
     "choose_by_reconstruction",
     "collect_moments",
-    "cut_in_rounds",
+    "cut_in_steps",
     "fold_removed_",
     "recalibrate_bn_",
 ]

@@ -11,7 +11,7 @@ from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.fold import recalibrate_bn_
-from yolo_prune.recover.rounds import CutResult
+from yolo_prune.recover.steps import CutResult
 
 
 def recover_by_stages(
@@ -28,7 +28,7 @@ def recover_by_stages(
 
     Args:
         parent: The uncut model.
-        cut: What :func:`cut_in_rounds` returned; its module is folded when ``folded``.
+        cut: What :func:`cut_in_steps` returned; its module is folded when ``folded``.
         anatomy: How to run it.
         batches: Calibration images.
         score: Accuracy of a model, larger is better.

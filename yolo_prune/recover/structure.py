@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from yolo_prune.cut.proven import Anatomy, cut_proven_, drop_proven_, offered_bl
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
-from yolo_prune.errors import BudgetError, EquivalenceError
+from yolo_prune.errors import BudgetError, ConfigError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.copies import copy_with
 from yolo_prune.graph.decisions import Positions
@@ -27,10 +28,27 @@ from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
 from yolo_prune.progress import LOGGER
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 _ATTEMPTS = 8
 _TOLERANCE = 0.02  # share of the budget by which a result may miss it
 
 
+def _tell_former_name(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Answer the former name of a keyword with its present one."""
+
+    @functools.wraps(function)
+    def called(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if "freeze" in kwargs:
+            raise ConfigError(
+                "'freeze' is called 'keep_layers' now: module names or patterns whose channels stay."
+            )
+        return function(*args, **kwargs)
+
+    return called
+
+
+@_tell_former_name
 def prune_module(
     module: nn.Module,
     example_input: Any,
@@ -39,7 +57,7 @@ def prune_module(
     gmacs: float | None = None,
     keep_params: float | None = None,
     criterion: str = "bn_scale",
-    freeze: Sequence[str] = (),
+    keep_layers: Sequence[str] = (),
     round_to: int = 8,
     min_width: int = 8,
     min_keep: float | None = None,
@@ -64,7 +82,7 @@ def prune_module(
         gmacs: Absolute budget in 1e9 MACs.
         keep_params: Fraction of the parameters that stays.
         criterion: Key of :data:`yolo_prune.criteria.weights.CRITERIA`.
-        freeze: Module names or patterns whose channels stay.
+        keep_layers: Module names or patterns whose channels stay.
         round_to: Widths become multiples of this.
         min_width: Smallest width of a group.
         min_keep: Smallest share of its width that a group keeps, in [0, 1]. None: 0.7 of what an even cut to the
@@ -98,7 +116,8 @@ def prune_module(
         check_can_follow(optimizer, module)
     ranking = _Ranking(find_criterion(criterion), seed, Widths(round_to, min_width, min_keep))
     anatomy = Anatomy(
-        *(example_input, cost_input, rules, select_outputs, tuple(freeze), operators), positions=Positions()
+        *(example_input, cost_input, rules, select_outputs, tuple(keep_layers), operators),
+        positions=Positions(),
     )
     before = anatomy.cost_of(module)
     limit = budget.absolute(before)

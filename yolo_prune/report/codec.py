@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar, Union
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.options.fields import renamed
 
 _T = TypeVar("_T")
 
@@ -44,7 +45,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[_T], value: Any, where: str) -> _T:
-    """Build a frozen dataclass from a plain dict; absent keys take the field's default.
+    """Build a frozen dataclass from a plain dict; absent keys take the field's default, former names are read.
 
     Args:
         kind: The dataclass to build.
@@ -59,6 +60,7 @@ def decode(kind: type[_T], value: Any, where: str) -> _T:
     """
     if not isinstance(value, Mapping):
         raise ConfigError(f"expected a table of keys in {where}, got {type(value).__name__}.")
+    value = renamed(kind, value)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in value:
         if key not in fields:

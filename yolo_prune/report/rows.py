@@ -198,7 +198,7 @@ class PlanSummary:
     groups: int | None = None
     frozen_groups: int | None = None
     round_to: int | None = None
-    rounds: int | None = None
+    steps: int | None = field(default=None, metadata={"was": "rounds"})
     imgsz: ImageSize | None = None
 
 

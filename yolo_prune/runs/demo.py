@@ -16,7 +16,7 @@ from yolo_prune.runs.workspace import open_workspace
 
 _IMGSZ = 192
 _TRAIN_IMAGES, _VAL_IMAGES = 280, 60
-_TRAIN_EPOCHS, _EPOCHS, _ROUNDS = 16, 6, 5
+_TRAIN_EPOCHS, _EPOCHS, _STEPS = 16, 6, 5
 
 
 def run_demo(
@@ -85,7 +85,7 @@ def run_demo(
         "data": data,
         "keep_macs": keep_macs,
         "epochs": _EPOCHS if epochs is None else epochs,
-        "rounds": _ROUNDS,
+        "steps": _STEPS,
         "batch": 8,
         "threads": os.cpu_count(),
         "project": project,

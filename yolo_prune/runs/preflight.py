@@ -13,7 +13,7 @@ from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.imgsz import ImageSize, rounded_up, size_text
-from yolo_prune.recover.rounds import RECONSTRUCTION
+from yolo_prune.recover.steps import RECONSTRUCTION
 from yolo_prune.criteria.weights import CRITERIA
 from yolo_prune.adapters.stored import LoadedModel
 from yolo_prune.cut.budget import one_budget

@@ -26,7 +26,7 @@ from yolo_prune.adapters.hosts import file_of, find_host, guarding_host
 from yolo_prune.runs.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.randomness import seed_generators, untouched_randomness
-from yolo_prune.recover.rounds import CutResult, Recipe, cut_in_rounds
+from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
 from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.adapters.stored import LoadedModel, record_of_cut
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
@@ -83,7 +83,7 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
         loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
     )
     task.check_training_images()  # better to know now
-    anatomy = host.anatomy(loaded.module, size_of(config, loaded), config.freeze)
+    anatomy = host.anatomy(loaded.module, size_of(config, loaded), config.keep_layers)
     check_budget(config, loaded, anatomy)
     space = open_workspace(
         config.project, config.name, "prune", exist_ok=config.exist_ok, resume=config.resume
@@ -238,7 +238,7 @@ def _cut_and_recover(
     budget = budget_of(config)
     recipe = Recipe(
         criterion=choose_criterion(config, loaded),
-        rounds=config.rounds,
+        steps=config.steps,
         widths=Widths(config.round_to, config.min_width, config.min_keep),
         fold=config.fold,
         seed=config.seed,
@@ -247,7 +247,7 @@ def _cut_and_recover(
     batches = task.calibration_batches(imgsz, config.calibration_images, config.seed)
     score = task.scorer(imgsz)
     with space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"):
-        cut = cut_in_rounds(
+        cut = cut_in_steps(
             loaded.module,
             anatomy,
             budget,

@@ -4,7 +4,7 @@ Knows no host; the trainer that uses it is in ``adapters``.
 """
 
 from yolo_prune.train.scales import ScaleWatch, draw_scales, is_separated
-from yolo_prune.train.schedule import check_schedule, cut_is_due, cut_shares, round_budget, what_is_left
+from yolo_prune.train.schedule import check_schedule, cut_budget, cut_is_due, cut_shares, what_is_left
 from yolo_prune.train.state import CutRecord, RunState
 from yolo_prune.train.strength import StrengthSearch, first_strength, most_strength
 
@@ -14,12 +14,12 @@ __all__ = [
     "ScaleWatch",
     "StrengthSearch",
     "check_schedule",
+    "cut_budget",
     "cut_is_due",
     "cut_shares",
     "draw_scales",
     "first_strength",
     "is_separated",
     "most_strength",
-    "round_budget",
     "what_is_left",
 ]

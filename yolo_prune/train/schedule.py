@@ -16,45 +16,43 @@ _EARLIEST, _LATEST = 0.2, 0.6
 _NEARLY_ALL = 1 - 1e-9
 
 
-def cut_shares(prune_at: float | str, rounds: int, epochs: int) -> list[float]:
+def cut_shares(prune_at: float | str, cuts: int, epochs: int) -> list[float]:
     """Return the shares of the run after which it is cut: the first as asked, the others evenly up to 0.7.
 
     Args:
         prune_at: Share of the run below 1, a number of epochs from 1 on, "auto" (0.6 at the latest), or "late" (0.7;
             of several cuts the first at 0.4), which leaves an epoch also in a short run.
-        rounds: Number of cuts.
+        cuts: Number of cuts.
         epochs: Length of the run.
 
     Returns:
-        Shares in [0, 1), ascending, shape (rounds,).
+        Shares in [0, 1), ascending, shape (cuts,).
     """
     if prune_at == "late":
-        first = min(_LAST_SHARE if rounds == 1 else _FIRST_SHARE, (epochs - 1) / epochs)
+        first = min(_LAST_SHARE if cuts == 1 else _FIRST_SHARE, (epochs - 1) / epochs)
     else:
         first = _LATEST if prune_at == "auto" else float(prune_at)
     first = first / epochs if first >= 1 else first
     return (
-        [float(share) for share in np.linspace(first, max(first, _LAST_SHARE), rounds)]
-        if rounds > 1
-        else [first]
+        [float(share) for share in np.linspace(first, max(first, _LAST_SHARE), cuts)] if cuts > 1 else [first]
     )
 
 
-def check_schedule(prune_at: float | str, rounds: int, epochs: int) -> list[int]:
+def check_schedule(prune_at: float | str, cuts: int, epochs: int) -> list[int]:
     """Return how many epochs come before each cut.
 
     Raises:
         ConfigError: No epoch is left after the last cut, or two cuts fall together.
     """
-    before = [_epochs_before(share, epochs) for share in cut_shares(prune_at, rounds, epochs)]
+    before = [_epochs_before(share, epochs) for share in cut_shares(prune_at, cuts, epochs)]
     if before[-1] >= epochs:
         raise ConfigError(
             f"prune_at={prune_at} leaves no epoch after the cut: the run has {epochs}. Cut earlier or train longer."
         )
-    if len(set(before)) < rounds:
+    if len(set(before)) < cuts:
         raise ConfigError(
-            f"rounds={rounds} do not fit between the first cut (after epoch {before[0]}) and the end of {epochs} "
-            "epochs. Use fewer rounds, cut earlier or train longer."
+            f"cuts={cuts} do not fit between the first cut (after epoch {before[0]}) and the end of {epochs} "
+            "epochs. Use fewer cuts, cut earlier or train longer."
         )
     return before
 
@@ -65,7 +63,7 @@ def _epochs_before(share: float, epochs: int) -> int:
 
 def cut_is_due(
     prune_at: float | str,
-    rounds: int,
+    cuts: int,
     done: int,
     epoch: int,
     epochs: int,
@@ -77,16 +75,16 @@ def cut_is_due(
 
     Args:
         prune_at: As for :func:`cut_shares`.
-        rounds: Number of cuts.
+        cuts: Number of cuts.
         done: How many were made.
         epoch: Epochs that are over.
         epochs: Length of the run.
         elapsed: Share of the run's time that is over, where its length is a time.
         separated: The scales tell the channels apart ("auto" does not wait then).
     """
-    if done >= rounds:
+    if done >= cuts:
         return False
-    share = cut_shares(prune_at, rounds, epochs)[done]
+    share = cut_shares(prune_at, cuts, epochs)[done]
     if elapsed is not None:
         return elapsed >= share
     if prune_at == "auto" and separated and epoch >= _EARLIEST * epochs:
@@ -94,7 +92,7 @@ def cut_is_due(
     return epoch >= _epochs_before(share, epochs)
 
 
-def round_budget(budget: Budget, full_macs: float, full_params: int, number: int, rounds: int) -> Budget:
+def cut_budget(budget: Budget, full_macs: float, full_params: int, number: int, cuts: int) -> Budget:
     """Return the absolute budget of one cut: evenly on the way from the whole model to what was asked for.
 
     Args:
@@ -102,11 +100,11 @@ def round_budget(budget: Budget, full_macs: float, full_params: int, number: int
         full_macs: Its MACs.
         full_params: Its parameters.
         number: Which cut, from 1.
-        rounds: Number of cuts.
+        cuts: Number of cuts.
     """
     full = float(full_params) if budget.gradient == "params" else full_macs
     target = budget.value * full if budget.kind.startswith("keep_") else budget.value * 1e9
-    amount = full + (target - full) * number / rounds
+    amount = full + (target - full) * number / cuts
     return Budget.of(budget.gradient, amount)
 
 
@@ -117,13 +115,13 @@ def what_is_left(settings: InRunSettings, state: RunState) -> InRunSettings:
 
     Args:
         settings: Of the first run.
-        state: Where it ended, with fewer cuts than rounds.
+        state: Where it ended, with fewer cuts than cuts.
     """
-    rounds = settings.rounds - len(state.cuts)
+    cuts = settings.cuts - len(state.cuts)
     if settings.keep_macs is not None:
         share = min(settings.keep_macs * state.gmacs / state.current_gmacs, _NEARLY_ALL)
-        return replace(settings, rounds=rounds, keep_macs=share)
+        return replace(settings, cuts=cuts, keep_macs=share)
     if settings.keep_params is not None:
         share = min(settings.keep_params * state.params / state.current_params, _NEARLY_ALL)
-        return replace(settings, rounds=rounds, keep_params=share)
-    return replace(settings, rounds=rounds)
+        return replace(settings, cuts=cuts, keep_params=share)
+    return replace(settings, cuts=cuts)

@@ -16,13 +16,13 @@ STRIDE = 32.0
 """What the host rounds the sides of images up to."""
 
 
-def anatomy_of(module: nn.Module, imgsz: ImageSize, freeze: tuple[str, ...] = ()) -> Anatomy:
+def anatomy_of(module: nn.Module, imgsz: ImageSize, keep_layers: tuple[str, ...] = ()) -> Anatomy:
     """Return how to trace a host model and at which size its MACs count.
 
     Args:
         module: A model of the host, with its ``stride``.
         imgsz: Size of the input that costs are counted for, pixels.
-        freeze: Module names or patterns whose channels stay.
+        keep_layers: Module names or patterns whose channels stay.
     """
     image = smallest_image(module)
     return Anatomy(
@@ -30,7 +30,7 @@ def anatomy_of(module: nn.Module, imgsz: ImageSize, freeze: tuple[str, ...] = ()
         cost_input=torch.zeros(1, image.shape[1], *height_width(imgsz)),
         rules=block_rules(),
         select_outputs=raw_outputs,
-        freeze=freeze,
+        keep_layers=keep_layers,
     )
 
 

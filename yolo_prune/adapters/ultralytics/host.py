@@ -87,11 +87,11 @@ class UltralyticsHost:
 
         return write_metadata(path, meta, trust=trust)
 
-    def anatomy(self, module: nn.Module, imgsz: ImageSize, freeze: tuple[str, ...] = ()) -> Anatomy:
+    def anatomy(self, module: nn.Module, imgsz: ImageSize, keep_layers: tuple[str, ...] = ()) -> Anatomy:
         """Return how to trace a model, and at which size its MACs count."""
         from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 
-        return anatomy_of(module, imgsz, freeze)
+        return anatomy_of(module, imgsz, keep_layers)
 
     def stride(self, module: nn.Module) -> int:
         """Return the largest stride of a model, at least 32 as the host pads to that."""

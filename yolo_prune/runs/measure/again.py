@@ -9,7 +9,8 @@ from typing import Any
 
 from yolo_prune.bench.runtimes.runtime import cpu_name
 from yolo_prune.adapters.checkpoint import load_detector
-from yolo_prune.options import PruneConfig, make_config
+from yolo_prune.options import PruneConfig
+from yolo_prune.options.resume import ARGS_FILE, options_of_run
 from yolo_prune.device import resolve_device
 from yolo_prune.runs.measure.speed import (
     BENCH_IMAGES,
@@ -50,7 +51,7 @@ def measure_speed_again(folder: Path) -> RunReport:
         DataError: The data is not where it was.
     """
     report = report_from_json(folder)
-    config = make_config(PruneConfig, {"cfg": str(folder / "args.yaml")})
+    config = options_of_run(folder / ARGS_FILE, PruneConfig)
 
     @guarding_host
     def measure(config: PruneConfig) -> RunReport:

@@ -36,7 +36,7 @@ def plan_summary(
         groups=len(groups),
         frozen_groups=sum(bool(group.frozen) for group in groups),
         round_to=config.round_to,
-        rounds=config.rounds,
+        steps=config.steps,
         imgsz=imgsz,
     )
 

@@ -31,7 +31,7 @@ from yolo_prune.runs.measure.speed import (
     speed_warnings,
 )
 from yolo_prune.progress import LOGGER
-from yolo_prune.recover.rounds import CutResult
+from yolo_prune.recover.steps import CutResult
 from yolo_prune.report import (
     METRICS,
     ClassAp,

@@ -50,7 +50,7 @@ def start_afresh(trainer: Any, teacher: nn.Module | None) -> None:
     set_average(trainer)
     trainer.best_fitness = trainer.fitness = None
     trainer.stopper = EarlyStopping(patience=trainer.args.patience)
-    if len(trainer.state.cuts) < trainer.pruning.rounds:
+    if len(trainer.state.cuts) < trainer.pruning.cuts:
         trainer.stopper.patience = float("inf")
     if teacher is not None:
         attach_teacher(trainer, teacher)
@@ -200,9 +200,9 @@ def closing_lines(trainer: Any) -> list[str]:
     best = trainer.best if trainer.best.is_file() else trainer.last
     after = count_parameters(torch.load(best, map_location="cpu", weights_only=False)["model"])
     lines = []
-    if len(cuts) < trainer.pruning.rounds:
+    if len(cuts) < trainer.pruning.cuts:
         lines.append(
-            f"the run ended after {len(cuts)} of {trainer.pruning.rounds} cuts: the budget is not met."
+            f"the run ended after {len(cuts)} of {trainer.pruning.cuts} cuts: the budget is not met."
         )
     return [
         *lines,

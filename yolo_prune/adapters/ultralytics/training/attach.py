@@ -36,7 +36,7 @@ from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import plain_size, read_size
 from yolo_prune.options import TrainConfig
-from yolo_prune.options.inrun import InRunSettings, make_settings
+from yolo_prune.options.inrun import InRunSettings, make_settings, stored_settings
 from yolo_prune.progress import LOGGER
 from yolo_prune.train import RunState, what_is_left
 
@@ -101,7 +101,7 @@ class Attachment:
         state = self._own_state()
         if state is None:
             return inrun_class(found, self._settings, meta)
-        if len(state.cuts) < self._settings.rounds:
+        if len(state.cuts) < self._settings.cuts:
             return inrun_class(found, what_is_left(self._settings, state), meta)
         LOGGER.info(
             "the budget is met: training goes on with the %s parameters that are left. To cut further, call remove() "
@@ -176,7 +176,7 @@ def attach(model: Any, **options: Any) -> Attachment:
         return Attachment(model, make_settings(options))
     meta = meta_of(getattr(model, "ckpt", None))
     if RUN_KEY in meta and (model.ckpt or {}).get("optimizer") is not None:
-        return Attachment(model, make_settings({**meta[RUN_KEY]["settings"], **options}))
+        return Attachment(model, make_settings({**stored_settings(meta[RUN_KEY]["settings"]), **options}))
     if isinstance(model.model, nn.Module) and is_cut(model.model, meta):
         return Attachment(model, None)
     return Attachment(model, make_settings(options))  # says which budgets there are
@@ -208,7 +208,7 @@ def train_from_config(config: TrainConfig) -> list[str]:
     if config.resume and loaded.path.suffix == ".pt":
         check_run_files(loaded.path, {"train_args": loaded.train_args}, trust=config.trust)
     pruned = config.budget is None and not interrupted and is_cut(loaded.module, loaded.meta)
-    started_with = loaded.meta[RUN_KEY]["settings"] if interrupted and loaded.meta else None
+    started_with = stored_settings(loaded.meta[RUN_KEY]["settings"]) if interrupted and loaded.meta else None
     check_pruning_options(config, pruned=pruned, started_with=started_with)
     if pruned:
         return _train_pruned(config)

@@ -83,7 +83,7 @@ class _ResumesExactly(_StaysCut):
 
     def is_exact(self: Any) -> bool:
         """Tell whether a kill may not change what is still to be cut."""
-        return bool(self.pruning.exact_resume) and len(self.state.cuts) < self.pruning.rounds
+        return bool(self.pruning.exact_resume) and len(self.state.cuts) < self.pruning.cuts
 
     def pick_up_exactly(self: Any) -> None:
         """In the first epoch of a resumed run, put everything back; call before a cut."""

@@ -45,10 +45,10 @@ from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError
 from yolo_prune.imgsz import plain_size
-from yolo_prune.options.inrun import InRunSettings, make_settings, same_settings
+from yolo_prune.options.inrun import InRunSettings, make_settings, same_settings, stored_settings
 from yolo_prune.progress import LOGGER, log_to_console
-from yolo_prune.recover.rounds import RECONSTRUCTION
-from yolo_prune.train import CutRecord, RunState, cut_is_due, is_separated, round_budget
+from yolo_prune.recover.steps import RECONSTRUCTION
+from yolo_prune.train import CutRecord, RunState, cut_budget, cut_is_due, is_separated
 from yolo_prune.train.randomness import untouched_randomness
 from yolo_prune.train.schedule import cut_shares
 
@@ -93,7 +93,7 @@ class _PrunesInRun(_ResumesExactly):
     def begin_retraining(self: Any) -> None:
         """Check what can be checked before hours are spent, and pick up a resumed run where it was."""
         if self.resume and RUN_KEY in self.resumed:
-            stored = make_settings(self.resumed[RUN_KEY]["settings"])
+            stored = make_settings(stored_settings(self.resumed[RUN_KEY]["settings"]))
             if not same_settings(stored, self.pruning) and self.pruning.budget is not None:
                 LOGGER.warning(
                     "resume goes on with the pruning options of the checkpoint, not with new ones."
@@ -113,15 +113,15 @@ class _PrunesInRun(_ResumesExactly):
             self.state = RunState.from_dict(self.resumed[RUN_KEY]["state"])
         else:
             whole = cost.everything
-            before = Lineage.of(cost.graph).widths if self.pruning.rounds > 1 else {}
+            before = Lineage.of(cost.graph).widths if self.pruning.cuts > 1 else {}
             self.state = RunState(cost.macs(whole) / 1e9, count_parameters(module), widths=before)
             beginning.say_what_the_budget_is_of(self)
         self.params_before = self.state.current_params
         self.check_sizes()
-        if len(self.state.cuts) < self.pruning.rounds:
+        if len(self.state.cuts) < self.pruning.cuts:
             widths, lineage = midrun.allowed_widths(self.pruning, self.state)
             wholes = lineage.wholes(cost.graph) if lineage else None
-            check_possible(cost, self._budget(self.pruning.rounds), widths, wholes)
+            check_possible(cost, self._budget(self.pruning.cuts), widths, wholes)
             self.stopper.patience = float("inf")  # early stopping waits for the last cut
         share = midrun.share_of_parent(self.pruning, self.state)
         picture = Path(self.save_dir, "prune_scales.png")
@@ -140,7 +140,7 @@ class _PrunesInRun(_ResumesExactly):
         """Return the absolute budget of the cut with this number."""
         asked = one_budget(**dict([self.pruning.budget]))
         state = self.state
-        return round_budget(asked, state.gmacs * 1e9, state.params, number, self.pruning.rounds)
+        return cut_budget(asked, state.gmacs * 1e9, state.params, number, self.pruning.cuts)
 
     def begin_epoch(self: Any) -> None:
         """Cut when it is time; keep the hook where it belongs; a model that has grown back is noticed here."""
@@ -150,7 +150,7 @@ class _PrunesInRun(_ResumesExactly):
             with rescue.rescued(self):
                 self.cut()
         self.order_epoch()
-        if len(self.state.cuts) >= self.pruning.rounds or self.epoch < self._first_sparse():
+        if len(self.state.cuts) >= self.pruning.cuts or self.epoch < self._first_sparse():
             self.sparse.detach()
         else:
             steps = -(-len(self.train_loader) // self.batches_per_step)
@@ -168,7 +168,7 @@ class _PrunesInRun(_ResumesExactly):
 
     def _last_sparse(self: Any) -> int:
         """Return the epoch of the last cut, as it is planned now."""
-        shares = cut_shares(self.pruning.prune_at, self.pruning.rounds, self.epochs)
+        shares = cut_shares(self.pruning.prune_at, self.pruning.cuts, self.epochs)
         return math.floor(shares[-1] * float(self.epochs) + 0.5)
 
     def _is_due(self: Any) -> bool:
@@ -178,7 +178,7 @@ class _PrunesInRun(_ResumesExactly):
         pruning = self.pruning
         return cut_is_due(
             pruning.prune_at,
-            pruning.rounds,
+            pruning.cuts,
             len(self.state.cuts),
             self.epoch,
             self.epochs,
@@ -198,7 +198,7 @@ class _PrunesInRun(_ResumesExactly):
             criterion = self.pruning.criterion
             if criterion == "auto":
                 criterion = "bn_scale" if self._separated(parent) else RECONSTRUCTION
-            LOGGER.info("epoch %d: cut %d of %d by %s", self.epoch, number, self.pruning.rounds, criterion)
+            LOGGER.info("epoch %d: cut %d of %d by %s", self.epoch, number, self.pruning.cuts, criterion)
             if number == 1:
                 aftercut.save_parent(self, parent)
             recovered = midrun.from_first_process(lambda: self._recover(parent, number, criterion))

@@ -23,7 +23,7 @@ from yolo_prune.device import release_memory
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.imgsz import ImageSize, is_square, with_longer_side
 from yolo_prune.options.inrun import InRunSettings
-from yolo_prune.recover.rounds import Recipe, cut_in_rounds
+from yolo_prune.recover.steps import Recipe, cut_in_steps
 from yolo_prune.train import RunState
 
 _Value = TypeVar("_Value")
@@ -122,13 +122,13 @@ def recover(
     """
     recipe = Recipe(
         criterion=criterion,
-        rounds=max(settings.steps // settings.rounds, 1),
+        steps=max(settings.steps // settings.cuts, 1),
         widths=widths or Widths(settings.round_to, settings.min_width, settings.min_keep),
         fold=settings.fold,
         seed=seed,
     )
     release_memory()  # what the training keeps for its next batch
-    cut = cut_in_rounds(
+    cut = cut_in_steps(
         parent,
         anatomy,
         budget,

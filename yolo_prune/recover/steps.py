@@ -1,4 +1,4 @@
-"""Cut to a budget in rounds: measure, choose, fold, cut, prove, and measure again on the smaller model."""
+"""Cut to a budget in steps: measure, choose, fold, cut, prove, and measure again on the smaller model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Recipe:
 
     Attributes:
         criterion: ``reconstruction`` or a key of :data:`yolo_prune.criteria.weights.CRITERIA`.
-        rounds: How many cuts.
+        steps: How many cuts.
         widths: Allowed widths.
         fold: Fold what removed channels did into the kept ones.
         seed: Of pixels and of ``criterion="random"``.
@@ -49,7 +49,7 @@ class Recipe:
     """
 
     criterion: str = RECONSTRUCTION
-    rounds: int = 12
+    steps: int = 12
     widths: Widths = field(default_factory=Widths)
     fold: bool = True
     seed: int = 0
@@ -59,7 +59,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Round:
+class Step:
     """One cut on the way.
 
     Attributes:
@@ -80,20 +80,20 @@ class CutResult:
     Attributes:
         module: The cut (and folded) copy.
         plan: One plan from the parent to it; ``equivalence`` holds the worst of the proofs.
-        rounds: One entry a cut.
+        steps: One entry a cut.
     """
 
     module: nn.Module
     plan: PrunePlan
-    rounds: tuple[Round, ...]
+    steps: tuple[Step, ...]
 
 
-def waypoints(target: float, rounds: int) -> list[float]:
-    """Return the budgets of the rounds, as fractions of the parent: evenly spaced from 1 (left out) to ``target``."""
-    return [float(value) for value in np.linspace(1.0, target, rounds + 1)[1:]]
+def waypoints(target: float, steps: int) -> list[float]:
+    """Return the budgets of the steps, as fractions of the parent: evenly spaced from 1 (left out) to ``target``."""
+    return [float(value) for value in np.linspace(1.0, target, steps + 1)[1:]]
 
 
-def cut_in_rounds(
+def cut_in_steps(
     parent: nn.Module,
     anatomy: Anatomy,
     budget: Budget,
@@ -113,12 +113,12 @@ def cut_in_rounds(
         recipe: How.
         batches: Calibration images, needed to fold and for ``reconstruction``.
         task: As in :func:`yolo_prune.recover.collect_moments`.
-        validate: Scores the model after each round (for the cliff), and without blocks that ``depth`` may drop, which
+        validate: Scores the model after each step (for the cliff), and without blocks that ``depth`` may drop, which
             else are judged by the error of the outputs on the calibration images; larger is better.
         lineage: Cuts that led to ``parent``, where floors are shares of widths before them; None: there are none.
 
     Returns:
-        The cut copy, its plan and the rounds.
+        The cut copy, its plan and the steps.
 
     Raises:
         BudgetError: The budget cannot be met; known before anything is measured unless the criterion falls short.
@@ -134,34 +134,34 @@ def cut_in_rounds(
     wholes = lineage.wholes(before.graph)
     recipe = replace(recipe, widths=recipe.widths.for_budget(limit / full))
     check_possible(before, budget, recipe.widths, wholes)
-    module, plan, rounds = copy.deepcopy(parent), None, []
+    module, plan, steps = copy.deepcopy(parent), None, []
     if recipe.depth:
         judge = validate or fidelity_to(module, anatomy, batches)
         last = Budget.of(budget.gradient, limit)
         module, plan = _drop_blocks(module, anatomy, last, recipe, batches, task, judge)
     start = _amount(module, anatomy, budget)
-    for number, share in enumerate(waypoints(limit / start, recipe.rounds), 1):
-        step = Budget.of(budget.gradient, share * start)
-        description = f"round {number}/{recipe.rounds}"
+    for number, share in enumerate(waypoints(limit / start, recipe.steps), 1):
+        target = Budget.of(budget.gradient, share * start)
+        description = f"step {number}/{recipe.steps}"
         past = lineage if plan is None else lineage.then(plan)
-        module, made, anatomy = _one_round(module, anatomy, step, recipe, batches, task, description, past)
+        module, made, anatomy = _one_step(module, anatomy, target, recipe, batches, task, description, past)
         plan = made if plan is None else plan.then(made)
         kept = _amount(module, anatomy, budget) / full
         score = validate(module) if validate else None
-        rounds.append(Round(kept, made.equivalence, score))
+        steps.append(Step(kept, made.equivalence, score))
         LOGGER.info(
             "%s: %.1f %% kept%s", description, 100 * kept, "" if score is None else f", score {score:.3f}"
         )
     if plan is None:
         return CutResult(module, _identity_plan(before, budget), ())
-    if rounds[-1].kept * full > limit * (1 + 1e-9):
-        frozen = ", ".join((*anatomy.freeze, *anatomy.held)) or "nothing"
+    if steps[-1].kept * full > limit * (1 + 1e-9):
+        frozen = ", ".join((*anatomy.keep_layers, *anatomy.held)) or "nothing"
         raise BudgetError(
-            f"cannot meet {budget.kind}={budget.value:g} by {recipe.criterion}: {100 * rounds[-1].kept:.1f} % of the "
+            f"cannot meet {budget.kind}={budget.value:g} by {recipe.criterion}: {100 * steps[-1].kept:.1f} % of the "
             f"{budget.gradient} remain with everything at its floor that it can rank (not what attention sums over) "
             f"and that may go (frozen: {frozen}). Raise the budget or use criterion=bn_scale."
         )
-    return CutResult(module, _summarise(plan, before, module, anatomy, budget, recipe, rounds), tuple(rounds))
+    return CutResult(module, _summarise(plan, before, module, anatomy, budget, recipe, steps), tuple(steps))
 
 
 def _amount(module: nn.Module, anatomy: Anatomy, budget: Budget) -> float:
@@ -170,7 +170,7 @@ def _amount(module: nn.Module, anatomy: Anatomy, budget: Budget) -> float:
     return budget.measure(cost, cost.everything)
 
 
-def _one_round(
+def _one_step(
     module: nn.Module,
     anatomy: Anatomy,
     budget: Budget,
@@ -180,7 +180,7 @@ def _one_round(
     description: str,
     lineage: Lineage | None = None,
 ) -> tuple[nn.Module, PrunePlan, Anatomy]:
-    """Measure, choose, fold and cut once; a module whose cut is not exact is frozen and the round starts again."""
+    """Measure, choose, fold and cut once; a module whose cut is not exact is frozen and the step starts again."""
     for _ in range(_ATTEMPTS):
         cost = anatomy.cost_of(module)
         moments: dict[str, Moments] = {}
@@ -223,7 +223,7 @@ def _drop_blocks(
         )
 
     def value(model: nn.Module) -> float:
-        return judge(_one_round(model, anatomy, budget, recipe, batches, task, "trying depth")[0])
+        return judge(_one_step(model, anatomy, budget, recipe, batches, task, "trying depth")[0])
 
     order = _order_of_blocks(module, anatomy, budget, recipe, batches, task)
     return drop_while_it_pays(module, anatomy, budget, order, drop, value)
@@ -296,21 +296,21 @@ def _summarise(
     anatomy: Anatomy,
     budget: Budget,
     recipe: Recipe,
-    rounds: Sequence[Round],
+    steps: Sequence[Step],
 ) -> PrunePlan:
     """Give the composed plan the parent's terms: costs against the parent, and the settings."""
     return replace(
         against_parent(plan, before, anatomy.cost_of(module), budget),
         settings={
             "criterion": recipe.criterion,
-            "rounds": recipe.rounds,
+            "steps": recipe.steps,
             "round_to": recipe.widths.round_to,
             "min_width": recipe.widths.min_width,
             "min_keep": recipe.widths.min_keep,
             "fold": recipe.fold,
             "depth": recipe.depth,
             "seed": recipe.seed,
-            "freeze": [*anatomy.freeze, *anatomy.held],
-            "cliff": [[round(r.kept, 4), r.score] for r in rounds if r.score is not None],
+            "keep_layers": [*anatomy.keep_layers, *anatomy.held],
+            "cliff": [[round(r.kept, 4), r.score] for r in steps if r.score is not None],
         },
     )

@@ -1,4 +1,4 @@
-"""Rounds: the composed plan is the sequence of cuts, budgets are met or refused, the parent stays whole."""
+"""Steps: the composed plan is the sequence of cuts, budgets are met or refused, the parent stays whole."""
 
 import copy
 
@@ -13,10 +13,10 @@ from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, EquivalenceError
-from yolo_prune.recover import Recipe, cut_in_rounds
-from yolo_prune.recover import rounds as rounds_module
-from yolo_prune.recover.rounds import waypoints
+from yolo_prune.recover import Recipe, cut_in_steps
+from yolo_prune.recover import steps as steps_module
 from yolo_prune.recover.stages import recover_by_stages
+from yolo_prune.recover.steps import waypoints
 
 IMAGES = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
 FREE = Widths(1, 1)
@@ -58,8 +58,8 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def cut(parent, value=0.5, **changes):
-    recipe = Recipe(rounds=3, widths=FREE, **changes)
-    return cut_in_rounds(parent, ANATOMY, Budget("keep_macs", value), recipe, batches=IMAGES)
+    recipe = Recipe(steps=3, widths=FREE, **changes)
+    return cut_in_steps(parent, ANATOMY, Budget("keep_macs", value), recipe, batches=IMAGES)
 
 
 @pytest.mark.parametrize("criterion", ["reconstruction", "bn_scale", "l1", "random"])
@@ -93,14 +93,14 @@ def test_the_parent_is_untouched(parent):
 
 def test_every_round_is_proven_and_the_worst_proof_is_kept(parent):
     result = cut(parent)
-    assert len(result.rounds) == 3
-    assert all(each.equivalence["exact"] for each in result.rounds)
-    assert result.plan.equivalence in [each.equivalence for each in result.rounds]
+    assert len(result.steps) == 3
+    assert all(each.equivalence["exact"] for each in result.steps)
+    assert result.plan.equivalence in [each.equivalence for each in result.steps]
 
 
 def test_rounds_descend_to_the_budget_and_the_plan_speaks_of_the_parent(parent):
     result = cut(parent, 0.5)
-    kept = [each.kept for each in result.rounds]
+    kept = [each.kept for each in result.steps]
     assert kept == sorted(kept, reverse=True)
     assert 0.98 * 0.5 <= result.plan.kept_macs <= 0.5
     assert result.plan.kept_macs == pytest.approx(kept[-1])
@@ -109,7 +109,7 @@ def test_rounds_descend_to_the_budget_and_the_plan_speaks_of_the_parent(parent):
         result.plan.params / sum(p.numel() for p in parent.parameters())
     )
     assert result.plan.budget == {"keep_macs": 0.5}
-    assert result.plan.widths["stem.0.weight[0]"] == 24  # the parent's, not those of the round before
+    assert result.plan.widths["stem.0.weight[0]"] == 24  # the parent's, not those of the step before
 
 
 def test_waypoints_are_evenly_spaced():
@@ -131,16 +131,16 @@ def test_the_same_seed_gives_the_same_plan_and_weights(parent):
 
 def test_validation_after_each_round_is_recorded(parent):
     scores = iter([0.5, 0.4, 0.3])
-    recipe = Recipe(rounds=3, widths=FREE)
-    result = cut_in_rounds(
+    recipe = Recipe(steps=3, widths=FREE)
+    result = cut_in_steps(
         parent, ANATOMY, Budget("keep_macs", 0.6), recipe, batches=IMAGES, validate=lambda _: next(scores)
     )
-    assert [each.score for each in result.rounds] == [0.5, 0.4, 0.3]
+    assert [each.score for each in result.steps] == [0.5, 0.4, 0.3]
     assert [score for _, score in result.plan.settings["cliff"]] == [0.5, 0.4, 0.3]
 
 
 def test_a_budget_above_the_model_cuts_nothing(parent):
-    result = cut_in_rounds(parent, ANATOMY, Budget("gmacs", 100.0), Recipe())
+    result = cut_in_steps(parent, ANATOMY, Budget("gmacs", 100.0), Recipe())
     assert result.plan.keep == {}
     assert result.plan.kept_macs == 1.0
     assert shapes(result.module) == shapes(parent)
@@ -150,14 +150,14 @@ def test_an_impossible_budget_says_what_is_possible(parent):
     recipe = Recipe(widths=Widths(8, 16))
     pattern = r"^cannot meet .* GMACs: .* GMACs remain with every group at its floor of 16 channels\. Raise"
     with pytest.raises(BudgetError, match=pattern):
-        cut_in_rounds(parent, ANATOMY, Budget("keep_macs", 0.1), recipe, batches=IMAGES)
+        cut_in_steps(parent, ANATOMY, Budget("keep_macs", 0.1), recipe, batches=IMAGES)
 
 
 def test_a_budget_that_reconstruction_cannot_reach_is_an_error(parent, monkeypatch):
     def keep_all(module, cost, *_, **__):
         return np.ones(cost.graph.channel_count, dtype=bool)
 
-    monkeypatch.setattr(rounds_module, "choose_by_reconstruction", keep_all)
+    monkeypatch.setattr(steps_module, "choose_by_reconstruction", keep_all)
     with pytest.raises(
         BudgetError, match=r"^cannot meet keep_macs=0\.5 by reconstruction: 100\.0 % of the macs"
     ):
@@ -165,7 +165,7 @@ def test_a_budget_that_reconstruction_cannot_reach_is_an_error(parent, monkeypat
 
 
 def test_a_module_whose_cut_is_not_exact_is_frozen_and_the_round_starts_again(parent, monkeypatch):
-    original, calls = rounds_module.cut_proven_, []
+    original, calls = steps_module.cut_proven_, []
 
     def fails_once(module, cost, keep, anatomy):
         calls.append(anatomy.inexact)
@@ -173,10 +173,10 @@ def test_a_module_whose_cut_is_not_exact_is_frozen_and_the_round_starts_again(pa
             raise EquivalenceError("the cut is not exact: differs.", freeze=("branch",))
         return original(module, cost, keep, anatomy)
 
-    monkeypatch.setattr(rounds_module, "cut_proven_", fails_once)
+    monkeypatch.setattr(steps_module, "cut_proven_", fails_once)
     result = cut(parent, 0.95)
     assert calls[:2] == [(), ("branch",)]
-    assert result.plan.settings["freeze"] == ["branch"]
+    assert result.plan.settings["keep_layers"] == ["branch"]
     assert "branch.0.weight[0]" not in result.plan.keep  # and so the stem, which it is added to
     assert "stem.0.weight[0]" not in result.plan.keep
 
@@ -185,7 +185,7 @@ def test_a_cut_that_is_never_exact_stops_the_run(parent, monkeypatch):
     def fails(*_):
         raise EquivalenceError("the cut is not exact: differs (first seen in 'stem').")
 
-    monkeypatch.setattr(rounds_module, "cut_proven_", fails)
+    monkeypatch.setattr(steps_module, "cut_proven_", fails)
     with pytest.raises(EquivalenceError, match=r"not exact: differs \(first seen in 'stem'\)\.$"):
         cut(parent, 0.8)
 
