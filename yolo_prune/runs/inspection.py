@@ -11,11 +11,11 @@ from torch import nn
 
 from yolo_prune.adapters.hosts import find_host
 from yolo_prune.cost import CostModel, channel_gradient
+from yolo_prune.criteria.weights import norm_scale_names
 from yolo_prune.cut.depth import saved_by_drop
 from yolo_prune.cut.proven import Anatomy, offered_blocks
 from yolo_prune.graph.groups import Group
 from yolo_prune.imgsz import ImageSize
-from yolo_prune.criteria.weights import norm_scale_names
 
 
 def inspect_all(

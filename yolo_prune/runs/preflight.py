@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import difflib
 
-import numpy as np
-
-from yolo_prune.options import BUDGETS, PruneConfig
-from yolo_prune.cut.budget import Budget
+from yolo_prune.adapters.stored import LoadedModel
+from yolo_prune.criteria.weights import CRITERIA
+from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.plan import check_possible
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.imgsz import ImageSize, rounded_up, size_text
+from yolo_prune.options import BUDGETS, PruneConfig
 from yolo_prune.recover.steps import RECONSTRUCTION
-from yolo_prune.criteria.weights import CRITERIA
-from yolo_prune.adapters.stored import LoadedModel
-from yolo_prune.cut.budget import one_budget
 
 _STRIDE = 32
 KNOWN_CRITERIA = ("auto", RECONSTRUCTION, *CRITERIA)

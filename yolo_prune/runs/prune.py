@@ -12,24 +12,24 @@ from torch import nn
 
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.checkpoint import fingerprint, load_detector, save_detector
-from yolo_prune.options import PruneConfig, make_config, to_yaml
-from yolo_prune.options.resume import ARGS_FILE, check_resumed
+from yolo_prune.adapters.hosts import file_of, find_host, guarding_host
+from yolo_prune.adapters.stored import LoadedModel, record_of_cut
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Widths
 from yolo_prune.device import resolve_device
-from yolo_prune.errors import CheckpointError, ConfigError, YoloPruneError
+from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize, plain_size
-from yolo_prune.runs.measure import Evaluated, measure_run
-from yolo_prune.adapters.hosts import file_of, find_host, guarding_host
-from yolo_prune.runs.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
+from yolo_prune.options import PruneConfig, make_config, to_yaml
+from yolo_prune.options.resume import ARGS_FILE, check_resumed
 from yolo_prune.progress import LOGGER
-from yolo_prune.train.randomness import seed_generators, untouched_randomness
 from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
 from yolo_prune.report import METRICS, RunReport, write_report
-from yolo_prune.adapters.stored import LoadedModel, record_of_cut
+from yolo_prune.runs.measure import Evaluated, measure_run
+from yolo_prune.runs.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
+from yolo_prune.train.randomness import seed_generators, untouched_randomness
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
         >>> result = prune("best.pt", data="data.yaml", keep_macs=0.5, epochs=20)  # doctest: +SKIP
         >>> result.report.rows[0].accuracy  # doctest: +SKIP
     """
-    return prune_from_config(make_config(PruneConfig, {"model": str(file_of(model)), "data": str(data), **options}))
+    return prune_from_config(
+        make_config(PruneConfig, {"model": str(file_of(model)), "data": str(data), **options})
+    )
 
 
 @guarding_host

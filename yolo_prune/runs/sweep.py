@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.options import PruneConfig, SweepConfig, to_yaml
-from yolo_prune.options.resume import ARGS_FILE, FREE_ON_RESUME, check_resumed
 from yolo_prune.errors import ConfigError, MissingRuntimeError, YoloPruneError
 from yolo_prune.files import write_text
+from yolo_prune.options import PruneConfig, SweepConfig, to_yaml
+from yolo_prune.options.resume import ARGS_FILE, FREE_ON_RESUME, check_resumed
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import RunReport, report_from_json
 from yolo_prune.report.intervals import accuracy_interval

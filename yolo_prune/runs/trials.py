@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from yolo_prune.files import replacing, write_text
-from yolo_prune.report.markdown import table_row
 from yolo_prune.report.intervals import PERCENT
+from yolo_prune.report.markdown import table_row
 
 OUTPUT = "sweep.json"
 

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from yolo_prune.runs.demo_data.parts import CLASS_NAMES
-from yolo_prune.runs.demo_data.scene import Scene, draw_scene
 from yolo_prune.errors import DataError
 from yolo_prune.files import replacing, write_text
 from yolo_prune.imgsz import size_text
 from yolo_prune.progress import track
+from yolo_prune.runs.demo_data.parts import CLASS_NAMES
+from yolo_prune.runs.demo_data.scene import Scene, draw_scene
 
 MARKER = "yolo_prune_demo.json"
 """Written first and completed last: tells a finished set from an interrupted one and from a user's folder."""

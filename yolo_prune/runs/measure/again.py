@@ -7,11 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.bench.runtimes.runtime import cpu_name
 from yolo_prune.adapters.checkpoint import load_detector
+from yolo_prune.adapters.hosts import find_host, guarding_host
+from yolo_prune.bench.runtimes.runtime import cpu_name
+from yolo_prune.device import resolve_device
 from yolo_prune.options import PruneConfig
 from yolo_prune.options.resume import ARGS_FILE, options_of_run
-from yolo_prune.device import resolve_device
+from yolo_prune.report import Row, RunReport, report_from_json
+from yolo_prune.report.rows import SPEED
+from yolo_prune.report.select import models as models_of
 from yolo_prune.runs.measure.speed import (
     BENCH_IMAGES,
     Timed,
@@ -22,10 +26,6 @@ from yolo_prune.runs.measure.speed import (
     speed_conditions,
     speed_warnings,
 )
-from yolo_prune.adapters.hosts import find_host, guarding_host
-from yolo_prune.report import Row, RunReport, report_from_json
-from yolo_prune.report.rows import SPEED
-from yolo_prune.report.select import models as models_of
 
 _FILES = {
     "parent": ("parent.pt",),

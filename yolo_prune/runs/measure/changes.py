@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from yolo_prune.options import BUDGETS, PruneConfig
 from yolo_prune.cost import count_parameters
+from yolo_prune.criteria.weights import norm_scale_names
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.imgsz import ImageSize
+from yolo_prune.options import BUDGETS, PruneConfig
 from yolo_prune.report import Histogram, LayerWidth, PlanSummary
-from yolo_prune.criteria.weights import norm_scale_names
 
 
 def plan_summary(

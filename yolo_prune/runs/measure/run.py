@@ -10,26 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from yolo_prune.adapters.hosts import find_host
 from yolo_prune.accuracy.task import Task
+from yolo_prune.adapters.hosts import find_host
 from yolo_prune.bench import Comparison
 from yolo_prune.bench.resolution import lower_resolutions
 from yolo_prune.bench.runtimes.runtime import cpu_name
-from yolo_prune.options import PruneConfig
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import BudgetError
 from yolo_prune.imgsz import ImageSize, is_square, longer_side, size_text
-from yolo_prune.runs.measure.changes import layer_widths, plan_summary, scale_histogram
-from yolo_prune.runs.measure.speed import (
-    BENCH_IMAGES,
-    Evaluated,
-    bench_models,
-    model_rows,
-    model_speedups,
-    models_to_time,
-    speed_conditions,
-    speed_warnings,
-)
+from yolo_prune.options import PruneConfig
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.steps import CutResult
 from yolo_prune.report import (
@@ -41,6 +30,17 @@ from yolo_prune.report import (
     Resampled,
     RunReport,
     StageAp,
+)
+from yolo_prune.runs.measure.changes import layer_widths, plan_summary, scale_histogram
+from yolo_prune.runs.measure.speed import (
+    BENCH_IMAGES,
+    Evaluated,
+    bench_models,
+    model_rows,
+    model_speedups,
+    models_to_time,
+    speed_conditions,
+    speed_warnings,
 )
 from yolo_prune.runs.workspace import Workspace
 

@@ -13,10 +13,10 @@ from torch import nn
 from yolo_prune.accuracy.task import Result
 from yolo_prune.bench import Comparison, compare
 from yolo_prune.bench.comparison import check_threads
-from yolo_prune.options import PruneConfig
 from yolo_prune.cost import count_macs, count_parameters
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.imgsz import ImageSize, height_width, size_text
+from yolo_prune.options import PruneConfig
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import Row, Speedup, make_row, with_timing
 
@@ -61,9 +61,7 @@ class Timed:
         return self.row.model != "int8" or (runtime, device) == INT8_RUNS_ON
 
 
-def models_to_time(
-    models: Sequence[Evaluated], failed: Mapping[str, str], channels: int
-) -> list[Timed]:
+def models_to_time(models: Sequence[Evaluated], failed: Mapping[str, str], channels: int) -> list[Timed]:
     """Return every model of a run with its cost and accuracy.
 
     Args:
