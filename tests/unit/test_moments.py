@@ -256,7 +256,7 @@ def test_what_is_read_behind_a_detached_map_is_not_felt(monkeypatch):
     monkeypatch.setattr(NoWayBack, "backward", staticmethod(lambda ctx, gradient: gradient))
     torch.manual_seed(0)
     net, images = Guarded(beside=True), torch.rand(2, 3, 8, 8)
-    graph = graph_of(net, images)
+    graph = graph_of(Guarded(beside=False), images)
     assert set(collect_moments(net, graph, [images], task=lambda out: out.pow(2).sum())) == {
         "mid.weight",
         "last.weight",
