@@ -18,10 +18,10 @@ from yolo_prune.adapters.ultralytics.data import calibration_batches
 from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_detector
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, distil_
-from yolo_prune.bench.images import centre_crop, to_input
 from yolo_prune.bench.parity import onnx_parity
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BenchmarkError, ConfigError, DataError
+from yolo_prune.runtimes.images import centre_crop, to_input
 
 SHAPE = (32, 64)
 

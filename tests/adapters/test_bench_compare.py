@@ -14,9 +14,9 @@ import torch
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.bench import compare, comparison
-from yolo_prune.bench.runtimes.runtime import Settings, open_runtime
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, DataError, MissingRuntimeError
 from yolo_prune.report.timings import markdown_table
+from yolo_prune.runtimes.runtime import Settings, open_runtime
 
 IMGSZ = 64
 
@@ -134,7 +134,9 @@ def test_control_measuring_a_checkpoint_imports_torch(weights):
 def test_a_compiled_network_is_what_runs(weights, monkeypatch, compiled):
     ran = []
     monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *args: (ran.append(args), call(*args))[1])
-    runtime = open_runtime("torch", weights / "tiny.pt", IMGSZ, Settings("cpu", 1, 1, compile=compiled))
+    runtime = open_runtime(
+        "torch", weights / "tiny.pt", IMGSZ, Settings("cpu", 1, 1, compile=compiled), load_detector
+    )
     output, _ = runtime.infer(torch.zeros(1, 3, IMGSZ, IMGSZ))
     assert (len(ran), output.shape[0]) == (int(compiled), 1)
 

@@ -20,8 +20,8 @@ from yolo_prune.adapters.ultralytics.classify import (
     resolve_classes,
 )
 from yolo_prune.adapters.ultralytics.tasks import open_task
-from yolo_prune.bench.images import centre_crop, to_input
 from yolo_prune.errors import CheckpointError, DataError
+from yolo_prune.runtimes.images import centre_crop, to_input
 
 NAMES = ("a", "bb", "ccc")
 

@@ -11,8 +11,8 @@ from yolo_prune import cli
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import int8
 from yolo_prune.adapters.ultralytics.int8 import export_int8
-from yolo_prune.bench.runtimes.onnxruntime import class_count
 from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
+from yolo_prune.runtimes.onnxruntime import class_count
 
 IMGSZ = 64
 

@@ -16,8 +16,8 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 # adapter inside the function that needs it.
 ORDER = (
     *("errors", "files", "imgsz", "progress", "device"),
-    *("graph", "cost", "cut", "criteria", "recover", "options", "train", "accuracy", "bench", "report"),
-    *("adapters", "runs", "cli", "__main__"),
+    *("graph", "cost", "cut", "criteria", "recover", "options", "train", "accuracy", "runtimes", "adapters"),
+    *("bench", "report", "runs", "cli", "__main__"),
 )
 HOSTS = ("ultralytics", "torchvision", "detectron2", "mayaku")
 HOST_CLASSES = {

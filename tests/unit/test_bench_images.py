@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from yolo_prune.bench.images import (
+from yolo_prune.errors import DataError
+from yolo_prune.runtimes.images import (
     MAX_DETECTIONS,
     centre_crop,
     detect,
@@ -15,7 +16,6 @@ from yolo_prune.bench.images import (
     suppress,
     to_input,
 )
-from yolo_prune.errors import DataError
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 480), (64, 64), (37, 501)])

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_prune.runtimes.images import Image
+from yolo_prune.runtimes.runtime import Runtime
+
 PERCENTILES = (10, 50, 90, 99)
 FIELDS = ("latency_ms", "pre_ms", "net_ms", "post_ms", "cpu_ms")
 WARM_UP_STEPS = 3
@@ -61,6 +64,42 @@ class Ratio:
 
     def __str__(self) -> str:
         return f"{self.value:.2f}x [{self.low:.2f}, {self.high:.2f}]"
+
+
+def make_stepper(
+    runtime: Runtime, images: Sequence[Image], batch: int, clock: Clock, cpu_clock: Clock
+) -> Stepper:
+    """Return a function that runs one batch and times its phases.
+
+    Args:
+        runtime: The loaded model.
+        images: Images to take in turn: step k uses images k * batch, ... modulo their number.
+        batch: Images per step.
+        clock: Wall clock in seconds.
+        cpu_clock: CPU time of the process in seconds.
+
+    Returns:
+        The stepper.
+    """
+
+    def step(index: int) -> Step:
+        chosen = [images[(index * batch + offset) % len(images)] for offset in range(batch)]
+        cpu_start, start = cpu_clock(), clock()
+        inputs = runtime.preprocess(chosen)
+        prepared = clock()
+        output, device_ms = runtime.infer(inputs)
+        inferred = clock()
+        runtime.postprocess(output)
+        end, cpu_end = clock(), cpu_clock()
+        return Step(
+            latency_ms=1e3 * (end - start),
+            pre_ms=1e3 * (prepared - start),
+            net_ms=1e3 * (inferred - prepared) if device_ms is None else device_ms,
+            post_ms=1e3 * (end - inferred),
+            cpu_ms=1e3 * (cpu_end - cpu_start),
+        )
+
+    return step
 
 
 def warm_up(stepper: Stepper, clock: Clock) -> float:

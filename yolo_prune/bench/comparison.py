@@ -17,10 +17,10 @@ import numpy as np
 
 import yolo_prune.errors
 from yolo_prune.bench.results import Comparison, Timing, compare_samples, summarise
-from yolo_prune.bench.runtimes.runtime import Settings, available_cpus, check_runtime, cpu_name, parse_device
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, YoloPruneError
 from yolo_prune.imgsz import ImageSize, height_width, read_size, size_text
 from yolo_prune.progress import LOGGER, track
+from yolo_prune.runtimes.runtime import Settings, available_cpus, check_runtime, cpu_name, parse_device
 
 DEFAULT_SECONDS = 6.0
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from yolo_prune.bench.images import holds_queries
-from yolo_prune.bench.runtimes.onnxruntime import open_runtime
-from yolo_prune.bench.runtimes.pytorch import first_tensor, fuse
-from yolo_prune.bench.runtimes.runtime import Settings
 from yolo_prune.imgsz import ImageSize, height_width
+from yolo_prune.runtimes.images import holds_queries
+from yolo_prune.runtimes.onnxruntime import open_runtime
+from yolo_prune.runtimes.pytorch import first_tensor, fuse
+from yolo_prune.runtimes.runtime import Settings
 
 if TYPE_CHECKING:
     from yolo_prune.adapters.stored import LoadedModel

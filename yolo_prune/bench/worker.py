@@ -18,11 +18,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from yolo_prune.bench.clock import measure, plan_schedule, warm_up
-from yolo_prune.bench.images import Image, import_cv2, load_images
-from yolo_prune.bench.runtimes.runtime import DeviceUnavailableError, Settings, make_stepper, open_runtime
+from yolo_prune.bench.clock import make_stepper, measure, plan_schedule, warm_up
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.imgsz import read_size
+from yolo_prune.runtimes.images import Image, import_cv2, load_images
+from yolo_prune.runtimes.runtime import DeviceUnavailableError, Settings, open_runtime
 
 
 def main() -> int:
@@ -68,6 +68,14 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
 
         for host in hosts():
             host.import_classes(request["imports"])
+
+    def load(path: Path) -> Any:
+        from yolo_prune.adapters.checkpoint import (
+            load_detector,  # torch and a host, which a file does without
+        )
+
+        return load_detector(path, trust=settings.trust)
+
     import_cv2().setNumThreads(settings.threads)
     paths = None if request["images"] is None else [Path(path) for path in request["images"]]
     images: dict[int, list[Image]] = {}
@@ -76,7 +84,7 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
     steppers = {}
     for name, candidate in request["candidates"].items():
         runtime = open_runtime(
-            request["runtime"], Path(candidate["path"]), read_size(candidate["imgsz"]), settings
+            request["runtime"], Path(candidate["path"]), read_size(candidate["imgsz"]), settings, load
         )
         phases[runtime.phases] = None
         facts[name] = {**runtime.facts, "batch": settings.batch, "imgsz": candidate["imgsz"]}

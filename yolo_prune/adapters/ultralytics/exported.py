@@ -169,8 +169,8 @@ def _read_onnx(path: Path) -> dict[str, Any]:
     """Read the metadata of an ONNX file, and from its graph what the input really is."""
     import onnxruntime
 
-    from yolo_prune.bench.runtimes.onnxruntime import open_session
-    from yolo_prune.bench.runtimes.runtime import Settings
+    from yolo_prune.runtimes.onnxruntime import open_session
+    from yolo_prune.runtimes.runtime import Settings
 
     session = open_session(onnxruntime, path, Settings("cpu", 1, 1))
     found = dict(session.get_modelmeta().custom_metadata_map)

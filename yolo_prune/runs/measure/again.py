@@ -9,7 +9,6 @@ from typing import Any
 
 from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.hosts import find_host, guarding_host
-from yolo_prune.bench.runtimes.runtime import cpu_name
 from yolo_prune.device import resolve_device
 from yolo_prune.options import PruneConfig
 from yolo_prune.options.resume import ARGS_FILE, options_of_run
@@ -26,6 +25,7 @@ from yolo_prune.runs.measure.speed import (
     speed_conditions,
     speed_warnings,
 )
+from yolo_prune.runtimes.runtime import cpu_name
 
 _FILES = {
     "parent": ("parent.pt",),

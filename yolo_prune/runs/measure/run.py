@@ -14,7 +14,6 @@ from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.hosts import find_host
 from yolo_prune.bench import Comparison
 from yolo_prune.bench.resolution import lower_resolutions
-from yolo_prune.bench.runtimes.runtime import cpu_name
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import BudgetError
 from yolo_prune.imgsz import ImageSize, is_square, longer_side, size_text
@@ -43,6 +42,7 @@ from yolo_prune.runs.measure.speed import (
     speed_warnings,
 )
 from yolo_prune.runs.workspace import Workspace
+from yolo_prune.runtimes.runtime import cpu_name
 
 _STEEP = 0.25
 

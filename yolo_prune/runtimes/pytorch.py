@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolo_prune.bench.images import CLASSIFIER, DETECTOR, Detections, Image, Surroundings, detect, to_input
-from yolo_prune.bench.runtimes.runtime import DeviceUnavailableError, Settings, cpu_name, device_index
 from yolo_prune.errors import ConfigError, MissingRuntimeError
 from yolo_prune.imgsz import ImageSize
+from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Detections, Image, Surroundings, detect, to_input
+from yolo_prune.runtimes.runtime import DeviceUnavailableError, Loader, Settings, cpu_name, device_index
 
 if TYPE_CHECKING:
     import torch
@@ -85,13 +85,14 @@ def first_tensor(output: Any) -> torch.Tensor:
     return tensor
 
 
-def open_runtime(path: Path, imgsz: ImageSize, settings: Settings) -> TorchRuntime:
+def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader) -> TorchRuntime:
     """Load a checkpoint, fold its BatchNorm and pin the threads.
 
     Args:
         path: The checkpoint; its file is not touched.
         imgsz: Size of the network input, in pixels.
         settings: Device, threads, batch, half, compile, trust.
+        load: Loads the checkpoint.
 
     Returns:
         The runtime.
@@ -106,14 +107,12 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings) -> TorchRunti
         import torch
     except ImportError as error:
         raise MissingRuntimeError("the 'torch' runtime is not installed: pip install torch.") from error
-    from yolo_prune.adapters.checkpoint import load_detector
-
     if path.suffix == ".onnx":
         raise ConfigError(f"the 'torch' runtime cannot run '{path}'. Give the checkpoint or use onnxruntime.")
     if settings.half and settings.device == "cpu":
         raise ConfigError("half=true needs a CUDA device, got device=cpu.")
     check_device(torch, settings.device)
-    opened = load_detector(path, trust=settings.trust)
+    opened = load(path)
     module = fuse(opened.module).to(settings.device)
     module = module.half() if settings.half else module
     if settings.compile:

@@ -1,4 +1,4 @@
-"""What a runtime must offer to be measured, and the stepper that reads the clocks around it."""
+"""What a runtime must offer to be measured, and which ones there are."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import difflib
 import importlib
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from yolo_prune.bench.clock import Clock, Step, Stepper
-from yolo_prune.bench.images import Detections, Image
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
+from yolo_prune.runtimes.images import Detections, Image
 
 RUNTIMES: Mapping[str, str] = {
-    "torch": "yolo_prune.bench.runtimes.pytorch",
-    "onnxruntime": "yolo_prune.bench.runtimes.onnxruntime",
+    "torch": "yolo_prune.runtimes.pytorch",
+    "onnxruntime": "yolo_prune.runtimes.onnxruntime",
 }
 """Runtime by name -> the module whose ``open_runtime`` loads a model into it."""
+
+
+Loader = Callable[[Path], Any]
+"""Loads a checkpoint: returns its ``module`` (float32, evaluation mode), ``task``, ``channels`` and ``names``."""
 
 
 class DeviceUnavailableError(Exception):
@@ -76,7 +79,7 @@ def check_runtime(name: str) -> None:
         raise ConfigError(f"unknown runtime '{name}', expected one of {', '.join(RUNTIMES)}.{hint}")
 
 
-def open_runtime(name: str, path: Path, imgsz: ImageSize, settings: Settings) -> Runtime:
+def open_runtime(name: str, path: Path, imgsz: ImageSize, settings: Settings, load: Loader) -> Runtime:
     """Load a model into a runtime.
 
     Args:
@@ -84,6 +87,7 @@ def open_runtime(name: str, path: Path, imgsz: ImageSize, settings: Settings) ->
         path: A checkpoint for torch, an ONNX file for onnxruntime.
         imgsz: Size of the network input, in pixels.
         settings: Device, threads, batch.
+        load: Loads a checkpoint, for a runtime that runs it in its own framework.
 
     Returns:
         The runtime, ready to run.
@@ -94,7 +98,7 @@ def open_runtime(name: str, path: Path, imgsz: ImageSize, settings: Settings) ->
         DeviceUnavailableError: The device is not there.
     """
     check_runtime(name)
-    opened: Runtime = importlib.import_module(RUNTIMES[name]).open_runtime(path, imgsz, settings)
+    opened: Runtime = importlib.import_module(RUNTIMES[name]).open_runtime(path, imgsz, settings, load)
     return opened
 
 
@@ -133,39 +137,3 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def make_stepper(
-    runtime: Runtime, images: Sequence[Image], batch: int, clock: Clock, cpu_clock: Clock
-) -> Stepper:
-    """Return a function that runs one batch and times its phases.
-
-    Args:
-        runtime: The loaded model.
-        images: Images to take in turn: step k uses images k * batch, ... modulo their number.
-        batch: Images per step.
-        clock: Wall clock in seconds.
-        cpu_clock: CPU time of the process in seconds.
-
-    Returns:
-        The stepper.
-    """
-
-    def step(index: int) -> Step:
-        chosen = [images[(index * batch + offset) % len(images)] for offset in range(batch)]
-        cpu_start, start = cpu_clock(), clock()
-        inputs = runtime.preprocess(chosen)
-        prepared = clock()
-        output, device_ms = runtime.infer(inputs)
-        inferred = clock()
-        runtime.postprocess(output)
-        end, cpu_end = clock(), cpu_clock()
-        return Step(
-            latency_ms=1e3 * (end - start),
-            pre_ms=1e3 * (prepared - start),
-            net_ms=1e3 * (inferred - prepared) if device_ms is None else device_ms,
-            post_ms=1e3 * (end - inferred),
-            cpu_ms=1e3 * (cpu_end - cpu_start),
-        )
-
-    return step

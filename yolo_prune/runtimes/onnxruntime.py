@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.bench.images import CLASSIFIER, DETECTOR, Detections, Image, detect, to_input
-from yolo_prune.bench.runtimes.runtime import DeviceUnavailableError, Settings, cpu_name, device_index
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.imgsz import ImageSize, height_width, size_text
+from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Detections, Image, detect, to_input
+from yolo_prune.runtimes.runtime import DeviceUnavailableError, Loader, Settings, cpu_name, device_index
 
 CUDA = "CUDAExecutionProvider"
 
@@ -46,13 +46,14 @@ class OnnxRuntime:
         return detect(output.astype(np.float32, copy=False), self._classes)
 
 
-def open_runtime(path: Path, imgsz: ImageSize, settings: Settings) -> OnnxRuntime:
+def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader | None = None) -> OnnxRuntime:
     """Load an ONNX file with a pinned number of threads that do not spin while they wait.
 
     Args:
         path: The exported file.
         imgsz: Size of the network input, in pixels.
         settings: Device, threads, batch.
+        load: Not needed: the file is all there is to load.
 
     Returns:
         The runtime.
