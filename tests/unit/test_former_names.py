@@ -7,6 +7,7 @@ from collections import defaultdict
 import pytest
 import torch
 from torch import nn
+from ultralytics.models.yolo.detect import DetectionTrainer
 
 import yolo_prune
 from yolo_prune import cli
@@ -54,7 +55,7 @@ def test_a_former_keyword_from_python_is_answered_with_the_present_one():
         (lambda: yolo_prune.prune("best.pt", data="d.yaml", keep_macs=0.5, rounds=6), FORMER[0]),
         (lambda: yolo_prune.prune("best.pt", data="d.yaml", keep_macs=0.5, freeze=["0"]), FORMER[1]),
         (lambda: yolo_prune.attach(host, keep_macs=0.5, rounds=2), FORMER[3]),
-        (lambda: yolo_prune.inrun_trainer(object, keep_macs=0.5, rounds=2), FORMER[3]),
+        (lambda: yolo_prune.inrun_trainer(DetectionTrainer, keep_macs=0.5, rounds=2), FORMER[3]),
     ]
     for call, (_, key, _, told) in calls:
         with pytest.raises(ConfigError) as caught:
