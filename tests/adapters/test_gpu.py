@@ -19,7 +19,7 @@ from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.bench import compare
 from yolo_prune.cost import count_parameters
 from yolo_prune.criteria.moments import collect_moments
-from yolo_prune.criteria.weights import CRITERIA
+from yolo_prune.criteria.weights import SCORES
 from yolo_prune.recover.fold import recalibrate_bn_
 
 GPU = "cuda:0"
@@ -105,7 +105,7 @@ def test_moments_statistics_and_scores_are_those_of_the_cpu(exact):
     for name, moments in expected.items():
         scale = np.abs(moments.second).max()
         np.testing.assert_allclose(found[name].second, moments.second, rtol=1e-2, atol=1e-3 * scale)
-    for name, criterion in CRITERIA.items():
+    for name, criterion in SCORES.items():
         np.testing.assert_allclose(criterion(there, graph, 0), criterion(here, graph, 0), err_msg=name)
     recalibrate_bn_(here, batches), recalibrate_bn_(there, batches)
     statistics = there.state_dict()

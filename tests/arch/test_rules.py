@@ -16,7 +16,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 # adapter inside the function that needs it.
 ORDER = (
     *("errors", "files", "imgsz", "progress", "device"),
-    *("graph", "cost", "cut", "criteria", "recover", "options", "train", "accuracy", "runtimes", "adapters"),
+    *("graph", "cost", "cut", "criteria", "recover", "runtimes", "options", "train", "accuracy", "adapters"),
     *("bench", "report", "runs", "cli", "__main__"),
 )
 HOSTS = ("ultralytics", "torchvision", "detectron2", "mayaku")

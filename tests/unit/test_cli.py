@@ -1,6 +1,7 @@
 """The command line: help, errors in a sentence with exit code 2, and one stage called per command."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -8,11 +9,16 @@ import types
 
 import pytest
 
+import yolo_prune
 from yolo_prune.cli import commands
 from yolo_prune.cli import entry as cli
+from yolo_prune.cli.tables import aligned_table
+from yolo_prune.criteria import CRITERIA, RECONSTRUCTION
+from yolo_prune.criteria.weights import SCORES
 from yolo_prune.errors import BudgetError
 from yolo_prune.options import PruneConfig, TrainConfig, make_config
-from yolo_prune.options.fields import option_fields
+from yolo_prune.options.common import TITLES
+from yolo_prune.options.fields import is_required, option_fields
 
 PRUNE = ["prune", "model=best.pt", "data=d.yaml", "keep_macs=0.5"]
 
@@ -45,23 +51,71 @@ def test_help_lists_every_command(capsys, words):
         assert f"  {name:<8} {command.summary}" in out
 
 
+def titled(out):
+    """Return the lines of a help by the title that they stand under."""
+    found, title = {}, ""
+    for line in out.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            title = line[:-1]
+        found.setdefault(title, []).append(line)
+    return found
+
+
+def entry_of(lines, key):
+    """Return what a help says of an option, on one line."""
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"  {key}="))
+    more = itertools.takewhile(lambda line: line.startswith("   "), lines[start + 1 :])
+    return " ".join(" ".join([lines[start], *more]).split())
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_of_a_command_lists_every_option_with_its_documentation(capsys, name, flag):
+def test_help_of_a_command_lists_every_option_once_under_its_title(capsys, name, flag):
     code, out, _ = run(capsys, [name, flag])
     assert code == 0
+    groups = titled(out)
+    assert [title for title in groups if title in TITLES] == [title for title in TITLES if title in groups]
     for key, field in option_fields(cli.COMMANDS[name].kind).items():
-        line = next(line for line in out.splitlines() if line.startswith(f"  {key}="))
-        assert field.metadata["help"] in line
+        holders = [title for title, lines in groups.items() for line in lines if line.startswith(f"  {key}=")]
+        assert holders == [field.metadata["group"]]
+        said = entry_of(groups[holders[0]], key)
+        assert field.metadata["help"] in said
+        assert all(str(choice).lower() in said for choice in field.metadata["choices"])
+        assert said.endswith("(required)") == is_required(field)
+    assert all(len(line) <= 110 for line in out.splitlines() if "Example:" not in line)
     assert cli.COMMANDS[name].example in out
 
 
 def test_help_shows_defaults_and_choices(capsys):
-    _, out, _ = run(capsys, ["prune", "-h"])
-    assert "imgsz=INT|H,W " in out
-    assert "(default 12)" in out
-    assert "split=val|test|train" in out
-    assert "(default torch,onnxruntime)" in out
+    groups = titled(run(capsys, ["prune", "-h"])[1])
+    assert entry_of(groups["What to cut"], "steps").endswith("on the way to the budget (default 12)")
+    assert entry_of(groups["What to cut"], "criterion").endswith(
+        "; one of auto, reconstruction, bn_scale, l1, l2, lamp, fpgm, random (default auto)"
+    )
+    assert "imgsz=INT|H,W " in entry_of(groups["Model and data"], "imgsz")
+    assert "split=val|test|train " in entry_of(groups["Measuring"], "split")
+    assert entry_of(groups["Measuring"], "runtimes").startswith("runtimes=torch|onnxruntime ")
+    assert entry_of(groups["Measuring"], "runtimes").endswith("(default torch,onnxruntime)")
+    groups = titled(run(capsys, ["train", "-h"])[1])
+    assert entry_of(groups["When to cut"], "prune_at").startswith("prune_at=late|auto|FLOAT ")
+    assert entry_of(groups["Sparse epochs"], "sparsify").startswith("sparsify=auto|off|FLOAT ")
+
+
+def test_the_criteria_that_the_help_lists_are_those_there_are():
+    assert {RECONSTRUCTION, *SCORES} == set(CRITERIA)
+    assert len(CRITERIA) == 1 + len(SCORES)
+
+
+def test_an_option_that_several_commands_have_stands_under_one_title():
+    groups = {}
+    for command in cli.COMMANDS.values():
+        for key, field in option_fields(command.kind).items():
+            groups.setdefault(key, set()).add(field.metadata["group"])
+    several = {key: found for key, found in groups.items() if len(found) > 1}
+    assert several == {
+        "calibration_images": {"Recovery without training", "File"},  # export makes nothing but the file
+        "quantize": {"Measuring", "File"},
+    }
 
 
 def test_the_examples_of_the_help_are_valid():
@@ -74,7 +128,7 @@ def test_the_examples_of_the_help_are_valid():
 def test_version_names_the_versions_in_use(capsys):
     code, out, _ = run(capsys, ["--version"])
     assert code == 0
-    assert out.startswith(f"yolo-prune {cli.__version__} (Python 3.")
+    assert out.startswith(f"yolo-prune {yolo_prune.__version__} (Python 3.")
     assert "torch " in out
     assert "ultralytics " in out
 
@@ -272,18 +326,24 @@ def test_models_are_called_by_the_shortest_name_that_tells_them_apart(paths, nam
 
 
 def test_a_long_list_in_a_table_is_cut_and_counted():
-    text = commands.aligned_table([{"members": [f"model.{index}.conv" for index in range(40)]}])
+    text = aligned_table([{"members": [f"model.{index}.conv" for index in range(40)]}])
     assert text.endswith(", ... (40)")
     assert len(text.splitlines()[1]) < 80
 
 
-def test_help_and_version_import_no_torch():
+def test_help_version_and_errors_in_the_options_import_no_torch():
     code = (
-        "import sys; from yolo_prune.cli.entry import main; main(['-h']); main(['prune', '-h']);"
-        "main(['--version']);"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'ultralytics')))"
+        "import sys; from yolo_prune.cli.entry import COMMANDS, main; main(['-h']); main(['--version']);"
+        "[main([name, '-h']) for name in COMMANDS];"
+        f"codes = [main([*{PRUNE}, wrong]) for wrong in ('criterion=bn_scal', 'rounds=3', 'runtimes=tensorrt')];"
+        "sys.exit(codes != [2, 2, 2] or any(name in sys.modules for name in ('torch', 'numpy', 'ultralytics')))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[0] == (
+        "yolo-prune: error: criterion must be one of 'auto', 'reconstruction', 'bn_scale', 'l1', 'l2', 'lamp', 'fpgm', "
+        "'random', got 'bn_scal'. Did you mean 'bn_scale'?"
+    )
 
 
 def test_the_package_runs_as_a_module():

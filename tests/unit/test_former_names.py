@@ -13,6 +13,7 @@ import yolo_prune
 from yolo_prune import cli
 from yolo_prune.adapters.stored import METADATA_KEY
 from yolo_prune.adapters.ultralytics.training.history import RUN_KEY
+from yolo_prune.cli.registry import COMMANDS
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import ConfigError
 from yolo_prune.options import PruneConfig, SweepConfig, make_config, to_yaml
@@ -66,8 +67,8 @@ def test_a_former_keyword_from_python_is_answered_with_the_present_one():
 
 
 def test_words_that_mean_what_they_always_meant_stay():
-    assert make_config(cli.entry.COMMANDS["bench"].kind, ["model=a.pt", "rounds=3"]).rounds == 3
-    assert make_config(cli.entry.COMMANDS["train"].kind, [*WORDS, "freeze=3"]).train_args == {"freeze": 3}
+    assert make_config(COMMANDS["bench"].kind, ["model=a.pt", "rounds=3"]).rounds == 3
+    assert make_config(COMMANDS["train"].kind, [*WORDS, "freeze=3"]).train_args == {"freeze": 3}
 
 
 @pytest.mark.parametrize(("kind", "keys"), [(PruneConfig, ("rounds", "freeze")), (SweepConfig, ("rounds",))])

@@ -11,7 +11,7 @@ from torch import nn
 
 from yolo_prune.cost import cost_model
 from yolo_prune.criteria.moments import collect_moments
-from yolo_prune.criteria.weights import CRITERIA
+from yolo_prune.criteria.weights import SCORES
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.optimizer import follow_cut
 from yolo_prune.cut.proven import Anatomy
@@ -56,13 +56,13 @@ def test_the_stand_in_refuses_what_a_gpu_refuses():
             weight + torch.ones(2)
 
 
-@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("name", SCORES)
 def test_every_criterion_scores_a_module_that_is_elsewhere(name):
     module = small()
     graph = trace_groups(module, EXAMPLE)
-    expected = CRITERIA[name](module, graph, 0)
+    expected = SCORES[name](module, graph, 0)
     with OtherDevice():
-        assert np.array_equal(CRITERIA[name](move_(module), graph, 0), expected)
+        assert np.array_equal(SCORES[name](move_(module), graph, 0), expected)
 
 
 def test_a_model_is_cut_and_recovered_where_it_is_and_images_come_a_batch_at_a_time():

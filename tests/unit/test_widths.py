@@ -9,7 +9,7 @@ from nets import Net, conv, group_of
 from torch import nn
 
 from yolo_prune.cost import cost_model
-from yolo_prune.criteria.weights import CRITERIA
+from yolo_prune.criteria.weights import SCORES
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import check_possible, choose_channels
 from yolo_prune.cut.proven import Anatomy
@@ -55,7 +55,7 @@ def shares(cost, keep):
 def chosen(criterion, budget, widths):
     net = pyramid()
     cost = cost_model(trace_groups(net, X), net)
-    scores = CRITERIA[criterion](net, cost.graph, 0)
+    scores = SCORES[criterion](net, cost.graph, 0)
     keep = choose_channels(cost, scores, Budget("keep_macs", budget), widths=widths)
     return shares(cost, keep), cost.macs(keep) / cost.macs(np.ones_like(keep))
 
@@ -84,7 +84,7 @@ def test_channels_that_are_switched_off_go_whatever_the_default_floor():
     net = pyramid()
     net.deep[2][1].weight.data[16:] = 1e-4  # 15 of 16 channels, as sparse training leaves a layer
     cost = cost_model(trace_groups(net, X), net)
-    scores = CRITERIA["bn_scale"](net, cost.graph, 0)
+    scores = SCORES["bn_scale"](net, cost.graph, 0)
     keep = choose_channels(cost, scores, Budget("keep_macs", 0.5))
     assert keep[group_of(cost.graph, "deep.2").channels].sum() == 16
     keep = choose_channels(cost, scores, Budget("keep_macs", 0.5), widths=Widths(min_keep=0.25))
@@ -180,20 +180,20 @@ def test_a_layer_without_norm_is_worth_what_its_weights_and_its_readers_say():
         net[3].weight[:, 3] *= 3.0
     graph = trace_groups(net, X)
     channels = group_of(graph, "1").channels
-    worth = CRITERIA["bn_scale"](net, graph, 0)[channels]
+    worth = SCORES["bn_scale"](net, graph, 0)[channels]
     assert worth[0] == worth[1] == 0.0
     assert {2, 3} == set(np.argsort(worth)[-2:].tolist())
     assert worth.mean() == pytest.approx(net[0][1].weight.detach().mean().item(), rel=0.2)
     with torch.no_grad():
         net[1].weight *= 100.0  # the reader may undo any scale
         net[3].weight /= 100.0
-    assert np.allclose(CRITERIA["bn_scale"](net, graph, 0)[channels], worth)
+    assert np.allclose(SCORES["bn_scale"](net, graph, 0)[channels], worth)
 
 
 def test_a_network_without_any_norm_is_ranked_too():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 4, 1))
     graph = trace_groups(net, X)
-    worth = CRITERIA["bn_scale"](net, graph, 0)[group_of(graph, "0").channels]
+    worth = SCORES["bn_scale"](net, graph, 0)[group_of(graph, "0").channels]
     assert len(set(worth.tolist())) == 32
     assert worth.mean() == pytest.approx(1.0, rel=0.2)

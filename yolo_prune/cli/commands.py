@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from yolo_prune.adapters.hosts import find_host, guarding_host
+from yolo_prune.cli.tables import aligned_table
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize, plain_size, size_text
@@ -34,7 +35,6 @@ from yolo_prune.report.metric import METRICS
 if TYPE_CHECKING:
     from yolo_prune.adapters.stored import LoadedModel
 
-_LONGEST_CELL = 60
 _ANSWERS: ContextVar[IO[str] | None] = ContextVar("_ANSWERS", default=None)
 
 
@@ -271,42 +271,6 @@ def short_names(paths: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(paths)
-
-
-def aligned_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as columns of text, numbers to the right; the keys of the first row are the header."""
-    if not rows:
-        return "(none)"
-    header = list(rows[0])
-    body = [[_cell(row.get(key)) for key in header] for row in rows]
-    numeric = [all(isinstance(row.get(key), (int, float, type(None))) for row in rows) for key in header]
-    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
-    lines = []
-    for line in [header, *body]:
-        cells = zip(line, widths, numeric, strict=True)
-        lines.append("  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in cells).rstrip())
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return " ".join(f"{key}={_cell(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        text = ", ".join(_cell(item) for item in value)
-        return (
-            text
-            if len(text) <= _LONGEST_CELL
-            else f"{text[:_LONGEST_CELL].rpartition(',')[0]}, ... ({len(value)})"
-        )
-    return str(value)
 
 
 def _write_json(path: str | None, content: object) -> None:

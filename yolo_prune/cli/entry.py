@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import importlib.metadata
 import os
-import platform
 import sys
 import traceback
-import typing
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from yolo_prune import __version__
-from yolo_prune import options as configs
-from yolo_prune.adapters.hosts import hosts
 from yolo_prune.cli import commands
+from yolo_prune.cli.help import command_help, general_help, version_text
+from yolo_prune.cli.registry import COMMANDS
 from yolo_prune.errors import ConfigError, YoloPruneError
-from yolo_prune.options.fields import REST, is_required, option_fields, parse_overrides
+from yolo_prune.options import make_config
+from yolo_prune.options.fields import option_fields, parse_overrides
 from yolo_prune.progress import log_to_console
 
 OK, FAILED, STOPPED = 0, 2, 130
@@ -40,74 +34,6 @@ _UNEXPECTED = (
     TypeError,
     ValueError,
 )
-
-
-@dataclass(frozen=True)
-class Command:
-    """A word of the command line: its options, what it calls, and what the help says of it."""
-
-    kind: type[Any]
-    call: Callable[[Any], None]
-    summary: str
-    example: str
-
-
-COMMANDS = {
-    "prune": Command(
-        configs.PruneConfig,
-        commands.prune,
-        "cut a model to a budget, recover its accuracy, prove and measure what it cost",
-        "yolo-prune prune model=best.pt data=data.yaml keep_macs=0.5 epochs=20",
-    ),
-    "train": Command(
-        configs.TrainConfig,
-        commands.train,
-        "train like yolo train, and prune inside the training; go on with a pruned model",
-        "yolo-prune train model=yolo11n.pt data=data.yaml epochs=100 imgsz=640 keep_macs=0.5",
-    ),
-    "sweep": Command(
-        configs.SweepConfig,
-        commands.sweep,
-        "prune to many budgets, draw accuracy against speed, pick the model under a constraint",
-        "yolo-prune sweep model=best.pt data=data.yaml keep_macs=0.8,0.65,0.5 epochs=20 max_ap_drop=0.01",
-    ),
-    "eval": Command(
-        configs.EvalConfig,
-        commands.evaluate,
-        "COCO AP of a detector beside the host's own number; top-1 and top-5 of a classifier",
-        "yolo-prune eval model=best.pt data=data.yaml split=test",
-    ),
-    "bench": Command(
-        configs.BenchConfig,
-        commands.bench,
-        "latency and FPS of models against each other",
-        "yolo-prune bench model=parent.pt,pruned.pt imgsz=320 threads=1",
-    ),
-    "export": Command(
-        configs.ExportConfig,
-        commands.export,
-        "an ONNX file, in 32 or 8 bits, and how far it is from its checkpoint",
-        "yolo-prune export model=best.pt data=data.yaml quantize=8",
-    ),
-    "inspect": Command(
-        configs.InspectConfig,
-        commands.inspect,
-        "which channels belong together, what they cost, and what is frozen and why",
-        "yolo-prune inspect model=best.pt",
-    ),
-    "report": Command(
-        configs.ReportConfig,
-        commands.report,
-        "write the report of a run again",
-        "yolo-prune report run=runs/prune/prune",
-    ),
-    "demo": Command(
-        configs.DemoConfig,
-        commands.demo,
-        "train, prune and retrain a small detector on a data set that the package draws itself",
-        "yolo-prune demo",
-    ),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,7 +89,7 @@ def _dispatch(words: list[str]) -> int:
         return OK
     command = COMMANDS[name]
     rest = _host_words(rest) if name == "train" else rest
-    config = configs.make_config(command.kind, parse_overrides(rest))
+    config = make_config(command.kind, parse_overrides(rest))
     log_to_console(config.verbose)
     with commands.answers_alone_on_stdout():
         command.call(config)
@@ -210,97 +136,3 @@ def _where_it_stopped(words: Sequence[str]) -> str:
 
 def _complain(message: str) -> None:
     sys.stderr.write(f"yolo-prune: {message}\n")
-
-
-def version_text() -> str:
-    """Return the package's version and those that its numbers depend on, without importing them."""
-    found = [f"Python {platform.python_version()}"]
-    for name in ("torch", *(package for host in hosts() for package in host.packages)):
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{name} not installed")
-    return f"yolo-prune {__version__} ({', '.join(found)})"
-
-
-def general_help() -> str:
-    """Return the commands, one a line, and how to go on."""
-    lines = [f"  {name:<8} {command.summary}" for name, command in COMMANDS.items()]
-    examples = [f"  {COMMANDS[name].example}" for name in ("prune", "demo")]
-    return "\n".join(
-        [
-            "yolo-prune COMMAND key=value ...   (--key value means the same)",
-            "",
-            "Commands:",
-            *lines,
-            "",
-            "Examples:",
-            *examples,
-            "",
-            "yolo-prune COMMAND -h lists the options of a command; cfg=FILE.yaml reads them from a recipe.",
-            "Commas separate the items of a list; quotes keep one in an item: model='\"a,b.pt\",c.pt'.",
-            "yolo-prune --version names the versions in use.",
-        ]
-    )
-
-
-def command_help(name: str) -> str:
-    """Return the options of a command, made from the documentation of its fields."""
-    command = COMMANDS[name]
-    hints = typing.get_type_hints(command.kind)
-    fields = option_fields(command.kind)
-    required = {key: field for key, field in fields.items() if is_required(field)}
-    optional = {key: field for key, field in fields.items() if key not in required}
-    width = max(len(f"{key}={_type_name(hints[key], field)}") for key, field in fields.items())
-    lines = [f"yolo-prune {name}: {command.summary}", ""]
-    for title, group in (("Required:", required), ("Options:", optional)):
-        if group:
-            lines += [title, *(_option_line(key, field, hints[key], width) for key, field in group.items())]
-    lines.append(f"  {'cfg=FILE':<{width}}  recipe with any of these keys; the command line wins")
-    if any(field.name == REST for field in dataclasses.fields(command.kind)):
-        lines += [
-            "",
-            "Training arguments of the host that are passed on:",
-            *_wrapped(configs.rest_keys(command.kind)),
-        ]
-    return "\n".join([*lines, "", f"Example: {command.example}"])
-
-
-def _option_line(key: str, field: dataclasses.Field[Any], hint: Any, width: int) -> str:
-    default = field.default
-    if isinstance(default, tuple):
-        default = ",".join(map(str, default))
-    shown = str(default).lower() if isinstance(default, bool) else str(default)
-    quiet = is_required(field) or default is None or shown == ""
-    note = "" if quiet else f" (default {shown})"
-    return f"  {f'{key}={_type_name(hint, field)}':<{width}}  {field.metadata['help']}{note}"
-
-
-def _type_name(hint: Any, field: dataclasses.Field[Any]) -> str:
-    """Return the placeholder of a value: its choices where there are few, else its type."""
-    choices = field.metadata["choices"]
-    if choices:
-        return "|".join(
-            str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices
-        )
-    text = str(hint)
-    kinds = (
-        ("tuple[int, int]", "INT|H,W"),
-        ("tuple", "A,B"),
-        ("float", "FLOAT"),
-        ("bool", "BOOL"),
-        ("int", "INT"),
-    )
-    for kind, name in kinds:
-        if kind in text:
-            return name
-    return "TEXT"
-
-
-def _wrapped(words: Sequence[str]) -> list[str]:
-    lines = ["  "]
-    for word in words:
-        if len(lines[-1]) + len(word) > 100:
-            lines.append("  ")
-        lines[-1] += f"{word} "
-    return [line.rstrip() for line in lines]

@@ -1,1 +1,10 @@
-"""What a channel is worth: from weights alone, or measured on calibration images."""
+"""What a channel is worth: from weights alone, or measured on calibration images.
+
+This file lists the names, so that help and errors need neither torch nor NumPy.
+"""
+
+RECONSTRUCTION = "reconstruction"
+"""Measured on images: what the layers that read a channel lose when it goes, after they were fitted to the others."""
+
+CRITERIA = (RECONSTRUCTION, "bn_scale", "l1", "l2", "lamp", "fpgm", "random")
+"""Every criterion by name; all but the first are in :data:`yolo_prune.criteria.weights.SCORES`."""

@@ -162,7 +162,7 @@ def score_at_random(module: nn.Module, graph: ChannelGraph, seed: int = 0) -> Fl
     return np.random.default_rng(seed).random(graph.channel_count)
 
 
-CRITERIA: dict[str, Criterion] = {
+SCORES: dict[str, Criterion] = {
     "bn_scale": score_by_bn_scale,
     "l1": score_by_l1,
     "l2": score_by_l2,
@@ -178,8 +178,8 @@ def find_criterion(name: str) -> Criterion:
     Raises:
         ConfigError: There is none; the text lists all and suggests the nearest.
     """
-    if name in CRITERIA:
-        return CRITERIA[name]
-    near = difflib.get_close_matches(name, CRITERIA, n=1)
+    if name in SCORES:
+        return SCORES[name]
+    near = difflib.get_close_matches(name, SCORES, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    raise ConfigError(f"unknown criterion '{name}'; known without data are {', '.join(CRITERIA)}.{hint}")
+    raise ConfigError(f"unknown criterion '{name}'; known without data are {', '.join(SCORES)}.{hint}")

@@ -2,22 +2,11 @@
 
 from yolo_prune.cut.budget import BUDGETS
 from yolo_prune.options.make import make_config, rest_keys, to_yaml
-from yolo_prune.options.runs import (
-    RUNTIMES,
-    BenchConfig,
-    DemoConfig,
-    EvalConfig,
-    ExportConfig,
-    InspectConfig,
-    PruneConfig,
-    ReportConfig,
-    SweepConfig,
-    TrainConfig,
-)
+from yolo_prune.options.runs import DemoConfig, PruneConfig, SweepConfig, TrainConfig
+from yolo_prune.options.tools import BenchConfig, EvalConfig, ExportConfig, InspectConfig, ReportConfig
 
 __all__ = [
     "BUDGETS",
-    "RUNTIMES",
     "BenchConfig",
     "DemoConfig",
     "EvalConfig",

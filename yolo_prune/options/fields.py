@@ -27,11 +27,13 @@ def option(
     help: str,
     default: Any = dataclasses.MISSING,
     *,
+    group: str,
     low: float | None = None,
     high: float | None = None,
     inside: bool = False,
     multiple: int | None = None,
     choices: tuple[Any, ...] = (),
+    words: tuple[str, ...] = (),
     read: Callable[[Any], Any] | None = None,
     was: str | None = None,
 ) -> Any:
@@ -40,16 +42,19 @@ def option(
     Args:
         help: What it does, with its unit, in one line.
         default: Its value when it is not given; without one the option is required.
+        group: The title that it stands under in the help.
         low: Smallest value allowed.
         high: Largest value allowed.
         inside: Exclude ``low`` and ``high`` themselves.
         multiple: What the value must be a multiple of.
         choices: The only values allowed, also for each item of a tuple.
+        words: Texts that it takes beside numbers, for the help.
         read: Makes the value of what was given, where the type alone does not say how; it raises ConfigError.
         was: Its name in earlier releases, which is answered with the present one.
     """
     limits = {"low": low, "high": high, "inside": inside, "multiple": multiple, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, "read": read, "was": was, **limits})
+    texts = {"help": help, "group": group, "words": words, "was": was}
+    return dataclasses.field(default=default, metadata={**texts, "read": read, **limits})
 
 
 def option_fields(config: type | object) -> dict[str, dataclasses.Field[Any]]:

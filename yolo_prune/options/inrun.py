@@ -8,67 +8,61 @@ from typing import Any
 
 from yolo_prune.cut.budget import BUDGETS
 from yolo_prune.errors import ConfigError
+from yolo_prune.options.common import SPARSE, TRAINING, WHEN, shared
 from yolo_prune.options.fields import check_keys, coerce_, option, renamed
+
+_MOMENTS = ("late", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InRunSettings:
     """How a running training is sparsified, cut and retrained."""
 
-    keep_macs: float | None = option(
-        "budget, one of three: fraction of the model's MACs that stays; of a pruned model, of what is left",
-        None,
-        low=0,
-        high=1,
-        inside=True,
-    )
-    gmacs: float | None = option("budget, one of three: MACs that stay, in 1e9 at imgsz", None, low=1e-6)
-    keep_params: float | None = option(
-        "budget, one of three: fraction of the model's parameters that stays",
-        None,
-        low=0,
-        high=1,
-        inside=True,
-    )
+    keep_macs: float | None = shared("keep_macs")
+    gmacs: float | None = shared("gmacs")
+    keep_params: float | None = shared("keep_params")
     prune_at: float | str = option(
-        "when to cut: late (0.7; of several cuts the first at 0.4), share, epochs, or auto (separated)",
+        "late (0.7; the first of several cuts 0.4), a share, epochs, or auto (the scales have separated)",
         "late",
+        group=WHEN,
+        words=_MOMENTS,
     )
-    cuts: int = option("cuts on the way to the budget, spread over the run", 1, low=1, high=20, was="rounds")
-    criterion: str = option(
-        "what a channel is worth: auto (bn_scale once the scales have separated), or a name",
-        "auto",
+    cuts: int = option(
+        "cuts on the way to the budget, spread over the run", 1, group=WHEN, low=1, high=20, was="rounds"
+    )
+    criterion: str = shared(
+        "criterion",
+        help="what a channel is worth; auto: bn_scale once the scales have separated, else reconstruction",
     )
     sparsify: float | bool | str = option(
-        "lambda of the sparse epochs; auto looks for it, off leaves the scales alone", "auto"
+        "lambda; auto looks for it, off leaves the scales alone", "auto", group=SPARSE, words=("auto", "off")
     )
-    max_drop: float = option("fall of the validation fitness that sparsify=auto allows", 0.02, low=0, high=1)
-    distill: bool = option("learn from the uncut model after the cut", True)
-    steps: int = option(
-        "steps of measuring, choosing and folding on the way to the budget, in all cuts together",
-        12,
-        low=1,
-        high=100,
+    max_drop: float = option(
+        "fall of the validation fitness that sparsify=auto allows", 0.02, group=SPARSE, low=0, high=1
     )
-    round_to: int = option("widths become multiples of this many channels", 8, low=1, high=64)
-    min_width: int = option("no layer gets narrower than this many channels", 8, low=1)
-    min_keep: float | None = option(
-        "share of its width that every layer keeps, 0 for none; chosen when not given", None, low=0, high=1
+    distill: bool = option("learn from the uncut model after the cut", True, group=TRAINING)
+    steps: int = shared(
+        "steps",
+        help="steps of measuring, choosing and folding on the way to the budget, in all cuts together",
     )
-    keep_layers: tuple[str, ...] = option("modules that keep their channels, such as model.0,model.22", ())
-    fold: bool = option("fold what removed channels contributed into the kept ones", True)
-    calibration_images: int = option("training images that folding and scoring look at", 96, low=1)
+    round_to: int = shared("round_to")
+    min_width: int = shared("min_width")
+    min_keep: float | None = shared("min_keep")
+    keep_layers: tuple[str, ...] = shared("keep_layers")
+    fold: bool = shared("fold")
+    calibration_images: int = shared("calibration_images")
     exact_resume: bool = option(
         "a killed run cuts as an unbroken one: until the last cut, up to 5 times the weights lie on the disk",
         True,
+        group=WHEN,
     )
-    threads: int | None = option(
-        "CPU threads while training; the host's choice when not given", None, low=1, high=1024
+    threads: int | None = shared(
+        "threads", help="CPU threads while training; the host's choice when not given"
     )
 
     def __post_init__(self) -> None:
         coerce_(self)
-        if isinstance(self.prune_at, str) and self.prune_at not in ("auto", "late"):
+        if isinstance(self.prune_at, str) and self.prune_at not in _MOMENTS:
             raise ConfigError(
                 f"prune_at must be a share below 1, a number of epochs, auto or late, got '{self.prune_at}'."
             )

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel
+from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.criteria.backward import TaskLoss
 from yolo_prune.criteria.moments import Moments, collect_moments
 from yolo_prune.criteria.reconstruction import choose_by_reconstruction
@@ -29,7 +30,6 @@ from yolo_prune.recover.branches import branch_cost, drop_and_refit
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
 from yolo_prune.recover.fold import fold_removed_
 
-RECONSTRUCTION = "reconstruction"
 _ATTEMPTS = 8
 
 
@@ -38,7 +38,7 @@ class Recipe:
     """How to get from the parent to the budget.
 
     Attributes:
-        criterion: ``reconstruction`` or a key of :data:`yolo_prune.criteria.weights.CRITERIA`.
+        criterion: ``reconstruction`` or a key of :data:`yolo_prune.criteria.weights.SCORES`.
         steps: How many cuts.
         widths: Allowed widths.
         fold: Fold what removed channels did into the kept ones.

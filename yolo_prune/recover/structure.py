@@ -81,7 +81,7 @@ def prune_module(
         keep_macs: Fraction of the MACs that stays; give exactly one budget.
         gmacs: Absolute budget in 1e9 MACs.
         keep_params: Fraction of the parameters that stays.
-        criterion: Key of :data:`yolo_prune.criteria.weights.CRITERIA`.
+        criterion: Key of :data:`yolo_prune.criteria.weights.SCORES`.
         keep_layers: Module names or patterns whose channels stay.
         round_to: Widths become multiples of this.
         min_width: Smallest width of a group.

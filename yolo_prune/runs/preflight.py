@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-
 from yolo_prune.adapters.stored import LoadedModel
-from yolo_prune.criteria.weights import CRITERIA
+from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.plan import check_possible
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.widths import Widths
-from yolo_prune.errors import BudgetError, ConfigError
+from yolo_prune.errors import BudgetError
 from yolo_prune.imgsz import ImageSize, rounded_up, size_text
 from yolo_prune.options import BUDGETS, PruneConfig
-from yolo_prune.recover.steps import RECONSTRUCTION
 
 _STRIDE = 32
-KNOWN_CRITERIA = ("auto", RECONSTRUCTION, *CRITERIA)
 
 
 def size_of(config: PruneConfig, loaded: LoadedModel) -> ImageSize:
@@ -27,14 +23,6 @@ def size_of(config: PruneConfig, loaded: LoadedModel) -> ImageSize:
 def budget_of(config: PruneConfig) -> Budget:
     """Return the one budget that was given."""
     return one_budget(**{key: getattr(config, key) for key in BUDGETS})
-
-
-def check_criterion(name: str) -> None:
-    """Refuse an unknown criterion before anything is loaded."""
-    if name not in KNOWN_CRITERIA:
-        near = difflib.get_close_matches(name, KNOWN_CRITERIA, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"unknown criterion '{name}'; known are {', '.join(KNOWN_CRITERIA)}.{hint}")
 
 
 def check_budget(config: PruneConfig, loaded: LoadedModel, anatomy: Anatomy) -> None:

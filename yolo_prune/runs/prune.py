@@ -27,7 +27,7 @@ from yolo_prune.progress import LOGGER
 from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
 from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.runs.measure import Evaluated, measure_run
-from yolo_prune.runs.preflight import budget_of, check_budget, check_criterion, choose_criterion, size_of
+from yolo_prune.runs.preflight import budget_of, check_budget, choose_criterion, size_of
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
 from yolo_prune.train.randomness import seed_generators, untouched_randomness
 
@@ -78,7 +78,6 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
     host = find_host(config.model)
     rate = {} if config.lr0 is None else {"lr0": config.lr0}
     host.check_training({**config.train_args, "optimizer": config.optimizer, **rate}, of_cut_model=True)
-    check_criterion(config.criterion)
     device = resolve_device(config.device)
     loaded = load_detector(config.model, trust=config.trust, device=device, seed=config.seed)
     task = host.open_task(

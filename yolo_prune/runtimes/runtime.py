@@ -6,21 +6,15 @@ import difflib
 import importlib
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
+from yolo_prune.runtimes import RUNTIMES
 from yolo_prune.runtimes.images import Detections, Image
-
-RUNTIMES: Mapping[str, str] = {
-    "torch": "yolo_prune.runtimes.pytorch",
-    "onnxruntime": "yolo_prune.runtimes.onnxruntime",
-}
-"""Runtime by name -> the module whose ``open_runtime`` loads a model into it."""
-
 
 Loader = Callable[[Path], Any]
 """Loads a checkpoint: returns its ``module`` (float32, evaluation mode), ``task``, ``channels`` and ``names``."""

@@ -35,7 +35,7 @@ from yolo_prune.adapters.ultralytics.undisturbed import training_options
 from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import plain_size, read_size
-from yolo_prune.options import TrainConfig
+from yolo_prune.options import BUDGETS, TrainConfig
 from yolo_prune.options.inrun import InRunSettings, make_settings, stored_settings
 from yolo_prune.progress import LOGGER
 from yolo_prune.train import RunState, what_is_left
@@ -172,7 +172,7 @@ def attach(model: Any, **options: Any) -> Attachment:
         raise ConfigError(f"expected a YOLO object, got {type(model).__name__}.")
     if _LOADER in model.__dict__:
         raise ConfigError("pruning is attached to this object already: call remove() on its handle first.")
-    if any(options.get(key) is not None for key in ("keep_macs", "gmacs", "keep_params")):
+    if any(options.get(key) is not None for key in BUDGETS):
         return Attachment(model, make_settings(options))
     meta = meta_of(getattr(model, "ckpt", None))
     if RUN_KEY in meta and (model.ckpt or {}).get("optimizer") is not None:

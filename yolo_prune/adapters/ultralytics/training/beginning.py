@@ -11,10 +11,7 @@ from yolo_prune.train import check_schedule
 
 def refuse_what_cannot_work(trainer: Any) -> None:
     """Raise ConfigError for options that exclude each other."""
-    from yolo_prune.runs.preflight import check_criterion
-
     pruning, args = trainer.pruning, trainer.args
-    check_criterion(pruning.criterion)
     if getattr(args, "distill_model", None):
         raise ConfigError("distill_model= and pruning in the run exclude each other: use distill=true.")
     if getattr(args, "quantize", None) in (8, "8", "int8"):

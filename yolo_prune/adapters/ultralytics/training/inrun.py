@@ -39,6 +39,7 @@ from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_sc
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, _StaysCut, unwrap
 from yolo_prune.adapters.ultralytics.undisturbed import training_options
 from yolo_prune.cost import count_parameters
+from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.cut.budget import one_budget
 from yolo_prune.cut.plan import check_possible
 from yolo_prune.cut.record import PrunePlan
@@ -47,7 +48,6 @@ from yolo_prune.errors import BudgetError
 from yolo_prune.imgsz import plain_size
 from yolo_prune.options.inrun import InRunSettings, make_settings, same_settings, stored_settings
 from yolo_prune.progress import LOGGER, log_to_console
-from yolo_prune.recover.steps import RECONSTRUCTION
 from yolo_prune.train import CutRecord, RunState, cut_budget, cut_is_due, is_separated
 from yolo_prune.train.randomness import untouched_randomness
 from yolo_prune.train.schedule import cut_shares

@@ -1,0 +1,78 @@
+"""The commands: each a word of the command line, its options and what it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from yolo_prune import options as configs
+from yolo_prune.cli import commands
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word of the command line: its options, what it calls, and what the help says of it."""
+
+    kind: type[Any]
+    call: Callable[[Any], None]
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "prune": Command(
+        configs.PruneConfig,
+        commands.prune,
+        "cut a model to a budget, recover its accuracy, prove and measure what it cost",
+        "yolo-prune prune model=best.pt data=data.yaml keep_macs=0.5 epochs=20",
+    ),
+    "train": Command(
+        configs.TrainConfig,
+        commands.train,
+        "train like yolo train, and prune inside the training; go on with a pruned model",
+        "yolo-prune train model=yolo11n.pt data=data.yaml epochs=100 imgsz=640 keep_macs=0.5",
+    ),
+    "sweep": Command(
+        configs.SweepConfig,
+        commands.sweep,
+        "prune to many budgets, draw accuracy against speed, pick the model under a constraint",
+        "yolo-prune sweep model=best.pt data=data.yaml keep_macs=0.8,0.65,0.5 epochs=20 max_ap_drop=0.01",
+    ),
+    "eval": Command(
+        configs.EvalConfig,
+        commands.evaluate,
+        "COCO AP of a detector beside the host's own number; top-1 and top-5 of a classifier",
+        "yolo-prune eval model=best.pt data=data.yaml split=test",
+    ),
+    "bench": Command(
+        configs.BenchConfig,
+        commands.bench,
+        "latency and FPS of models against each other",
+        "yolo-prune bench model=parent.pt,pruned.pt imgsz=320 threads=1",
+    ),
+    "export": Command(
+        configs.ExportConfig,
+        commands.export,
+        "an ONNX file, in 32 or 8 bits, and how far it is from its checkpoint",
+        "yolo-prune export model=best.pt data=data.yaml quantize=8",
+    ),
+    "inspect": Command(
+        configs.InspectConfig,
+        commands.inspect,
+        "which channels belong together, what they cost, and what is frozen and why",
+        "yolo-prune inspect model=best.pt",
+    ),
+    "report": Command(
+        configs.ReportConfig,
+        commands.report,
+        "write the report of a run again",
+        "yolo-prune report run=runs/prune/prune",
+    ),
+    "demo": Command(
+        configs.DemoConfig,
+        commands.demo,
+        "train, prune and retrain a small detector on a data set that the package draws itself",
+        "yolo-prune demo",
+    ),
+}

@@ -1,0 +1,95 @@
+"""Options that several commands have: one meaning, one default, one line of help, and the title it stands under."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from yolo_prune.criteria import CRITERIA
+from yolo_prune.imgsz import read_size
+from yolo_prune.options.fields import SEED_MAX, option
+from yolo_prune.runtimes import RUNTIMES
+
+MODEL, BUDGET, WHEN, CUT, SPARSE = "Model and data", "Budget", "When to cut", "What to cut", "Sparse epochs"
+RECOVERY, TRAINING, MEASURING, CHOICE = "Recovery without training", "Retraining", "Measuring", "Choice"
+FILE, COMPUTING, FOLDER, OUTPUT = "File", "Computing", "Run folder", "Output"
+TITLES = (
+    *(MODEL, BUDGET, WHEN, CUT, SPARSE, RECOVERY, TRAINING),
+    *(MEASURING, CHOICE, FILE, COMPUTING, FOLDER, OUTPUT),
+)
+"""What the options of a command stand under in its help, in this order."""
+
+_MODEL = "checkpoint (*.pt), official model name or architecture (*.yaml)"
+_DATA = "data set in the host's format: a data.yaml, a folder of classes, or a name it knows"
+_IMGSZ = "side of the square input in pixels, or height,width; the checkpoint's own when not given"
+_TRUST = "load classes that are not stock: they can run any code, so only for files of your own"
+_IMPORTS = "with trust=true: Python files or modules with layers of your own, such as layers.py"
+_KEEP_MACS = "one of three: fraction of the model's MACs that stays; of a pruned model, of what is left"
+_GMACS = "one of three: MACs that stay, in 1e9 at imgsz"
+_KEEP_PARAMS = "one of three: fraction of the model's parameters that stays"
+_CRITERION = "what a channel is worth; auto: bn_scale after sparse training, else reconstruction"
+_STEPS = "steps of measuring, choosing and folding on the way to the budget"
+_ROUND_TO = "widths become multiples of this many channels"
+_MIN_WIDTH = "no layer gets narrower than this many channels"
+_MIN_KEEP = "share of its width that every layer keeps, 0 for none; chosen when not given"
+_KEEP_LAYERS = "modules that keep their channels, such as model.0,model.22"
+_FOLD = "fold what removed channels contributed into the kept ones"
+_IMAGES = "training images that folding and scoring look at"
+_EPOCHS = "epochs of retraining after the cut; 0 for none"
+_SPLIT = "split of the data set to evaluate on"
+_DEVICE = "cpu, cuda:0 or the number of a GPU; chosen when not given"
+_THREADS = "CPU threads while measuring; all when not given"
+_BATCH = "images per batch of evaluation and training"
+
+_SHARED = {
+    "model": partial(option, help=_MODEL, group=MODEL),
+    "data": partial(option, help=_DATA, group=MODEL),
+    "imgsz": partial(option, help=_IMGSZ, default=None, group=MODEL, low=32, multiple=32, read=read_size),
+    "trust": partial(option, help=_TRUST, default=False, group=MODEL),
+    "imports": partial(option, help=_IMPORTS, default=(), group=MODEL),
+    "keep_macs": partial(option, help=_KEEP_MACS, default=None, group=BUDGET, low=0, high=1, inside=True),
+    "gmacs": partial(option, help=_GMACS, default=None, group=BUDGET, low=1e-6),
+    "keep_params": partial(option, help=_KEEP_PARAMS, default=None, group=BUDGET, low=0, high=1, inside=True),
+    "criterion": partial(option, help=_CRITERION, default="auto", group=CUT, choices=("auto", *CRITERIA)),
+    "steps": partial(option, help=_STEPS, default=12, group=CUT, low=1, high=100),
+    "round_to": partial(option, help=_ROUND_TO, default=8, group=CUT, low=1, high=64),
+    "min_width": partial(option, help=_MIN_WIDTH, default=8, group=CUT, low=1),
+    "min_keep": partial(option, help=_MIN_KEEP, default=None, group=CUT, low=0, high=1),
+    "keep_layers": partial(option, help=_KEEP_LAYERS, default=(), group=CUT),
+    "fold": partial(option, help=_FOLD, default=True, group=RECOVERY),
+    "calibration_images": partial(option, help=_IMAGES, default=96, group=RECOVERY, low=1),
+    "epochs": partial(option, help=_EPOCHS, default=0, group=TRAINING, low=0),
+    "split": partial(option, help=_SPLIT, default="val", group=MEASURING, choices=("val", "test", "train")),
+    "runtimes": partial(
+        option,
+        help="runtimes to measure on",
+        default=tuple(RUNTIMES),
+        group=MEASURING,
+        choices=tuple(RUNTIMES),
+    ),
+    "device": partial(option, help=_DEVICE, default=None, group=COMPUTING),
+    "threads": partial(option, help=_THREADS, default=None, group=COMPUTING, low=1, high=1024),
+    "batch": partial(option, help=_BATCH, default=16, group=COMPUTING, low=1),
+    "workers": partial(option, help="processes that load images", default=2, group=COMPUTING, low=0),
+    "seed": partial(
+        option, help="seed of everything random", default=0, group=COMPUTING, low=0, high=SEED_MAX
+    ),
+    "project": partial(option, help="folder of the run folders", group=FOLDER),
+    "name": partial(
+        option, help="name of the run folder; numbered when not given", default=None, group=FOLDER
+    ),
+    "exist_ok": partial(option, help="write into a run folder that exists", default=False, group=FOLDER),
+    "json": partial(option, help="file for the result as JSON", default=None, group=OUTPUT),
+    "verbose": partial(option, help="print progress", default=True, group=OUTPUT),
+    "debug": partial(option, help="show the traceback of an error", default=False, group=OUTPUT),
+}
+
+
+def shared(name: str, **changes: Any) -> Any:
+    """Declare an option that several commands have.
+
+    Args:
+        name: A key of the table above.
+        **changes: Arguments of :func:`yolo_prune.options.fields.option` that are others in this command.
+    """
+    return _SHARED[name](**changes)

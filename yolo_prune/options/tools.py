@@ -1,0 +1,134 @@
+"""The options of the commands that measure, show or write, and cut nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from yolo_prune.errors import ConfigError
+from yolo_prune.imgsz import ImageSize
+from yolo_prune.options.common import COMPUTING, FILE, FOLDER, MEASURING, MODEL, shared
+from yolo_prune.options.fields import coerce_, option
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Options of ``eval``: COCO AP beside the host's own number, or top-1 and top-5 of a classifier."""
+
+    model: str = shared(
+        "model", help="checkpoint, architecture, or a deployed *.onnx, *.torchscript, *_openvino_model"
+    )
+    data: str = shared("data")
+    imgsz: ImageSize | None = shared("imgsz")
+    batch: int = shared("batch", help="images per batch; a file of fixed input has its own")
+    device: str | None = shared("device")
+    split: str = shared("split")
+    rect: bool = option(
+        "pad images to rectangles; false: to squares, as a file of fixed input gets them",
+        True,
+        group=MEASURING,
+    )
+    workers: int = shared("workers")
+    json: str | None = shared("json")
+    trust: bool = shared("trust")
+    imports: tuple[str, ...] = shared("imports")
+    verbose: bool = shared("verbose")
+    debug: bool = shared("debug")
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Options of ``bench``: latency and FPS of models against each other, in alternating rounds."""
+
+    model: tuple[str, ...] = shared(
+        "model", help="models to compare, such as parent.pt,pruned.pt (*.pt or *.onnx)"
+    )
+    imgsz: ImageSize | None = shared("imgsz")
+    runtimes: tuple[str, ...] = shared("runtimes")
+    device: str = shared("device", help="cpu, cuda:0 or the number of a GPU", default="cpu")
+    threads: int | None = shared("threads", help="CPU threads; all when not given")
+    batch: int = shared("batch", help="images per step", default=1)
+    rounds: int | None = option(
+        "alternating rounds to measure; chosen from seconds when not given", None, group=MEASURING, low=2
+    )
+    seconds: float = option("time to measure each model, without warm-up", 10.0, group=MEASURING, low=0.1)
+    half: bool = option("16-bit floating point, PyTorch on a GPU only", False, group=COMPUTING)
+    compile: bool = option(
+        "torch.compile the networks, PyTorch only; takes minutes before it measures", False, group=COMPUTING
+    )
+    json: str | None = shared("json", help="file for the timings as JSON")
+    trust: bool = shared("trust")
+    imports: tuple[str, ...] = shared("imports")
+    verbose: bool = shared("verbose")
+    debug: bool = shared("debug")
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+        if not self.model:
+            raise ConfigError("'model' names no checkpoint: give model=parent.pt,pruned.pt.")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Options of ``export``: an ONNX file, in 32 or 8 bits, and how far it is from its checkpoint."""
+
+    model: str = shared("model")
+    data: str | None = option(
+        "data set in the host's format; needed for quantize=8, which looks at its training images",
+        None,
+        group=MODEL,
+    )
+    quantize: int | None = option(
+        "8 for INT8; 32-bit floating point when not given", None, group=FILE, choices=(8,)
+    )
+    out: str | None = option("file to write; beside the checkpoint when not given", None, group=FILE)
+    imgsz: ImageSize | None = shared("imgsz")
+    calibration_images: int = shared(
+        "calibration_images", help="training images that quantize=8 looks at", group=FILE
+    )
+    batch: int = shared("batch", help="images per batch of evaluation")
+    split: str = shared("split")
+    seed: int = shared("seed", help="seed of the choice of images")
+    workers: int = shared("workers")
+    trust: bool = shared("trust")
+    imports: tuple[str, ...] = shared("imports")
+    verbose: bool = shared("verbose")
+    debug: bool = shared("debug")
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+        if self.quantize and not self.data:
+            raise ConfigError("quantize=8 needs data=: it looks at training images.")
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Options of ``inspect``: the groups of channels that live and die together, and what each costs."""
+
+    model: str = shared("model")
+    imgsz: ImageSize | None = shared("imgsz")
+    json: str | None = shared("json", help="file for the groups as JSON")
+    trust: bool = shared("trust")
+    imports: tuple[str, ...] = shared("imports")
+    verbose: bool = shared("verbose")
+    debug: bool = shared("debug")
+
+    def __post_init__(self) -> None:
+        coerce_(self)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Options of ``report``: write the report of a run folder again from its report.json."""
+
+    run: str = option("run folder, such as runs/prune/prune", group=FOLDER)
+    bench: bool = option(
+        "measure the speed of the run's models again, and keep the rest", False, group=MEASURING
+    )
+    verbose: bool = shared("verbose")
+    debug: bool = shared("debug")
+
+    def __post_init__(self) -> None:
+        coerce_(self)
