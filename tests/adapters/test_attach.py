@@ -19,7 +19,8 @@ from yolo_prune.adapters.ultralytics.training.history import read_result, run_st
 from yolo_prune.adapters.ultralytics.training.inrun import inrun_trainer
 from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.options import TrainConfig, make_config
+from yolo_prune.options import TrainConfig
+from yolo_prune.runs.configure import make_config
 
 HOST = {"imgsz": 64, "batch": 4, "nbs": 4, "epochs": 2, "device": "cpu", "mosaic": 0.0, "amp": False}
 HOST |= {"plots": False, "optimizer": "SGD", "warmup_epochs": 0, "seed": 1}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from yolo_prune.adapters.ultralytics.keys import IDLE_KEYS, OWN_KEYS, TRAIN_KEYS
 from yolo_prune.adapters.ultralytics.options import (
     check_pruned_training_args,
     check_pruning_options,
@@ -10,7 +11,6 @@ from yolo_prune.adapters.ultralytics.options import (
 )
 from yolo_prune.errors import ConfigError
 from yolo_prune.options import TrainConfig
-from yolo_prune.options.host_keys import HOST_NOT_TRAINING_KEYS, HOST_OWN_KEYS, HOST_TRAIN_KEYS
 
 NEWER_THAN_8_4_0 = {"cls_pw", "channels_last"}
 
@@ -18,7 +18,7 @@ NEWER_THAN_8_4_0 = {"cls_pw", "channels_last"}
 def test_every_key_that_rides_along_is_one_of_the_host():
     from ultralytics.utils import DEFAULT_CFG_DICT
 
-    assert set(HOST_TRAIN_KEYS) - set(DEFAULT_CFG_DICT) <= NEWER_THAN_8_4_0
+    assert set(TRAIN_KEYS) - set(DEFAULT_CFG_DICT) <= NEWER_THAN_8_4_0
 
 
 def test_good_arguments_pass():
@@ -72,8 +72,8 @@ def test_the_file_of_all_defaults_passes():
 
 
 def test_keys_that_change_nothing_in_a_training_are_keys_of_the_host():
-    assert set(HOST_NOT_TRAINING_KEYS) <= set(HOST_OWN_KEYS)
-    assert not set(HOST_NOT_TRAINING_KEYS) & set(HOST_TRAIN_KEYS)
+    assert set(IDLE_KEYS) <= set(OWN_KEYS)
+    assert not set(IDLE_KEYS) & set(TRAIN_KEYS)
 
 
 def test_a_run_that_prunes_needs_its_checkpoints():

@@ -13,7 +13,8 @@ import pytest
 
 import yolo_prune
 from yolo_prune.cli.entry import COMMANDS
-from yolo_prune.options import PruneConfig, TrainConfig, make_config
+from yolo_prune.options import PruneConfig, TrainConfig
+from yolo_prune.runs.configure import make_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))

@@ -12,7 +12,8 @@ from yolo_prune.adapters.checkpoint import load_detector, read_metadata, save_de
 from yolo_prune.adapters.ultralytics.guard import guarded
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.options import SweepConfig, make_config
+from yolo_prune.options import SweepConfig
+from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.measure import speed
 from yolo_prune.runs.sweep import trials_of
 

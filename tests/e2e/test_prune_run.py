@@ -17,8 +17,9 @@ from yolo_prune.adapters.checkpoint import fingerprint, load_detector, read_meta
 from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError
-from yolo_prune.options import PruneConfig, make_config
+from yolo_prune.options import PruneConfig
 from yolo_prune.runs import prune as run_of_prune
+from yolo_prune.runs.configure import make_config
 
 FILES = (
     *(

@@ -16,9 +16,10 @@ from yolo_prune.cli.tables import aligned_table
 from yolo_prune.criteria import CRITERIA, RECONSTRUCTION
 from yolo_prune.criteria.weights import SCORES
 from yolo_prune.errors import BudgetError
-from yolo_prune.options import PruneConfig, TrainConfig, make_config
+from yolo_prune.options import PruneConfig, TrainConfig
 from yolo_prune.options.common import TITLES
 from yolo_prune.options.fields import is_required, option_fields
+from yolo_prune.runs.configure import make_config
 
 PRUNE = ["prune", "model=best.pt", "data=d.yaml", "keep_macs=0.5"]
 

@@ -12,10 +12,10 @@ from yolo_prune.options import (
     PruneConfig,
     SweepConfig,
     TrainConfig,
-    make_config,
     to_yaml,
 )
 from yolo_prune.options.fields import config_from, option_fields, parse_overrides
+from yolo_prune.runs.configure import make_config
 
 NEEDED = ["model=best.pt", "data=data.yaml"]
 
@@ -250,10 +250,10 @@ def test_every_option_is_documented_in_one_line(kind):
 
 
 def test_keys_of_the_host_do_not_hide_our_own():
-    from yolo_prune.options.host_keys import HOST_TRAIN_KEYS
+    from yolo_prune.adapters.ultralytics.keys import TRAIN_KEYS
 
-    assert not set(HOST_TRAIN_KEYS) & set(option_fields(PruneConfig))
-    assert len(set(HOST_TRAIN_KEYS)) == len(HOST_TRAIN_KEYS)
+    assert not set(TRAIN_KEYS) & set(option_fields(PruneConfig))
+    assert len(set(TRAIN_KEYS)) == len(TRAIN_KEYS)
 
 
 def test_a_configuration_without_a_place_for_them_takes_no_other_keys():

@@ -16,10 +16,11 @@ from yolo_prune.adapters.ultralytics.training.history import RUN_KEY
 from yolo_prune.cli.registry import COMMANDS
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import ConfigError
-from yolo_prune.options import PruneConfig, SweepConfig, make_config, to_yaml
+from yolo_prune.options import PruneConfig, SweepConfig, to_yaml
 from yolo_prune.options.inrun import InRunSettings, make_settings, stored_settings
-from yolo_prune.options.resume import check_resumed, options_of_run
 from yolo_prune.report import PlanSummary, RunReport
+from yolo_prune.runs.configure import make_config
+from yolo_prune.runs.resume import check_resumed, options_of_run
 
 STEPS = "steps of measuring, choosing and folding on the way to the budget."
 KEPT = "modules that keep their channels, such as model.0,model.22."

@@ -18,10 +18,11 @@ from yolo_prune.imgsz import (
     size_text,
     with_longer_side,
 )
-from yolo_prune.options import BenchConfig, ExportConfig, InspectConfig, PruneConfig, make_config, to_yaml
+from yolo_prune.options import BenchConfig, ExportConfig, InspectConfig, PruneConfig, to_yaml
 from yolo_prune.report import HostMap, PlanSummary, Row, RunReport, Speedup, render_table
 from yolo_prune.report.csv import render_csv
 from yolo_prune.report.html import render_html
+from yolo_prune.runs.configure import make_config
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from torch import nn
 
 from yolo_prune.bench import Comparison
 from yolo_prune.errors import BenchmarkError, ConfigError
-from yolo_prune.options import PruneConfig, make_config
+from yolo_prune.options import PruneConfig
 from yolo_prune.report import Row, RunReport, render_table
 from yolo_prune.report.html import render_html
+from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.measure import speed
 from yolo_prune.runs.measure.changes import layer_widths
 

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from yolo_prune.errors import ConfigError
-from yolo_prune.options import PruneConfig, make_config, to_yaml
+from yolo_prune.options import PruneConfig, to_yaml
 from yolo_prune.options.fields import REST, option_fields
-from yolo_prune.options.resume import FREE_ON_RESUME, check_resumed
+from yolo_prune.runs.configure import make_config
+from yolo_prune.runs.resume import FREE_ON_RESUME, check_resumed
 
 WORDS = ["model=best.pt", "data=d.yaml", "keep_macs=0.5", "epochs=3", "mosaic=0.5"]
 OTHER = {

@@ -8,10 +8,11 @@ import pytest
 
 from yolo_prune.errors import BudgetError, ConfigError, MissingRuntimeError
 from yolo_prune.files import write_text
-from yolo_prune.options import SweepConfig, make_config, to_yaml
+from yolo_prune.options import SweepConfig, to_yaml
 from yolo_prune.report import Row, RunReport, write_report
 from yolo_prune.report.rows import Speedup
 from yolo_prune.runs import sweep
+from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.sweep import Trial, choose, pareto_front, run_sweep
 from yolo_prune.runs.trials import SweepResult, render_sweep
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from yolo_prune.cut.proven import Anatomy
     from yolo_prune.imgsz import ImageSize
     from yolo_prune.options import TrainConfig
+    from yolo_prune.options.host_keys import HostKeys
     from yolo_prune.train.retrained import RetrainResult
 
 
@@ -63,11 +64,13 @@ class Host(Protocol):
         packages: Distributions whose versions decide what a run finds, as pip names them.
         objects: What it takes beside a path, as in "expected a checkpoint path or ...".
         demo_model: Architecture that the demonstration trains.
+        keys: Its own options.
     """
 
     packages: tuple[str, ...]
     objects: str
     demo_model: str
+    keys: HostKeys
 
     def takes(self, model: Any) -> bool:
         """Tell whether a path, a model object or a trainer class belongs to this host."""

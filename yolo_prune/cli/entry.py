@@ -12,9 +12,9 @@ from yolo_prune.cli import commands
 from yolo_prune.cli.help import command_help, general_help, version_text
 from yolo_prune.cli.registry import COMMANDS
 from yolo_prune.errors import ConfigError, YoloPruneError
-from yolo_prune.options import make_config
 from yolo_prune.options.fields import option_fields, parse_overrides
 from yolo_prune.progress import log_to_console
+from yolo_prune.runs.configure import make_config
 
 OK, FAILED, STOPPED = 0, 2, 130
 _TASKS = ("detect", "segment", "pose", "obb", "classify")

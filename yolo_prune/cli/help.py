@@ -13,9 +13,9 @@ from typing import Any
 from yolo_prune import __version__
 from yolo_prune.adapters.hosts import hosts
 from yolo_prune.cli.registry import COMMANDS
-from yolo_prune.options import rest_keys
 from yolo_prune.options.common import TITLES
 from yolo_prune.options.fields import REST, is_required, option_fields
+from yolo_prune.runs.configure import rest_keys
 
 _COLUMNS = 110
 _LONGEST_WORD = 32  # a longer list of choices stands in the text instead

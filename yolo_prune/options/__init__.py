@@ -1,9 +1,9 @@
-"""The options of every command: how they are read, what they are, and which of the host's ride along."""
+"""The options of every command: what they are, how they are read and how they are written down."""
 
 from yolo_prune.cut.budget import BUDGETS
-from yolo_prune.options.make import make_config, rest_keys, to_yaml
 from yolo_prune.options.runs import DemoConfig, PruneConfig, SweepConfig, TrainConfig
 from yolo_prune.options.tools import BenchConfig, EvalConfig, ExportConfig, InspectConfig, ReportConfig
+from yolo_prune.options.written import to_yaml
 
 __all__ = [
     "BUDGETS",
@@ -16,7 +16,5 @@ __all__ = [
     "ReportConfig",
     "SweepConfig",
     "TrainConfig",
-    "make_config",
-    "rest_keys",
     "to_yaml",
 ]

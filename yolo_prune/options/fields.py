@@ -14,6 +14,7 @@ from typing import Any, TypeVar, Union
 import yaml
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.options.host_keys import NO_HOST, HostKeys
 from yolo_prune.options.texts import NO, NOTHING, YES, Quoted, host_value, list_items, read_yaml, unquoted
 
 RECIPE_KEY = "cfg"
@@ -121,6 +122,7 @@ def config_from(
     overrides: Mapping[str, Any],
     *,
     rest: Iterable[str] = (),
+    host: HostKeys = NO_HOST,
     exclusive: Iterable[str] = (),
     ignored: Iterable[str] = (),
 ) -> _Config:
@@ -130,6 +132,7 @@ def config_from(
         kind: The dataclass to make.
         overrides: Values or texts by key, as ``parse_overrides`` returns them.
         rest: Keys that are not fields of ``kind`` and are collected in its ``train_args``.
+        host: How the values of those are read.
         exclusive: Keys of which one in ``overrides`` replaces any in the recipe.
         ignored: Keys that a recipe may have and that mean nothing here.
 
@@ -148,7 +151,7 @@ def config_from(
     values = {**recipe, **typed}
     mine = {key: value for key, value in values.items() if key in option_fields(kind)}
     if REST in _fields(kind):
-        mine[REST] = {key: host_value(key, value) for key, value in values.items() if key not in mine}
+        mine[REST] = {key: host_value(key, value, host) for key, value in values.items() if key not in mine}
     for name, field in option_fields(kind).items():
         if is_required(field) and name not in mine:
             raise ConfigError(f"'{name}' is missing: {field.metadata['help']}. Give {name}=...")

@@ -1,69 +1,30 @@
-"""The names of the host's own options; here and not read from it, so that help and errors need no torch."""
+"""Which options a host takes beside ours, and how its values are read; each host's adapter has its own."""
 
-HOST_TRAIN_KEYS = (
-    *("patience", "cache", "fraction", "rect", "single_cls", "multi_scale", "cos_lr", "close_mosaic", "amp"),
-    *("lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "nbs"),
-    *("box", "cls", "cls_pw", "dfl", "dropout", "time", "save_period", "plots", "val"),
-    *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr"),
-    *("bgr", "mosaic", "mixup", "cutmix", "copy_paste", "copy_paste_mode", "auto_augment", "erasing"),
-    *("deterministic", "compile", "profile", "pretrained", "overlap_mask", "mask_ratio", "classes", "conf"),
-    *("iou", "max_det", "save", "save_json", "channels_last"),
-)
-"""Training arguments of the host that ride along untouched; the host checks them when it trains."""
+from __future__ import annotations
 
-HOST_OWN_KEYS = (
-    *(
-        "epochs",
-        "imgsz",
-        "batch",
-        "device",
-        "seed",
-        "workers",
-        "lr0",
-        "optimizer",
-        "project",
-        "name",
-        "exist_ok",
-    ),
-    *(
-        "freeze",
-        "task",
-        "split",
-        "cls_remap",
-        "distill_model",
-        "dis",
-        "pose",
-        "kobj",
-        "rle",
-        "angle",
-        "quantize",
-    ),
-    *("nms", "augmentations", *HOST_TRAIN_KEYS),
-    *("dnn", "source", "vid_stride", "stream_buffer", "visualize", "augment", "agnostic_nms", "retina_masks"),
-    *("embed", "show", "save_frames", "save_txt", "save_conf", "save_crop", "show_labels", "show_conf"),
-    *("show_boxes", "line_width", "format", "optimize", "dynamic", "simplify", "opset", "workspace"),
-    *("dlog", "dgrad", "dlam", "tracker", "half", "int8", "keras"),  # the last three in older releases
-)
-"""All that ``yolo train`` takes, useful there or not: ``train`` passes them on, with the host's own defaults."""
+from dataclasses import dataclass
 
-NOT_OF_A_TRAINING = ("mode", "cfg")
-"""What else is in the file that ``yolo copy-cfg`` writes."""
 
-HOST_TEXT_KEYS = (
-    *("model", "data", "project", "name", "optimizer", "split", "copy_paste_mode", "auto_augment", "task"),
-    *("distill_model", "format", "source", "tracker"),
-)
-"""Keys whose value is a text, whatever it looks like: ``name=2024_01`` is no number."""
+@dataclass(frozen=True)
+class HostKeys:
+    """Names of a host's own options, known without importing it.
 
-HOST_SWITCH_OR_TEXT_KEYS = ("pretrained", "cache", "amp", "compile")
-"""Keys whose value is true, false or a text."""
+    Attributes:
+        retrain: What ``prune`` hands on to a retraining.
+        train: What ``train`` hands on.
+        ignored: What a file of the host's options may hold that is no option of a training.
+        texts: Those whose value is a text, whatever it looks like: ``name=2024_01`` is no number.
+        switches_or_texts: Those whose value is true, false or a text.
+        lists: Those whose value is a whole number or a list.
+    """
 
-HOST_LIST_KEYS = ("freeze", "classes", "embed")
-"""Keys whose value is a whole number or a list, of which the host passes over anything else."""
+    retrain: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    switches_or_texts: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
 
-HOST_NOT_TRAINING_KEYS = (
-    *("dnn", "source", "vid_stride", "stream_buffer", "retina_masks", "embed", "show", "save_frames"),
-    *("save_crop", "show_conf", "show_boxes", "line_width", "format", "optimize", "dynamic", "simplify"),
-    *("opset", "workspace", "tracker", "int8", "keras"),
-)
-"""Keys of ``yolo predict``, ``track`` and ``export`` that ``yolo train`` takes and that change nothing there."""
+
+NO_HOST = HostKeys()
+"""Options of our own alone."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from yolo_prune.options.host_keys import HOST_LIST_KEYS, HOST_SWITCH_OR_TEXT_KEYS, HOST_TEXT_KEYS
+from yolo_prune.options.host_keys import HostKeys
 
 YES, NO, NOTHING = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null", "~", "")
 _INTEGER = re.compile(r"[-+]?\d+")
@@ -81,21 +81,23 @@ def list_items(text: str) -> list[str]:
     return [item for item in items if item]
 
 
-def host_value(key: str, value: Any) -> Any:
+def host_value(key: str, value: Any, host: HostKeys) -> Any:
     """Return what the host makes of a value of one of its own keys; other values than texts stay as they are.
 
     Args:
         key: A key of the host.
         value: A text of the command line or of a YAML file, or a value from Python.
+        host: How the host reads its keys.
 
     Example:
-        >>> host_value("name", "2024_01"), host_value("mosaic", "1e-3"), host_value("freeze", "0,23.cv2")
-        ('2024_01', 0.001, [0, '23.cv2'])
+        >>> host = HostKeys(texts=("name",), lists=("freeze",))
+        >>> [host_value(*pair, host) for pair in (("name", "2024_01"), ("mosaic", "1e-3"), ("freeze", "0,23.cv2"))]
+        ['2024_01', 0.001, [0, '23.cv2']]
     """
     if isinstance(value, list):
-        return [host_value("", item) for item in value]
+        return [host_value("", item, host) for item in value]
     if isinstance(value, dict):
-        return {name: host_value("", item) for name, item in value.items()}
+        return {name: host_value("", item, host) for name, item in value.items()}
     if isinstance(value, Quoted):
         return str(value)
     if not isinstance(value, str):
@@ -103,21 +105,21 @@ def host_value(key: str, value: Any) -> Any:
     text, lower = value.strip(), value.strip().lower()
     if lower in NOTHING:
         return None
-    if key in HOST_TEXT_KEYS:
+    if key in host.texts:
         return unquoted(text)
-    if key in HOST_SWITCH_OR_TEXT_KEYS:
+    if key in host.switches_or_texts:
         return lower in YES if lower in (*YES, *NO) else unquoted(text)
-    return _listed(key, text)
+    return _listed(key, text, host)
 
 
-def _listed(key: str, text: str) -> Any:
+def _listed(key: str, text: str, host: HostKeys) -> Any:
     """Read a text that may be a list."""
     if text[0] in _PAIRS and text.endswith(_PAIRS[text[0]]):
         try:
-            return host_value("", list_items(text) if text[0] == "(" else read_yaml(text))
+            return host_value("", list_items(text) if text[0] == "(" else read_yaml(text), host)
         except yaml.YAMLError:
             return text
-    if key in HOST_LIST_KEYS:
+    if key in host.lists:
         items = [_scalar(item) for item in list_items(text)]
         return items[0] if len(items) == 1 and isinstance(items[0], int) else items
     items = [_scalar(item) for item in text.split(",")]

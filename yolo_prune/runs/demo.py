@@ -8,8 +8,9 @@ from pathlib import Path
 from yolo_prune.adapters.hosts import hosts
 from yolo_prune.device import resolve_device
 from yolo_prune.errors import ConfigError
-from yolo_prune.options import PruneConfig, make_config
+from yolo_prune.options import PruneConfig
 from yolo_prune.progress import LOGGER
+from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.demo_data import make_demo_detection
 from yolo_prune.runs.prune import PruneResult, prune_from_config
 from yolo_prune.runs.workspace import open_workspace

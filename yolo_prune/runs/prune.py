@@ -21,13 +21,14 @@ from yolo_prune.device import resolve_device
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize, plain_size
-from yolo_prune.options import PruneConfig, make_config, to_yaml
-from yolo_prune.options.resume import ARGS_FILE, check_resumed
+from yolo_prune.options import PruneConfig, to_yaml
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
 from yolo_prune.report import METRICS, RunReport, write_report
+from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.measure import Evaluated, measure_run
 from yolo_prune.runs.preflight import budget_of, check_budget, choose_criterion, size_of
+from yolo_prune.runs.resume import ARGS_FILE, check_resumed
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
 from yolo_prune.train.randomness import seed_generators, untouched_randomness
 

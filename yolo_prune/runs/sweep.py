@@ -17,7 +17,6 @@ from typing import Any
 from yolo_prune.errors import ConfigError, MissingRuntimeError, YoloPruneError
 from yolo_prune.files import write_text
 from yolo_prune.options import PruneConfig, SweepConfig, to_yaml
-from yolo_prune.options.resume import ARGS_FILE, FREE_ON_RESUME, check_resumed
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import RunReport, report_from_json
 from yolo_prune.report.intervals import accuracy_interval
@@ -31,6 +30,7 @@ from yolo_prune.report.select import (
     parent_row,
     speedup,
 )
+from yolo_prune.runs.resume import ARGS_FILE, FREE_ON_RESUME, check_resumed
 from yolo_prune.runs.trials import SweepResult, Trial, write_sweep
 from yolo_prune.runs.workspace import open_workspace
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_prune.adapters.host import Attached, ExportedFile, Host
+from yolo_prune.adapters.ultralytics.keys import KEYS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +27,7 @@ class UltralyticsHost:
     packages: tuple[str, ...] = ("ultralytics",)
     objects = "a YOLO object"
     demo_model = "yolov8n.yaml"
+    keys = KEYS
 
     def takes(self, model: Any) -> bool:
         """Tell whether a model belongs here: any path or name, a ``YOLO``, one of the trainer classes."""

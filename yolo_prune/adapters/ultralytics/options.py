@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from yolo_prune.adapters.ultralytics.keys import IDLE_KEYS
 from yolo_prune.device import check_training_device
 from yolo_prune.errors import ConfigError
 from yolo_prune.options import TrainConfig
 from yolo_prune.options.fields import SEED_MAX
-from yolo_prune.options.host_keys import HOST_NOT_TRAINING_KEYS
 from yolo_prune.options.inrun import InRunSettings
-from yolo_prune.options.resume import difference
+from yolo_prune.options.written import difference
 
 OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "MuSGD")
 """What the host's trainer builds; it keeps the list inside a function and complains only when training begins."""
@@ -39,7 +39,7 @@ def check_train_args(train_args: Mapping[str, Any]) -> None:
     for key in train_args:
         if key not in DEFAULT_CFG_DICT:
             raise ConfigError(f"'{key}' is no training argument of the installed ultralytics {version}.")
-        if key in HOST_NOT_TRAINING_KEYS and train_args[key] != DEFAULT_CFG_DICT[key]:
+        if key in IDLE_KEYS and train_args[key] != DEFAULT_CFG_DICT[key]:
             raise ConfigError(f"'{key}' changes nothing in a training: leave it out.")
     optimizer = str(train_args.get("optimizer", "auto"))
     if optimizer.lower() not in {name.lower() for name in OPTIMIZERS}:

@@ -11,7 +11,6 @@ from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.hosts import find_host, guarding_host
 from yolo_prune.device import resolve_device
 from yolo_prune.options import PruneConfig
-from yolo_prune.options.resume import ARGS_FILE, options_of_run
 from yolo_prune.report import Row, RunReport, report_from_json
 from yolo_prune.report.rows import SPEED
 from yolo_prune.report.select import models as models_of
@@ -25,6 +24,7 @@ from yolo_prune.runs.measure.speed import (
     speed_conditions,
     speed_warnings,
 )
+from yolo_prune.runs.resume import ARGS_FILE, options_of_run
 from yolo_prune.runtimes.runtime import cpu_name
 
 _FILES = {

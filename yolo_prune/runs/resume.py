@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.options.fields import REST, config_from, is_required, option_fields, read_recipe, renamed
-from yolo_prune.options.make import rest_keys
+from yolo_prune.options.written import difference
+from yolo_prune.runs.configure import host_keys, rest_keys
 
 ARGS_FILE = "args.yaml"
 FREE_ON_RESUME = frozenset(
@@ -52,17 +53,6 @@ def check_resumed(folder: Path, asked: object, *, free: Collection[str] = FREE_O
         )
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """Say what options were and what they are now.
-
-    Example:
-        >>> difference({"seed": 0}, {"seed": 1}, ["seed"])
-        'seed=0, not seed=1'
-    """
-    old, new = (" and ".join(f"{key}={values.get(key)}" for key in keys) for values in (before, now))
-    return f"{old}, not {new}"
-
-
 def options_of_run(file: Path, kind: type[_Config]) -> _Config:
     """Read the options that a run wrote down, of this release or an earlier one.
 
@@ -81,7 +71,7 @@ def options_of_run(file: Path, kind: type[_Config]) -> _Config:
     content = {key: value for key, value in content.items() if key in (*fields, *rest)}
     if any(is_required(field) and key not in content for key, field in fields.items()):
         raise ConfigError(f"'{file}' does not hold the options of such a run: give another folder.")
-    return config_from(kind, content, rest=rest)
+    return config_from(kind, content, rest=rest, host=host_keys())
 
 
 def _values(config: object) -> dict[str, Any]:
