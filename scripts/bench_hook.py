@@ -20,8 +20,8 @@ import torch
 
 from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-from yolo_prune.adapters.ultralytics.training.sparse import free_scales
 from yolo_prune.options.fields import parse_overrides
+from yolo_prune.train.sparse import free_scales
 from yolo_prune.train.sparsify import Ramp, batchnorm_scales, sparsify
 
 DEFAULTS = {"model": "yolov8n.yaml", "imgsz": "320", "batch": "8", "steps": "30", "threads": "2"}

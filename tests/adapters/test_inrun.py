@@ -22,12 +22,15 @@ from ultralytics.utils.torch_utils import ModelEMA
 
 from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.stored import METADATA_KEY
-from yolo_prune.adapters.ultralytics.training import inrun, midrun
+from yolo_prune.adapters.ultralytics.rules import block_rules
+from yolo_prune.adapters.ultralytics.training import inrun
 from yolo_prune.adapters.ultralytics.training.distill import DistilledCriterion
 from yolo_prune.adapters.ultralytics.training.history import read_result
 from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import BudgetError, ConfigError, RebuiltError
+from yolo_prune.train import session
 
 TASKS = {"segment": "SegmentationTrainer", "pose": "PoseTrainer", "obb": "OBBTrainer"}
 TASKS |= {"classify": "ClassificationTrainer"}
@@ -281,7 +284,7 @@ def test_a_run_killed_in_the_middle_of_the_cut_cuts_the_same_again(
         if where == "saving":
             patch.setattr(PrunePlan, "save", lambda self, path: (path.write_text("{"), die()))
         else:
-            patch.setattr(midrun, {"planning": "recover", "swapping": "swap_"}[where], die)
+            patch.setattr(session, {"planning": "recover", "swapping": "swap_"}[where], die)
         trainer = make(data, tmp_path, pruning={"sparsify": 0.5})
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
@@ -309,7 +312,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import test_inrun
 from pathlib import Path
-test_inrun.midrun.swap_ = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+test_inrun.session.swap_ = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 test_inrun.torch.set_num_threads(1)
 test_inrun.run(Path(sys.argv[2]), Path(sys.argv[3]), pruning={"sparsify": 0.5})
 """
@@ -346,7 +349,7 @@ def test_rounds_come_to_the_budget_in_several_cuts(data, tmp_path):
     assert [record.epoch for record in result.cuts] == [1, 3]
     assert 0.8 - 0.1 < result.cuts[0].gmacs / trainer.state.gmacs <= 0.8
     assert 0.5 < result.plan.kept_macs <= 0.6
-    replayed = midrun.cut_(tiny(), result.plan, rules=midrun.block_rules())  # one plan from start to end
+    replayed = cut_(tiny(), result.plan, rules=block_rules())  # one plan from start to end
     assert count_parameters(replayed) == result.params_after
 
 
@@ -447,7 +450,7 @@ def test_the_state_in_a_checkpoint_is_plain(finished):
 
 def test_where_reconstruction_falls_short_the_scales_do(data, tmp_path, monkeypatch, caplog):
     """Layers that died in training move no output: no reconstruction can rank them."""
-    real, asked = midrun.recover, []
+    real, asked = session.recover, []
 
     def short_of_the_budget(*args, **options):
         asked.append(args[4])
@@ -455,7 +458,7 @@ def test_where_reconstruction_falls_short_the_scales_do(data, tmp_path, monkeypa
             raise BudgetError("cannot meet gmacs=0.006 by reconstruction.")
         return real(*args, **options)
 
-    monkeypatch.setattr(midrun, "recover", short_of_the_budget)
+    monkeypatch.setattr(session, "recover", short_of_the_budget)
     trainer = run(data, tmp_path, epochs=3)
     assert asked == ["reconstruction", "bn_scale"]
     assert [record.criterion for record in trainer.state.cuts] == ["bn_scale"]
@@ -465,14 +468,14 @@ def test_where_reconstruction_falls_short_the_scales_do(data, tmp_path, monkeypa
 
 
 def test_the_cut_begins_with_the_weights_that_the_file_of_the_parent_has(data, tmp_path, monkeypatch):
-    began, recover = {}, midrun.recover
+    began, recover = {}, session.recover
 
     def watched(parent, *args, **options):
         began["cut"] = copy.deepcopy(parent.state_dict())
         began["average"] = copy.deepcopy(trainer.ema.ema.state_dict())
         return recover(parent, *args, **options)
 
-    monkeypatch.setattr(midrun, "recover", watched)
+    monkeypatch.setattr(session, "recover", watched)
     trainer = make(data, tmp_path, epochs=2, pruning={"prune_at": 1, "criterion": "l2"})
     trainer.train()
     kept = load_detector(trainer.wdir / "parent.pt").module.state_dict()

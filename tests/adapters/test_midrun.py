@@ -17,15 +17,16 @@ from torch import nn
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.recognise import is_cut
 from yolo_prune.adapters.ultralytics.rules import block_rules
+from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.adapters.ultralytics.training import midrun
-from yolo_prune.adapters.ultralytics.training.sparse import SparsePhase, free_scales
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError, YoloPruneError
 from yolo_prune.options.inrun import InRunSettings
-from yolo_prune.train import RunState
+from yolo_prune.train import RunState, midcut
 from yolo_prune.train.randomness import untouched_randomness
+from yolo_prune.train.sparse import SparsePhase, free_scales
 from yolo_prune.train.sparsify import batchnorm_scales
 
 SETTINGS = InRunSettings(keep_macs=0.7, steps=1, round_to=4, min_width=4)
@@ -39,17 +40,16 @@ test_midrun.be_one_of_two(int(sys.argv[2]), *sys.argv[3:])
 """
 
 
-def recovered(parent: nn.Module, keep: float = 0.7) -> midrun.Recovered:
+def recovered(parent: nn.Module, keep: float = 0.7) -> midcut.Recovered:
     """Cut a copy of the parent, where it is."""
-    return midrun.recover(
+    return midcut.recover(
         parent,
         anatomy_of(parent, 64),
         Budget("keep_macs", keep),
         SETTINGS,
         "reconstruction",
         [torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))],
-        imgsz=64,
-        classes=2,
+        projection=detection_projection(64, 0, classes=2),
         seed=0,
     )
 
@@ -73,13 +73,13 @@ def be_one_of_two(rank: int, meeting: str, out: str, device: str = "cpu") -> Non
     with torch.no_grad():  # statistics of the two processes differ, as in the host's runs
         model.model[0].bn.running_mean += rank
     parent = midrun.average_as_saved(model)
-    made = midrun.from_first_process(lambda: recovered(parent))
-    midrun.swap_(model, optimizer, made)
+    made = midcut.from_first_process(lambda: recovered(parent))
+    midcut.swap_(model, [optimizer], made, block_rules())
     again = wrapped_again(wrapped, DEFAULT_CFG, torch.device(device))
     assert again is not wrapped
     _step(again, optimizer, rank, device)
     try:
-        midrun.from_first_process(lambda: recovered(parent, keep=0.001))
+        midcut.from_first_process(lambda: recovered(parent, keep=0.001))
     except YoloPruneError as error:
         failure = f"{type(error).__name__}: {error}"
     torch.save({"plan": made.plan, "weights": model.state_dict(), "failure": failure}, f"{out}/{rank}.pt")
@@ -132,18 +132,18 @@ def test_the_floors_of_a_later_cut_are_shares_of_what_the_run_began_with():
     graph = anatomy_of(after, 64).cost_of(after).graph
     state = RunState(1.0, 100, plan=made.plan.to_json(), widths=before.widths)
     resumed = RunState.from_dict(json.loads(json.dumps(state.to_dict())))
-    widths, lineage = midrun.allowed_widths(replace(SETTINGS, min_keep=0.3), resumed)
+    widths, lineage = midcut.allowed_widths(replace(SETTINGS, min_keep=0.3), resumed)
     assert (widths.round_to, widths.min_width, widths.min_keep) == (4, 4, 0.3)
     found = lineage.wholes(graph)
     assert found.tolist() == before.then(made.plan).wholes(graph).tolist()
     assert sum(found) > sum(len(group.channels) for group in graph.groups)
-    assert midrun.allowed_widths(SETTINGS, RunState(1.0, 100))[1] is None
+    assert midcut.allowed_widths(SETTINGS, RunState(1.0, 100))[1] is None
 
 
 def test_alone_there_is_nobody_to_ask():
-    assert midrun.from_first_process(lambda: 3) == 3
+    assert midcut.from_first_process(lambda: 3) == 3
     with pytest.raises(BudgetError):
-        midrun.from_first_process(lambda: recovered(tiny(), keep=0.001))
+        midcut.from_first_process(lambda: recovered(tiny(), keep=0.001))
 
 
 def test_randomness_is_as_it_was_afterwards():
@@ -187,12 +187,12 @@ def test_a_new_optimizer_gets_the_hook_and_the_steps_go_on(tmp_path):
     module = tiny()
     sparse = phase(module, tmp_path, sparsify=1.0)
     first, second = (torch.optim.SGD(module.parameters(), lr=0.01) for _ in range(2))
-    sparse.attach(module, first, steps_left=4, lr_sum=4.0, epochs=2)
+    sparse.attach(module, [first], steps_left=4, lr_sum=4.0, epochs=2)
     hook = sparse.sparsifier
     first.step()
-    sparse.attach(module, first, steps_left=3, lr_sum=3.0, epochs=2)
+    sparse.attach(module, [first], steps_left=3, lr_sum=3.0, epochs=2)
     assert sparse.sparsifier is hook
-    sparse.attach(module, second, steps_left=3, lr_sum=3.0, epochs=2)
+    sparse.attach(module, [second], steps_left=3, lr_sum=3.0, epochs=2)
     before = module.model[1].bn.weight.detach().clone()
     first.step()
     assert torch.equal(module.model[1].bn.weight, before)  # the old optimizer shrinks nothing any more
@@ -211,7 +211,7 @@ def test_lambda_is_looked_for_unless_it_is_given(tmp_path):
         sparse = phase(module, tmp_path, sparsify=given)
         sparse.note_fitness(0.5, 0.0, 0.0)
         sparse.attach(
-            module, torch.optim.SGD(module.parameters(), lr=0.01), steps_left=4, lr_sum=4.0, epochs=2
+            module, [torch.optim.SGD(module.parameters(), lr=0.01)], steps_left=4, lr_sum=4.0, epochs=2
         )
         first = sparse.state.strength
         sparse.note_fitness(0.4, 0.0, 0.5)
@@ -224,10 +224,10 @@ def test_a_frozen_model_and_sparsify_off_are_left_alone(tmp_path, caplog):
     module = tiny()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
     off = phase(module, tmp_path, sparsify="off")
-    off.attach(module, optimizer, steps_left=4, lr_sum=4.0, epochs=2)
+    off.attach(module, [optimizer], steps_left=4, lr_sum=4.0, epochs=2)
     assert off.sparsifier is None
     module.requires_grad_(False)
     frozen = phase(module, tmp_path)
-    frozen.attach(module, optimizer, steps_left=4, lr_sum=4.0, epochs=2)
+    frozen.attach(module, [optimizer], steps_left=4, lr_sum=4.0, epochs=2)
     assert frozen.sparsifier is None
     assert "sparse training is off: no BatchNorm scale" in caplog.text

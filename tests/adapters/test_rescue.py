@@ -8,10 +8,10 @@ from inrun_host import make, run, saved
 from tiny_host import tiny
 
 from yolo_prune.adapters.checkpoint import load_detector
-from yolo_prune.adapters.ultralytics.training import midrun
 from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError, CutError
+from yolo_prune.train import session
 
 SHORT = {"epochs": 2, "save": False}
 PRUNING = {"prune_at": 1, "sparsify": "off", "distill": False}
@@ -28,8 +28,13 @@ def test_whatever_fails_at_the_cut_the_training_is_kept_and_goes_on(data, tmp_pa
     """Even where the host was told to save nothing, so that it writes no checkpoint before the last epoch."""
     ways = []
     failures = (
-        (midrun, "recover", torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"), CutError),
-        (midrun, "recover", BudgetError("cannot meet keep_macs=0.6."), BudgetError),
+        (
+            session,
+            "recover",
+            torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
+            CutError,
+        ),
+        (session, "recover", BudgetError("cannot meet keep_macs=0.6."), BudgetError),
         (PrunePlan, "save", OSError(errno.ENOSPC, "No space left on device"), CutError),
     )
     last = None
@@ -60,7 +65,7 @@ def test_whatever_fails_at_the_cut_the_training_is_kept_and_goes_on(data, tmp_pa
 
 
 def test_before_anything_was_trained_there_is_nothing_to_keep(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(midrun, "recover", raising(RuntimeError("broken.")))
+    monkeypatch.setattr(session, "recover", raising(RuntimeError("broken.")))
     with pytest.raises(CutError) as caught:
         run(data, tmp_path, pruning={**PRUNING, "prune_at": 0}, **SHORT)
     assert str(caught.value) == "the cut in epoch 1 failed (RuntimeError: broken). Nothing was trained yet."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from yolo_prune.report.intervals import Resampled
 from yolo_prune.report.metric import METRICS, Metric
+from yolo_prune.report.resampled import Resampled
 from yolo_prune.report.rows import (
     ClassAp,
     Conditions,

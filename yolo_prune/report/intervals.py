@@ -6,53 +6,14 @@ NumPy is imported where it computes: help and errors in options come by here too
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from yolo_prune.imgsz import ImageSize
-
 if TYPE_CHECKING:
-    from yolo_prune.accuracy.bootstrap import FloatArray, ImageSample, Interval
+    from yolo_prune.accuracy.bootstrap import FloatArray, Interval
     from yolo_prune.report.rows import Row, RunReport
 
 PERCENT = "95 %"
 METHOD = "percentile bootstrap over the images"
-
-
-@dataclass(frozen=True)
-class Resampled:
-    """Accuracy of one model on images drawn with replacement; number k of every model is on the same images.
-
-    Attributes:
-        model: As in its row.
-        imgsz: As in its row.
-        low: Lower bound of the 95 % interval, in [0, 1].
-        high: Upper bound.
-        values: Accuracy of every resample in order, in [0, 1], with blanks between; ``nan`` where nothing was to find.
-    """
-
-    model: str
-    imgsz: ImageSize | None = None
-    low: float | None = None
-    high: float | None = None
-    values: str = ""
-
-    @classmethod
-    def from_sample(cls, model: str, imgsz: ImageSize | None, sample: ImageSample) -> Resampled:
-        """Draw the images of an evaluation again and again, always in the same way."""
-        from yolo_prune.accuracy.bootstrap import interval_of, resampled_accuracy
-
-        values = resampled_accuracy(sample)
-        found = interval_of(values)
-        text = " ".join(f"{value:.6f}" for value in values)
-        return cls(model, imgsz, found.low if found else None, found.high if found else None, text)
-
-    @property
-    def accuracies(self) -> FloatArray:
-        """The values as numbers, shape (resamples,)."""
-        import numpy as np
-
-        return np.array(self.values.split(), dtype=np.float64)
 
 
 def resamples_of(report: RunReport, row: Row) -> FloatArray | None:

@@ -12,7 +12,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.report.codec import decode, encode
-from yolo_prune.report.intervals import Resampled
+from yolo_prune.report.resampled import Resampled
 
 if TYPE_CHECKING:
     from yolo_prune.bench import Timing

@@ -23,7 +23,6 @@ from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import plain_size, size_text
 from yolo_prune.progress import LOGGER
 
-_FIRST_RATE = 0.1
 _AVERAGED_SHARE = 0.2
 _TEACHER_COLUMN = "distill_loss"
 
@@ -100,12 +99,10 @@ def resume_average(trainer: Any) -> None:
 
 def soften_rates(trainer: Any) -> None:
     """Let the learning rates rise from a tenth over the first epoch after a cut, so that it does not undo it."""
-    cuts = trainer.state.cuts
-    if not cuts or cuts[-1].epoch != trainer.epoch:
+    gentle = trainer.session.gentle(len(trainer.train_loader))
+    if gentle is None:
         return
-    share = min(trainer.softened / max(len(trainer.train_loader) - 1, 1), 1.0)
-    trainer.softened += 1
-    factor = trainer.lf(trainer.epoch) * (_FIRST_RATE + (1 - _FIRST_RATE) * share)
+    factor = trainer.lf(trainer.epoch) * gentle
     for group in trainer.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 
@@ -158,8 +155,7 @@ def fade_teacher(trainer: Any) -> None:
     criterion = getattr(unwrap(trainer.model), "criterion", None)
     if not isinstance(criterion, DistilledCriterion):
         return
-    first = trainer.state.cuts[0].epoch
-    share = max(1 - (trainer.epoch - first) / max(trainer.epochs - first, 1), 0.0)
+    share = trainer.session.teacher_share()
     whole = DistillationWeights()
     criterion.weights = replace(
         whole, scores=whole.scores * share, boxes=whole.boxes * share, features=whole.features * share

@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.adapters.ultralytics.rules import block_rules
-from yolo_prune.adapters.ultralytics.saliency import detection_projection
-from yolo_prune.cut.budget import Budget
-from yolo_prune.cut.optimizer import follow_cut
-from yolo_prune.cut.proven import Anatomy
-from yolo_prune.cut.record import PrunePlan
-from yolo_prune.cut.surgery import cut_
-from yolo_prune.cut.widths import Lineage, Widths
-from yolo_prune.device import release_memory
-from yolo_prune.errors import YoloPruneError
 from yolo_prune.imgsz import ImageSize, is_square, with_longer_side
-from yolo_prune.options.inrun import InRunSettings
-from yolo_prune.recover.steps import Recipe, cut_in_steps
-from yolo_prune.train import RunState
 
 _Value = TypeVar("_Value")
 _BATCH = 16  # images that are measured together, where memory allows
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """A cut model: everything that another process needs to have the same one.
-
-    Attributes:
-        plan: From the model before this cut.
-        weights: State of the cut and folded model, on the CPU.
-    """
-
-    plan: PrunePlan
-    weights: dict[str, Tensor]
 
 
 def average_as_saved(average: nn.Module) -> nn.Module:
@@ -72,112 +45,6 @@ def frozen_modules(
     names = {name for name, _ in module.named_modules()}
     held = [prefix.rstrip(".") for prefix in frozen_prefixes if prefix.startswith("model.")]
     return (*keep_layers, *(name for name in held if name in names))
-
-
-def share_of_parent(settings: InRunSettings, state: RunState) -> float:
-    """Return what the budget leaves of the model that the run began with, as a share of its MACs or parameters."""
-    kind, value = settings.budget or ("keep_macs", 1.0)
-    return value / state.gmacs if kind == "gmacs" else value
-
-
-def allowed_widths(settings: InRunSettings, state: RunState) -> tuple[Widths, Lineage | None]:
-    """Return which widths are allowed, and after a cut how wide layers were when the run began."""
-    widths = Widths(settings.round_to, settings.min_width, settings.min_keep)
-    lineage = Lineage(state.widths, PrunePlan.from_json(state.plan)) if state.plan and state.widths else None
-    return widths.for_budget(share_of_parent(settings, state)), lineage
-
-
-def recover(
-    parent: nn.Module,
-    anatomy: Anatomy,
-    budget: Budget,
-    settings: InRunSettings,
-    criterion: str,
-    batches: Sequence[Tensor],
-    *,
-    imgsz: ImageSize,
-    classes: int,
-    seed: int,
-    widths: Widths | None = None,
-    lineage: Lineage | None = None,
-) -> Recovered:
-    """Cut a copy of the parent to a budget and fold.
-
-    Args:
-        parent: The model to cut; untouched.
-        anatomy: How to run it.
-        budget: How much may stay.
-        settings: How.
-        criterion: What a channel is worth, no longer "auto".
-        batches: Calibration images.
-        imgsz: Size of the images, pixels.
-        classes: Number of classes.
-        seed: Of pixels and projections.
-        widths: Allowed widths; None: those of the settings.
-        lineage: Earlier cuts of the run; None: there are none.
-
-    Raises:
-        BudgetError: The budget cannot be met.
-        EquivalenceError: No exact cut was found.
-    """
-    recipe = Recipe(
-        criterion=criterion,
-        steps=max(settings.steps // settings.cuts, 1),
-        widths=widths or Widths(settings.round_to, settings.min_width, settings.min_keep),
-        fold=settings.fold,
-        seed=seed,
-    )
-    release_memory()  # what the training keeps for its next batch
-    cut = cut_in_steps(
-        parent,
-        anatomy,
-        budget,
-        recipe,
-        batches=batches,
-        task=detection_projection(imgsz, seed, classes=classes),
-        lineage=lineage,
-    )
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in cut.module.state_dict().items()}
-    return Recovered(cut.plan, weights)
-
-
-def from_first_process(make: Callable[[], _Value]) -> _Value:
-    """Make a value in the first process of a distributed run and hand it to all; alone, just make it.
-
-    Args:
-        make: Called in the first process only; what it returns must pickle.
-
-    Raises:
-        YoloPruneError: In the other processes, when ``make`` raised in the first.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return make()
-    box: list[Any] = [None, ""]
-    if torch.distributed.get_rank() == 0:
-        try:
-            box[0] = make()
-        except BaseException as error:
-            box[1] = str(error) or type(error).__name__
-            torch.distributed.broadcast_object_list(box, 0)
-            raise
-    torch.distributed.broadcast_object_list(box, 0)
-    if box[1]:
-        raise YoloPruneError(f"the first process failed: {box[1]}")
-    value: _Value = box[0]
-    return value
-
-
-def swap_(module: nn.Module, optimizer: torch.optim.Optimizer, recovered: Recovered) -> None:
-    """Cut the model that is trained, in place, and give its optimizer the new parameters.
-
-    Args:
-        module: The model without wrappers.
-        optimizer: Trains it.
-        recovered: The plan and the weights to go on from.
-    """
-    cut_(module, recovered.plan, rules=block_rules())
-    module.load_state_dict(recovered.weights)
-    follow_cut(optimizer, module)
 
 
 def size_of(trainer: Any) -> ImageSize:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError
 from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.progress import LOGGER
-from yolo_prune.train import RunState, ScaleWatch, StrengthSearch, draw_scales, first_strength, most_strength
-from yolo_prune.train.scales import NEAR_ZERO
+from yolo_prune.train.scales import NEAR_ZERO, ScaleWatch, draw_scales
 from yolo_prune.train.sparsify import (
     Ramp,
     Sparsifier,
@@ -22,6 +22,8 @@ from yolo_prune.train.sparsify import (
     sparsify,
     summarise_scales,
 )
+from yolo_prune.train.state import RunState
+from yolo_prune.train.strength import StrengthSearch, first_strength, most_strength
 
 _END_OF_RAMP = 0.1
 _MEAN_OF_RAMP = 0.725  # up over the first tenth, full to the half, down to the end
@@ -42,11 +44,16 @@ class SparsePhase:
     """Shrinks the scales of one run from a first epoch to its last cut.
 
     Attributes:
-        sparsifier: The hook at work, None outside the sparse epochs.
+        hooks: One at work for each optimizer that trains scales, none outside the sparse epochs.
     """
 
     def __init__(
-        self, settings: InRunSettings, state: RunState, layers: frozenset[str], wanted: float, picture: Path
+        self,
+        settings: InRunSettings,
+        state: RunState,
+        layers: frozenset[str],
+        wanted: float,
+        picture: Path | None,
     ) -> None:
         self.settings, self.state, self.layers, self.wanted, self.picture = (
             settings,
@@ -55,29 +62,34 @@ class SparsePhase:
             wanted,
             picture,
         )
-        self.sparsifier: Sparsifier | None = None
-        self._optimizer: Any = None
+        self.hooks: list[Sparsifier] = []
+        self._optimizers: tuple[Any, ...] = ()
         self._before: dict[str, Tensor] = {}
         self._search: StrengthSearch | None = None
         self._impossible = settings.strength == 0
+
+    @property
+    def sparsifier(self) -> Sparsifier | None:
+        """The first hook at work; all of them go in step."""
+        return self.hooks[0] if self.hooks else None
 
     def scales(self, module: nn.Module) -> dict[str, nn.Parameter]:
         """Return the scales of the layers that may lose channels."""
         return {name: scale for name, scale in batchnorm_scales(module).items() if name in self.layers}
 
     def attach(
-        self, module: nn.Module, optimizer: Any, *, steps_left: int, lr_sum: float, epochs: int
+        self, module: nn.Module, optimizers: Sequence[Any], *, steps_left: int, lr_sum: float, epochs: int
     ) -> None:
-        """See that the hook is on this optimizer; an optimizer that the host made anew gets a hook of its own.
+        """See that the hook is on these optimizers; one that was made anew gets a hook of its own.
 
         Args:
             module: The model that is trained.
-            optimizer: Trains it.
+            optimizers: They train it.
             steps_left: Optimizer steps up to the last cut.
             lr_sum: Sum of the factors on the initial rates over those steps.
             epochs: Epochs up to the last cut.
         """
-        if self._impossible or (self.sparsifier is not None and self._optimizer is optimizer):
+        if self._impossible or (self.hooks and self._optimizers == tuple(optimizers)):
             return
         self.detach()
         scales, state = self.scales(module), self.state
@@ -91,20 +103,25 @@ class SparsePhase:
         if state.first_mean is None:
             state.first_mean = summarise_scales(trained).mean
         if state.strength is None:
-            median, reach = summarise_scales(trained).median, _reach(optimizer, trained, lr_sum)
-            most = most_strength(median, reach, epochs, normalised=not _has_momentum(optimizer))
+            median, reach = summarise_scales(trained).median, _reach(optimizers, trained, lr_sum)
+            most = most_strength(median, reach, epochs, normalised=not any(map(_has_momentum, optimizers)))
             state.strength = self.settings.strength or min(first_strength(median, reach, epochs), most)
             state.first_strength, state.most_strength = state.strength, most
         if state.ramp_steps is None:
             state.ramp_steps = state.sparse_steps + max(steps_left, 1)
         ramp = Ramp(state.ramp_steps, end=_END_OF_RAMP)
         try:
-            self.sparsifier = sparsify(optimizer, trained, state.strength, ramp)
+            self.hooks = [
+                sparsify(optimizer, mine, state.strength, ramp)
+                for optimizer, mine in _by_optimizer(optimizers, trained)
+            ]
         except ConfigError as error:
             LOGGER.warning("sparse training is off: %s", error)
             self._impossible = True
             return
-        self.sparsifier.steps, self._optimizer = state.sparse_steps, optimizer
+        for hook in self.hooks:
+            hook.steps = state.sparse_steps
+        self._optimizers = tuple(optimizers)
         self._before = self._before or {name: scale.detach().clone() for name, scale in scales.items()}
         if self.settings.strength is None and self._search is None:
             self._search = StrengthSearch(
@@ -121,8 +138,9 @@ class SparsePhase:
         """Take the hook off; the scales stay as they are."""
         if self.sparsifier is not None:
             self.state.sparse_steps, self.state.ramp_steps = self.sparsifier.steps, None
-            self.sparsifier.remove()
-        self.sparsifier = self._optimizer = None
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks, self._optimizers = [], ()
 
     def end_epoch(self, module: nn.Module, *, draw: bool) -> None:
         """Say where the scales are, and draw them."""
@@ -137,7 +155,7 @@ class SparsePhase:
         LOGGER.info("%s", watch.line())
         if complaint := watch.complaint():
             LOGGER.warning("%s", complaint)
-        if draw and self._before.keys() == scales.keys():
+        if draw and self.picture is not None and self._before.keys() == scales.keys():
             draw_scales(self.picture, self._before, scales)
 
     def note_fitness(self, fitness: float | None, below: float, done: float) -> None:
@@ -160,7 +178,8 @@ class SparsePhase:
             self._search.best,
             self._search.rest,
         )
-        self.sparsifier.strength = state.strength
+        for hook in self.hooks:
+            hook.strength = state.strength
 
     def below(self, module: nn.Module) -> float:
         """Return the share of scales near zero."""
@@ -173,11 +192,25 @@ class SparsePhase:
         return self.sparsifier.current if self.sparsifier is not None else 0.0
 
 
-def _reach(optimizer: Any, scales: dict[str, nn.Parameter], lr_sum: float) -> float:
+def _by_optimizer(
+    optimizers: Sequence[Any], scales: dict[str, nn.Parameter]
+) -> list[tuple[Any, dict[str, nn.Parameter]]]:
+    """Return every optimizer that trains scales, with those; where none trains any, the first one will complain."""
+    found = []
+    for optimizer in optimizers:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        mine = {name: scale for name, scale in scales.items() if id(scale) in held}
+        if mine:
+            found.append((optimizer, mine))
+    return found or [(optimizers[0], scales)]
+
+
+def _reach(optimizers: Sequence[Any], scales: dict[str, nn.Parameter], lr_sum: float) -> float:
     """Return the sum of the thresholds that lambda = 1 gives over all sparse steps."""
     wanted = {id(scale) for scale in scales.values()}
     rates = [
         shrinkage({**group, "lr": group.get("initial_lr", group["lr"])}, 1.0)
+        for optimizer in optimizers
         for group in optimizer.param_groups
         if any(id(parameter) in wanted for parameter in group["params"])
     ]

@@ -1,0 +1,110 @@
+"""The host's trainer as a loop that a session can prune in."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
+from yolo_prune.adapters.ultralytics.saliency import detection_projection
+from yolo_prune.adapters.ultralytics.training import aftercut, midrun
+from yolo_prune.adapters.ultralytics.training.trainer import unwrap
+from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.record import PrunePlan
+
+
+class HostLoop:
+    """See :class:`yolo_prune.train.loop.TrainingLoop`."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    @property
+    def model(self) -> nn.Module:
+        """The model without DDP, compiler and the like."""
+        return unwrap(self._trainer.model)
+
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """The host has one."""
+        return (self._trainer.optimizer,)
+
+    @property
+    def average(self) -> nn.Module:
+        """The host's EMA."""
+        average: nn.Module = self._trainer.ema.ema
+        return average
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are over."""
+        return int(self._trainer.epoch)
+
+    @property
+    def epochs(self) -> int:
+        """Length of the run."""
+        return int(self._trainer.epochs)
+
+    @property
+    def elapsed(self) -> float | None:
+        """Share of ``time=`` that is over; all processes have the first one's."""
+        trainer = self._trainer
+        if not trainer.args.time:
+            return None
+        hours = (time.time() - trainer.train_time_start) / 3600
+        share: float | None = trainer.from_first_rank(hours / trainer.args.time)
+        return share
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimizer, which waits for several batches."""
+        batches = len(self._trainer.train_loader)
+        return math.ceil(batches / int(self._trainer.batches_per_step))
+
+    @property
+    def seed(self) -> int:
+        """The host's."""
+        return int(self._trainer.args.seed)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files."""
+        return aftercut.is_first_process()
+
+    def rate_factor(self, epoch: int) -> float:
+        """Return what the host's schedule makes of the initial rates."""
+        return float(self._trainer.lf(epoch))
+
+    def averaged(self) -> nn.Module:
+        """Return the EMA as the host's checkpoints hold it."""
+        return midrun.average_as_saved(self.average)
+
+    def anatomy(self) -> Anatomy:
+        """Return how to run the model; what the host was told not to train keeps its channels."""
+        trainer = self._trainer
+        frozen = midrun.frozen_modules(trainer.freeze_layer_names, trainer.pruning.keep_layers, self.model)
+        return anatomy_of(self.model, midrun.size_of(trainer), frozen)
+
+    def projection(self) -> Callable[[Any], Tensor]:
+        """Return a random projection of the decoded predictions."""
+        size, classes = midrun.size_of(self._trainer), len(self._trainer.data["names"])
+        return detection_projection(size, self.seed, classes=classes)
+
+    def calibration(self, count: int) -> Sequence[Tensor]:
+        """Return the images that are trained on as validation would see them."""
+        return midrun.calibration_images(self._trainer, count, self.seed)
+
+    def before_first_cut(self, parent: nn.Module) -> None:
+        """Write ``weights/parent.pt``."""
+        aftercut.save_parent(self._trainer, parent)
+
+    def after_cut(self, plan: PrunePlan, parent: nn.Module | None) -> None:
+        """Make wrappers, average and early stopping anew, attach the teacher, validate and save."""
+        self._trainer.params_before = self._trainer.state.current_params
+        aftercut.start_afresh(self._trainer, parent)
+        self._trainer.save_cut(plan)

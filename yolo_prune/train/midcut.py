@@ -1,0 +1,149 @@
+"""The cut in the middle of a training: plan it on the averaged weights, then put it under the optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.optimizer import follow_cut
+from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import cut_
+from yolo_prune.cut.widths import Lineage, Widths
+from yolo_prune.device import release_memory
+from yolo_prune.errors import YoloPruneError
+from yolo_prune.graph.trace import ModuleRules
+from yolo_prune.options.inrun import InRunSettings
+from yolo_prune.recover.steps import Recipe, cut_in_steps
+from yolo_prune.train.state import RunState
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A cut model: everything that another process needs to have the same one.
+
+    Attributes:
+        plan: From the model before this cut.
+        weights: State of the cut and folded model, on the CPU.
+    """
+
+    plan: PrunePlan
+    weights: dict[str, Tensor]
+
+
+def share_of_parent(settings: InRunSettings, state: RunState) -> float:
+    """Return what the budget leaves of the model that the run began with, as a share of its MACs or parameters."""
+    kind, value = settings.budget or ("keep_macs", 1.0)
+    return value / state.gmacs if kind == "gmacs" else value
+
+
+def allowed_widths(settings: InRunSettings, state: RunState) -> tuple[Widths, Lineage | None]:
+    """Return which widths are allowed, and after a cut how wide layers were when the run began."""
+    widths = Widths(settings.round_to, settings.min_width, settings.min_keep)
+    lineage = Lineage(state.widths, PrunePlan.from_json(state.plan)) if state.plan and state.widths else None
+    return widths.for_budget(share_of_parent(settings, state)), lineage
+
+
+def recover(
+    parent: nn.Module,
+    anatomy: Anatomy,
+    budget: Budget,
+    settings: InRunSettings,
+    criterion: str,
+    batches: Sequence[Any],
+    *,
+    projection: Callable[[Any], Tensor],
+    seed: int,
+    widths: Widths | None = None,
+    lineage: Lineage | None = None,
+) -> Recovered:
+    """Cut a copy of the parent to a budget and fold.
+
+    Args:
+        parent: The model to cut; untouched.
+        anatomy: How to run it.
+        budget: How much may stay.
+        settings: How.
+        criterion: What a channel is worth, no longer "auto".
+        batches: Calibration images.
+        projection: A scalar of the outputs that says how much predictions change.
+        seed: Of pixels and projections.
+        widths: Allowed widths; None: those of the settings.
+        lineage: Earlier cuts of the run; None: there are none.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+        EquivalenceError: No exact cut was found.
+    """
+    recipe = Recipe(
+        criterion=criterion,
+        steps=max(settings.steps // settings.cuts, 1),
+        widths=widths or Widths(settings.round_to, settings.min_width, settings.min_keep),
+        fold=settings.fold,
+        seed=seed,
+    )
+    release_memory()  # what the training keeps for its next batch
+    cut = cut_in_steps(
+        parent,
+        anatomy,
+        budget,
+        recipe,
+        batches=batches,
+        task=projection,
+        lineage=lineage,
+    )
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in cut.module.state_dict().items()}
+    return Recovered(cut.plan, weights)
+
+
+def from_first_process(make: Callable[[], _Value]) -> _Value:
+    """Make a value in the first process of a distributed run and hand it to all; alone, just make it.
+
+    Args:
+        make: Called in the first process only; what it returns must pickle.
+
+    Raises:
+        YoloPruneError: In the other processes, when ``make`` raised in the first.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return make()
+    box: list[Any] = [None, ""]
+    if torch.distributed.get_rank() == 0:
+        try:
+            box[0] = make()
+        except BaseException as error:
+            box[1] = str(error) or type(error).__name__
+            torch.distributed.broadcast_object_list(box, 0)
+            raise
+    torch.distributed.broadcast_object_list(box, 0)
+    if box[1]:
+        raise YoloPruneError(f"the first process failed: {box[1]}")
+    value: _Value = box[0]
+    return value
+
+
+def swap_(
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    recovered: Recovered,
+    rules: ModuleRules | None,
+) -> None:
+    """Cut the model that is trained, in place, and give its optimizers the new parameters.
+
+    Args:
+        module: The model without wrappers.
+        optimizers: They train it.
+        recovered: The plan and the weights to go on from.
+        rules: Of layers that the trace knows by module.
+    """
+    cut_(module, recovered.plan, rules=rules)
+    module.load_state_dict(recovered.weights)
+    for optimizer in optimizers:
+        follow_cut(optimizer, module)
