@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import copyreg
+from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from yolo_prune.graph.values import tensors_in
+
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def copy_with(module: nn.Module, change: Callable[[Tensor], Tensor], *, attributes: bool = True) -> nn.Module:
@@ -32,7 +38,7 @@ def copy_with(module: nn.Module, change: Callable[[Tensor], Tensor], *, attribut
         if id(tensor) not in memo:
             fresh = tensor.detach().clone()
             memo[id(tensor)] = _like(tensor, change(fresh) if attributes else fresh)
-    return copy.deepcopy(module, memo)
+    return _deeply(module, memo)
 
 
 def copy_as(module: nn.Module, dtype: torch.dtype, *, own: bool = True) -> nn.Module:
@@ -57,9 +63,52 @@ def _plain_tensors(module: nn.Module) -> list[Tensor]:
             value
             for owner in module.modules()
             for name, value in vars(owner).items()
-            if name not in registered and not name.endswith("_hooks")
+            if not (_is_plain(value) or name in registered or name.endswith("_hooks"))
         ]
     )
+
+
+def _deeply(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copy a module as ``copy.deepcopy`` does, in half of its time: nearly all that a module holds is empty or plain.
+
+    Modules with a way of their own to be copied are left to it.
+    """
+    plain = [owner for owner in module.modules() if _copies_as_any_module(type(owner))]
+    for owner in plain:  # all of them first: a module may hold another one, or itself, as an attribute
+        memo[id(owner)] = object.__new__(type(owner))
+    for owner in plain:
+        memo[id(owner)].__setstate__({name: _value(held, memo) for name, held in vars(owner).items()})
+    copied: nn.Module = copy.deepcopy(module, memo)
+    return copied
+
+
+def _value(held: Any, memo: dict[int, Any]) -> Any:
+    """Copy an attribute of a module deeply."""
+    if _is_plain(held):
+        return held
+    kind = type(held)
+    if id(held) in memo:
+        return memo[id(held)]
+    if kind not in (dict, OrderedDict):
+        return copy.deepcopy(held, memo)
+    fresh = memo[id(held)] = kind()
+    for key, value in held.items():
+        fresh[_value(key, memo)] = _value(value, memo)
+    return fresh
+
+
+def _is_plain(held: Any) -> bool:
+    """Tell whether an attribute needs no copy."""
+    kind = type(held)
+    return kind in _PLAIN or (kind is tuple and all(type(part) in _PLAIN for part in held))
+
+
+@cache
+def _copies_as_any_module(kind: type[nn.Module]) -> bool:
+    """Tell whether modules of a class are copied attribute by attribute, in any order."""
+    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__new__", "__slots__")
+    as_any = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in own)
+    return as_any and kind.__setstate__.__module__.startswith("torch.") and kind not in copyreg.dispatch_table
 
 
 def _like(tensor: Tensor, fresh: Tensor) -> Tensor:
