@@ -1,11 +1,15 @@
 """Where the real data is, and what every test shares."""
 
 import contextlib
+import fcntl
+import gc
 import importlib
 import io
 import os
+import shutil
 import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,14 @@ with contextlib.redirect_stdout(io.StringIO()):
     )  # it says so where it makes its settings, which is no test's business
 # A shell that starts the tests in the background ignores Ctrl-C for them, and tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every collection of garbage: the host asks for one each epoch."""
+    gc.collect()
+    gc.freeze()
+
+
 SHARED = Path(os.environ.get("YOLO_PRUNE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
@@ -29,3 +41,24 @@ def shared() -> Path:
     if not (SHARED / "data" / "bccd" / "data.yaml").is_file():
         pytest.skip(f"real data not found under {SHARED} (set YOLO_PRUNE_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder once for all processes of the tests: ``made_once(name, fill)``; whoever comes second waits."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a process that failed has left
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make

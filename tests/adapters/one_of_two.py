@@ -1,4 +1,4 @@
-"""One of two processes that train together on the CPU: ``python one_of_two.py RANK PORT DATA FOLDER STOP``.
+"""One of two processes that train together on the CPU: ``python one_of_two.py RANK PORT DATA STOP FOLDER...``.
 
 The host trains distributed on GPUs alone; what it asks of one is taken out here, and nothing else.
 """
@@ -33,7 +33,7 @@ class OnTwo(DetectionTrainer):
         self.world_size = 2
 
     def _setup_ddp(self):
-        torch.distributed.init_process_group("gloo", rank=int(RANK), world_size=2)
+        """Nothing: the group is there already."""
 
     def _setup_train(self):
         nn.parallel.DistributedDataParallel = without_devices
@@ -49,9 +49,8 @@ class OnTwo(DetectionTrainer):
         torch.distributed.barrier()
 
 
-def main(data: Path, folder: Path, stop: int) -> None:
-    """Train to the end, or to an epoch in which both processes stop dead, as by kill -9."""
-    torch.set_num_threads(1)
+def train(data: Path, folder: Path, stop: int) -> dict[str, object]:
+    """Train to the end, or to an epoch in which both processes stop dead, as by kill -9; say what came of it."""
     last = folder / "run" / "weights" / "last.pt"
     options = {"pruning": {"prune_at": 3}, "resume": last if last.is_file() else None, **HOST}
     trainer = make(data, folder, OnTwo, callbacks={"on_train_batch_end": stop_in(stop)}, **options)
@@ -62,10 +61,17 @@ def main(data: Path, folder: Path, stop: int) -> None:
     weights = trainer.model.module.state_dict()
     own = ("running_mean", "running_var", "num_batches_tracked")  # each process has statistics of its own
     shared = b"".join(value.numpy().tobytes() for key, value in weights.items() if not key.endswith(own))
-    said = {"state": trainer.state.to_dict(), "weights": hashlib.sha256(shared).hexdigest()}
+    return {"state": trainer.state.to_dict(), "weights": hashlib.sha256(shared).hexdigest()}
+
+
+def main(data: Path, stop: int, folders: list[Path]) -> None:
+    """Train in each of the folders in turn."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=int(RANK), world_size=2)
+    said = [train(data, folder, stop) for folder in folders]
     sys.stdout.write(json.dumps(said) + "\n")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]))
+    main(Path(sys.argv[3]), int(sys.argv[4]), [Path(folder) for folder in sys.argv[5:]])

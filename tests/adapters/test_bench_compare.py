@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_host import tiny
 
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics.export import export_onnx
@@ -24,8 +25,7 @@ IMGSZ = 64
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    loaded = load_detector("yolov5n.yaml")
-    save_detector(folder / "tiny.pt", loaded.module, task="detect", train_args={}, meta={})
+    save_detector(folder / "tiny.pt", tiny(), task="detect", train_args={}, meta={})
     export_onnx(folder / "tiny.pt", folder / "tiny.onnx", imgsz=IMGSZ)
     return folder
 

@@ -157,15 +157,15 @@ def test_kill_9_while_the_epoch_is_being_saved(data, tmp_path):
     assert same_weights(whole.wdir / "parent.pt", resumed.wdir / "parent.pt")
 
 
-def train_in_two_processes(data, folder, stop=-1):
-    """Train together; return what each process says of itself, or None where both stopped dead."""
+def train_in_two_processes(data, *folders, stop=-1):
+    """Train in each folder; return what each process says of each training, or None where both stopped dead."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     script = str(Path(__file__).with_name("one_of_two.py"))
     both = [
         subprocess.Popen(
-            [sys.executable, script, rank, port, str(data), str(folder), str(stop)],
+            [sys.executable, script, rank, port, str(data), str(stop), *map(str, folders)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -179,12 +179,13 @@ def train_in_two_processes(data, folder, stop=-1):
 
 
 def test_two_processes_cut_the_same_together_and_after_a_kill(data, tmp_path):
-    whole = train_in_two_processes(data, tmp_path / "whole")
-    assert whole[0] == whole[1]
-    assert whole[0]["state"]["cuts"]
     train_in_two_processes(data, tmp_path / "killed", stop=1)
-    resumed = train_in_two_processes(data, tmp_path / "killed")
-    assert [said["state"] for said in resumed] == [said["state"] for said in whole]
+    first, second = train_in_two_processes(data, tmp_path / "whole", tmp_path / "killed")
+    assert first[0] == second[0]
+    assert first[0]["state"]["cuts"]
+    assert [resumed["state"] for _, resumed in (first, second)] == [
+        whole["state"] for whole, _ in (first, second)
+    ]
     parents = [tmp_path / name / "run" / "weights" / "parent.pt" for name in ("whole", "killed")]
     assert same_weights(*parents)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_host import cut, draw, tiny
 
+import yolo_prune
 from yolo_prune import cli
 from yolo_prune.adapters.checkpoint import read_metadata, save_detector
 from yolo_prune.adapters.ultralytics.guard import guarded, read_label_cache
@@ -176,7 +177,7 @@ def test_the_host_is_as_it_was_after_a_command(stock):
 
 
 def test_full_unpickling_stays_where_a_process_reads_what_it_wrote_or_checked():
-    package = Path(cli.__file__).parent
+    package = Path(yolo_prune.__file__).parent
     found = {
         file.relative_to(package).as_posix(): file.read_text().count("weights_only=False")
         for file in package.rglob("*.py")

@@ -9,12 +9,24 @@ import torch
 from torch import nn
 from ultralytics.nn import tasks
 
+# Every module costs each test a copy, a trace and a checkpoint: a block with a shortcut, a concatenation and one head.
+BACKBONE = [
+    [-1, 1, "Conv", [8, 3, 2]],
+    [-1, 1, "Conv", [16, 3, 2]],
+    [-1, 1, "C2f", [16, True]],
+    [-1, 1, "Conv", [32, 3, 2]],
+]
+NECK = [
+    [-1, 1, "nn.Upsample", [None, 2, "nearest"]],
+    [[-1, 2], 1, "Concat", [1]],
+    [-1, 1, "Conv", [16, 3, 2]],
+]
 MODELS = {
-    "detect": (tasks.DetectionModel, "yolov8.yaml"),
-    "segment": (tasks.SegmentationModel, "yolov8-seg.yaml"),
-    "pose": (tasks.PoseModel, "yolov8-pose.yaml"),
-    "obb": (tasks.OBBModel, "yolov8-obb.yaml"),
-    "classify": (tasks.ClassificationModel, "yolov8-cls.yaml"),
+    "detect": (tasks.DetectionModel, ["Detect", ["nc"]]),
+    "segment": (tasks.SegmentationModel, ["Segment", ["nc", 8, 16]]),
+    "pose": (tasks.PoseModel, ["Pose", ["nc", "kpt_shape"]]),
+    "obb": (tasks.OBBModel, ["OBB", ["nc", 1]]),
+    "classify": (tasks.ClassificationModel, ["Classify", ["nc"]]),
 }
 
 
@@ -70,11 +82,9 @@ def draw(folder: Path, task: str = "detect", classes: int = 2, channels: int = 3
 def tiny(task: str = "detect", channels: int = 3) -> nn.Module:
     """A model with few channels, random weights and two classes."""
     torch.manual_seed(0)
-    cls, name = MODELS[task]
-    config = tasks.yaml_model_load(name)
-    config["scales"], config["scale"] = {"n": [0.33, 0.125, 256]}, "n"
-    if task == "pose":
-        config["kpt_shape"] = [1, 3]
+    cls, head = MODELS[task]
+    neck = [[-1, 1, *head]] if task == "classify" else [*NECK, [[6], 1, *head]]
+    config = copy.deepcopy({"nc": 2, "kpt_shape": [1, 3], "backbone": BACKBONE, "head": neck})
     module = cls(config, ch=channels, nc=2, verbose=False)
     module.task, module.args = task, {"task": task, "imgsz": 64}
     return module

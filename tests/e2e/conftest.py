@@ -1,6 +1,9 @@
 """A tiny detector, trained for a few seconds on drawn squares until it finds them, and one whole run of it."""
 
+import contextlib
 import functools
+import io
+import json
 from pathlib import Path
 
 import cv2
@@ -62,34 +65,27 @@ def draw_squares(folder: Path, train: int = 24, val: int = 8, side: int = 64) ->
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    return draw_squares(tmp_path_factory.mktemp("squares"))
+def data(made_once) -> Path:
+    return made_once("squares", draw_squares) / "data.yaml"
 
 
 @pytest.fixture(scope="session")
-def parent(tmp_path_factory, data) -> Path:
+def parent(made_once, data) -> Path:
     """A checkpoint of the host's own trainer that finds the squares."""
+    folder = made_once("parent", lambda folder: train_parent(folder, data))
+    return folder / "train" / "weights" / "last.pt"
+
+
+def train_parent(folder: Path, data: Path) -> None:
     from ultralytics import YOLO
 
-    folder = tmp_path_factory.mktemp("parent")
     (folder / "tiny.yaml").write_text(ARCHITECTURE)
     model = YOLO(str(folder / "tiny.yaml"), task="detect")
     still = {"mosaic": 0, "close_mosaic": 0, "scale": 0.1, "hsv_h": 0, "erasing": 0}
     quick = {"val": False, "amp": False, "workers": 0, "cache": "ram", "plots": False, "verbose": False}
-    recipe = {"batch": 8, "nbs": 8, "optimizer": "AdamW", "lr0": 0.01, "warmup_epochs": 1}
-    model.train(
-        data=str(data),
-        epochs=30,
-        imgsz=64,
-        device="cpu",
-        seed=0,
-        project=str(folder),
-        name="train",
-        **still,
-        **quick,
-        **recipe,
-    )
-    return folder / "train" / "weights" / "last.pt"
+    recipe = {"batch": 8, "nbs": 8, "optimizer": "AdamW", "lr0": 0.01, "warmup_epochs": 1, "epochs": 30}
+    where = {"project": str(folder), "name": "train", "device": "cpu"}
+    model.train(data=str(data), imgsz=64, seed=0, **where, **still, **quick, **recipe)
 
 
 @pytest.fixture(scope="session")
@@ -100,15 +96,17 @@ def words(parent, data) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, words):
+def finished(made_once, words) -> tuple[Path, int, str]:
     """One whole run with retraining and a short measurement of speed: its folder, exit code and stdout."""
-    import contextlib
-    import io
+    project = made_once("runs", lambda folder: run_whole(folder, words))
+    code, out = json.loads((project / "said.json").read_text())
+    return project / "whole", code, out
 
-    project, out = tmp_path_factory.mktemp("runs"), io.StringIO()
+
+def run_whole(project: Path, words: list[str]) -> None:
+    options = ["epochs=1", "plots=false", "threads=1", "quantize=8", f"project={project}", "name=whole"]
+    out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr(speed, "compare", functools.partial(bench.compare, rounds=4))
-        code = cli.main(
-            [*words, "epochs=1", "plots=false", "threads=1", "quantize=8", f"project={project}", "name=whole"]
-        )
-    return project / "whole", code, out.getvalue()
+        code = cli.main([*words, *options])
+    (project / "said.json").write_text(json.dumps([code, out.getvalue()]))

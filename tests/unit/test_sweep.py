@@ -9,8 +9,8 @@ import pytest
 from yolo_prune.errors import BudgetError, ConfigError, MissingRuntimeError
 from yolo_prune.files import write_text
 from yolo_prune.options import SweepConfig, to_yaml
-from yolo_prune.report import Row, RunReport, write_report
-from yolo_prune.report.rows import Speedup
+from yolo_prune.report import Row, RunReport
+from yolo_prune.report.rows import Speedup, write_json
 from yolo_prune.runs import sweep
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.sweep import Trial, choose, pareto_front, run_sweep
@@ -41,7 +41,7 @@ def pruned(monkeypatch):
         ap = 0.6 - 0.2 * (1 - config.keep_macs) ** 2 - (0.1 if config.criterion == "l1" else 0.0)
         folder = Path(config.project, config.name)
         write_text(folder / "args.yaml", to_yaml(config))
-        write_report(report_of(config.keep_macs, ap, 100.0 if len(calls) % 2 else 60.0), folder)
+        write_json(report_of(config.keep_macs, ap, 100.0 if len(calls) % 2 else 60.0), folder)
 
     monkeypatch.setattr("yolo_prune.runs.prune.prune_from_config", stage)
     return calls
@@ -116,7 +116,7 @@ def test_a_resumed_sweep_takes_no_report_that_was_made_with_other_options(pruned
 
 
 def test_a_report_that_nobody_knows_the_options_of_is_not_taken(pruned, tmp_path):
-    write_report(report_of(0.8, 0.9, 1.0), tmp_path / "s" / "auto_0.8")
+    write_json(report_of(0.8, 0.9, 1.0), tmp_path / "s" / "auto_0.8")
     with pytest.raises(
         ConfigError, match=r"^'.*auto_0\.8' holds no args\.yaml, so nothing says how its files"
     ):

@@ -6,7 +6,6 @@ import copy
 import copyreg
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -103,7 +102,6 @@ def _is_plain(held: Any) -> bool:
     return kind in _PLAIN or (kind is tuple and all(type(part) in _PLAIN for part in held))
 
 
-@cache
 def _copies_as_any_module(kind: type[nn.Module]) -> bool:
     """Tell whether modules of a class are copied attribute by attribute, in any order."""
     own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__new__", "__slots__")
