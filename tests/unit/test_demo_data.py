@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from yolo_prune.errors import DataError
-from yolo_prune.runs.demo_data import CLASS_NAMES, make_demo_classification, make_demo_detection
+from yolo_prune.runs.demo_data import CLASS_NAMES, make_demo_detection
 from yolo_prune.runs.demo_data.parts import CLUTTER, PARTS, Light, draw_part
 from yolo_prune.runs.demo_data.scene import VISIBLE, _Canvas, draw_scene
 from yolo_prune.runs.demo_data.write import MARKER
@@ -128,8 +128,6 @@ def test_a_folder_of_someone_else_is_not_touched(tmp_path: Path):
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match=r"exists and is not a demo set: give an empty or a new folder\.$"):
         make_demo_detection(tmp_path)
-    with pytest.raises(DataError, match="exists and is not a demo set"):
-        make_demo_classification(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -144,14 +142,3 @@ def test_impossible_requests_are_named(tmp_path: Path, arguments: dict, message:
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         make_demo_detection(tmp_path / "x", **arguments)
     assert not (tmp_path / "x").exists()
-
-
-def test_classification_folders_hold_crops_of_every_class(tmp_path: Path):
-    folder = make_demo_classification(tmp_path / "a", train=2, val=1, imgsz=32)
-    again = make_demo_classification(tmp_path / "b", train=2, val=1, imgsz=32)
-    assert digest(folder) == digest(again)
-    for split, count in (("train", 2), ("val", 1)):
-        for name in CLASS_NAMES:
-            crops = list((folder / split / name).glob("*.jpg"))
-            assert len(crops) == count
-            assert cv2.imread(str(crops[0])).shape == (32, 32, 3)

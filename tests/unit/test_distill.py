@@ -9,8 +9,6 @@ from yolo_prune.train.distill import (
     anchor_weights,
     box_loss,
     class_loss,
-    feature_loss,
-    fit_projection,
     score_loss,
 )
 
@@ -21,11 +19,10 @@ def _seeded():
 
 
 def test_equal_outputs_are_at_distance_zero():
-    scores, boxes, features = torch.randn(2, 3, 5), torch.randn(2, 64, 5), torch.randn(2, 4, 3, 3)
+    scores, boxes = torch.randn(2, 3, 5), torch.randn(2, 64, 5)
     assert score_loss(scores, scores).item() == pytest.approx(0, abs=1e-5)
     assert box_loss(boxes, boxes, anchor_weights(scores)).item() == pytest.approx(0, abs=1e-6)
     assert class_loss(scores[..., 0], scores[..., 0]).item() == pytest.approx(0, abs=1e-6)
-    assert feature_loss(features, features, torch.ones(2, 9)).item() == 0
 
 
 def test_the_score_distance_of_one_anchor_worked_out_by_hand():
@@ -76,29 +73,3 @@ def test_half_precision_outputs_give_a_float32_loss():
     scores, boxes = torch.randn(1, 3, 4).half(), torch.randn(1, 64, 4).half()
     assert score_loss(scores, scores.flip(2)).dtype == torch.float32
     assert box_loss(boxes, boxes.flip(2), anchor_weights(scores)).dtype == torch.float32
-
-
-def test_a_projection_of_kept_channels_finds_them_again():
-    teacher = torch.randn(2, 6, 8, 8)
-    weight, bias = fit_projection(teacher[:, [1, 4]], teacher, ridge=0.0)
-    assert torch.allclose(weight[[1, 4]], torch.eye(2), atol=1e-4)
-    assert torch.allclose(bias[[1, 4]], torch.zeros(2), atol=1e-4)
-
-
-def test_a_fitted_projection_starts_where_a_random_one_does_not():
-    student = torch.randn(2, 4, 8, 8)
-    teacher = torch.einsum("tc,nchw->nthw", torch.randn(6, 4), student) + 3.0
-    weight, bias = fit_projection(student, teacher, ridge=1e-6)
-    ones = torch.ones(2, 64)
-
-    def projected(matrix: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("tc,nchw->nthw", matrix, student) + constant[:, None, None]
-
-    assert feature_loss(projected(weight, bias), teacher, ones).item() < 1e-4
-    assert feature_loss(projected(torch.randn(6, 4), torch.zeros(6)), teacher, ones).item() > 1
-
-
-def test_a_constant_student_is_at_feature_distance_one():
-    teacher = torch.randn(2, 3, 4, 4)
-    student = teacher.mean(dim=(0, 2, 3), keepdim=True).expand_as(teacher)
-    assert feature_loss(student, teacher, torch.ones(2, 16)).item() == pytest.approx(1, rel=1e-5)

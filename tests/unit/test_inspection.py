@@ -8,7 +8,7 @@ from torch import nn
 
 from yolo_prune import cli
 from yolo_prune.cut.proven import Anatomy
-from yolo_prune.runs.inspection import describe_groups, inspect_all, inspect_model
+from yolo_prune.runs.inspection import describe_groups, inspect_all
 
 KEYS = ["group", "width", "members", "gmacs", "params", "bn_scale", "frozen"]
 
@@ -88,7 +88,7 @@ def file(tmp_path):
 
 
 def test_a_detector_is_inspected_at_the_size_asked_for(file):
-    small, large = (inspect_model(file, imgsz) for imgsz in (64, 128))
+    small, large = (inspect_all(file, imgsz)[0] for imgsz in (64, 128))
     assert [row["group"] for row in small] == [row["group"] for row in large]
     for a, b in zip(small, large, strict=True):
         assert b["gmacs"] == pytest.approx(4 * a["gmacs"])

@@ -21,7 +21,6 @@ from yolo_prune.recover.drops import fidelity_to
 from yolo_prune.recover.fold import recalibrate_bn_
 from yolo_prune.recover.steps import Recipe, cut_in_steps
 from yolo_prune.recover.structure import prune_module
-from yolo_prune.train.distill import fit_projection
 
 
 def small():
@@ -83,16 +82,6 @@ def test_a_model_is_cut_and_recovered_where_it_is_and_images_come_a_batch_at_a_t
     assert found.plan == expected.plan
     for name, value in expected.module.state_dict().items():
         torch.testing.assert_close(weights[name], value)
-
-
-def test_a_projection_is_fitted_where_there_is_no_float64():
-    student, teacher = torch.rand(2, 3, 4, 4), torch.rand(2, 5, 4, 4)
-    expected = fit_projection(student, teacher)
-    with OtherDevice():
-        weight, bias = fit_projection(student.to(DEVICE), teacher.to(DEVICE))
-        assert isinstance(weight, There)
-        assert isinstance(bias, There)
-        assert torch.equal(weight.cpu(), expected[0])
 
 
 @pytest.mark.parametrize("task", [squares, None])

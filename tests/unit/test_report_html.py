@@ -142,7 +142,6 @@ def test_names_from_outside_are_escaped():
         warnings=[evil],
         per_class=[{"name": evil, "parent": 0.5, "pruned": 0.4}],
         layers=[{"name": evil, "parent": 4, "kept": 2, "frozen": evil}],
-        curve=[{"label": evil, "ap": 0.4, "fps": 60.0}],
         versions={evil: evil},
     )
     text = render_html(made, [evil])

@@ -47,7 +47,6 @@ def full_report() -> RunReport:
             "per_class": [{"name": "RBC", "parent": 0.6}],
             "host_map": [{"model": "parent", "map": 0.51, "map50": None}],
             "speedups": [{"model": "pruned", "ratio": 1.4, "low": 1.3, "high": 1.5}],
-            "curve": [{"label": "a", "ap": 0.1, "fps": 7}],
             "warnings": ["careful"],
         }
     )
@@ -126,3 +125,13 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str | None, message: str):
         (tmp_path / "report.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
         report_from_json(tmp_path)
+
+
+def test_what_older_releases_wrote_and_nothing_reads_is_passed_over(tmp_path: Path):
+    values = full_report().to_dict()
+    values["curve"], values["conditions"]["ap_noise"] = [], 0.02
+    (tmp_path / "report.json").write_text(json.dumps(values))
+    assert report_from_json(tmp_path) == full_report()
+    values["curves"] = []
+    with pytest.raises(ConfigError, match="unknown key 'curves'"):
+        RunReport.from_dict(values)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -40,7 +40,6 @@ def compare(
     compile: bool = False,
     trust: bool = False,
     imports: Sequence[str] = (),
-    export_dir: Path | str | None = None,
 ) -> Comparison:
     """Time candidates against each other: A B, B A, A B, ... in one process, so that drift hits all of them.
 
@@ -58,7 +57,6 @@ def compare(
         compile: Compile the networks with ``torch.compile``, torch only; not timed, but it takes minutes on a CPU.
         trust: Load checkpoints that may run code of their own.
         imports: Python files or modules that hold their classes.
-        export_dir: Where exported .onnx files stay; a temporary folder when None.
 
     Returns:
         Timings, ratios with intervals and the conditions. Timings are None where the device is not there.
@@ -71,11 +69,10 @@ def compare(
     """
     sizes = check_candidates(candidates, runtime, imgsz, batch, rounds, seconds)
     settings = Settings(parse_device(device), check_threads(threads), batch, half, compile, trust)
-    with ExitStack() as stack:
-        folder = Path(export_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="yolo-prune-")))
+    with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
         files = {name: Path(path) for name, path in candidates.items()}
         if runtime == "onnxruntime":
-            files = export_candidates(files, sizes, folder, batch, trust)
+            files = export_candidates(files, sizes, Path(folder), batch, trust)
         request = {
             "runtime": runtime,
             "settings": asdict(settings),

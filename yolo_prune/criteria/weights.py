@@ -1,7 +1,7 @@
 """What each channel is worth: a plain dict of criteria that read weights only.
 
-A score is per channel, larger is worth more, and comparable between groups. Criteria that need data live beside what
-they measure (:mod:`yolo_prune.recover`).
+A score is per channel, larger is worth more, and comparable between groups. What needs images is in
+:mod:`yolo_prune.criteria.reconstruction`.
 """
 
 from __future__ import annotations

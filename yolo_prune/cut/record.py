@@ -28,7 +28,7 @@ class PrunePlan:
         gmacs: What stays, in 1e9 MACs.
         params: What stays, in parameters.
         frozen: Group name -> why it could not be cut.
-        equivalence: Outcome of the proof, see :func:`yolo_prune.cut.surgery.prove_equivalence`; empty before the cut.
+        equivalence: Outcome of the proof, see :func:`yolo_prune.cut.proof.prove_equivalence`; empty before the cut.
         settings: Criterion, rounding and whatever else explains the choice.
         dropped: Residual blocks that go as a whole, by their names in the parent; the later ones of a list move up.
         added: In order, what is added up before anything is cut: ``{"axis": label, "from": [...], "to": [...]}``, where

@@ -7,7 +7,6 @@ from yolo_prune.report.resampled import Resampled
 from yolo_prune.report.rows import (
     ClassAp,
     Conditions,
-    CurvePoint,
     Equivalence,
     Histogram,
     HostMap,
@@ -30,7 +29,6 @@ __all__ = [
     "METRICS",
     "ClassAp",
     "Conditions",
-    "CurvePoint",
     "Equivalence",
     "Histogram",
     "HostMap",

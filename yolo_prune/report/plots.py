@@ -34,8 +34,7 @@ def accuracy_against_fps(report: RunReport, of: tuple[Any, ...]) -> str | None:
     """
     found = [merged(report, row) for row in report.rows if setting(row) == of]
     rows = [(row, row.fps, row.accuracy) for row in found if row.fps is not None and row.accuracy is not None]
-    extra = [point for point in report.curve if point.runtime in (None, of[0])]
-    if len(rows) + len(extra) < 2:
+    if len(rows) < 2:
         return None
     figure, axes = _canvas((4.9, 3.7))
     rivals = sorted((fps, ap) for row, fps, ap in rows if row.model in ("parent", "control"))
@@ -52,9 +51,6 @@ def accuracy_against_fps(report: RunReport, of: tuple[Any, ...]) -> str | None:
         marker = _MARKERS.get(row.model, "o")
         axes.plot(fps, ap, marker, color=colour, ms=8, mec=COLOURS["card"], mew=1, zorder=3)
         _name(axes, label(report, row), fps, ap, colour)
-    for point in extra:
-        axes.plot(point.fps, point.ap, "x", color=COLOURS["muted"], ms=6)
-        _name(axes, point.label, point.fps, point.ap, COLOURS["muted"])
     axes.margins(x=0.22, y=0.16)
     axes.set_xlabel("FPS (images per second)", color=COLOURS["muted"])
     axes.set_ylabel(metric.title, color=COLOURS["muted"])

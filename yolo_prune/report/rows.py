@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from yolo_prune.bench import Timing
 
 SCHEMA_VERSION = 1
-_RETIRED = ("ap_noise",)  # of the conditions
-MODELS = ("parent", "pruned", "retrained", "int8", "control")
-"""The usual values of ``Row.model``: ``int8`` is the final model quantised, ``control`` the parent at fewer pixels."""
 
 ACCURACY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "top1", "top5")
 COST = ("gmacs", "params_m", "size_mb")
@@ -41,6 +38,8 @@ class Latency:
 class Row:
     """One model on one runtime and device. None means "not measured", never zero.
 
+    ``model`` is ``parent``, ``pruned``, ``retrained``, ``int8`` (the final model quantised) or ``control`` (the parent
+    at fewer pixels).
     ``ap*`` are COCO AP, ``top1`` and ``top5`` the accuracy of a classifier, all in [0, 1]; ``gmacs`` and
     ``params_m`` count 1e9 and 1e6; ``size_mb`` is 1e6 bytes; ``fps`` is images per second at the median latency;
     ``pre_ms``, ``net_ms``, ``post_ms`` are its parts.
@@ -152,16 +151,6 @@ class ClassAp:
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """One more point of accuracy against FPS, beside those of the rows (for example from a sweep)."""
-
-    label: str
-    ap: float
-    fps: float
-    runtime: str | None = None
-
-
-@dataclass(frozen=True)
 class HostMap:
     """The host's own mAP (its matching and interpolation): another number than COCO AP, kept apart."""
 
@@ -242,7 +231,6 @@ class RunReport:
     per_class: tuple[ClassAp, ...] = ()
     host_map: tuple[HostMap, ...] = ()
     speedups: tuple[Speedup, ...] = ()
-    curve: tuple[CurvePoint, ...] = ()
     resamples: tuple[Resampled, ...] = ()
     """What the intervals of accuracies and of their differences are made from; older reports have none."""
     warnings: tuple[str, ...] = ()
@@ -260,7 +248,7 @@ class RunReport:
                 f"{where} has schema version {version}, this release reads up to {SCHEMA_VERSION}: "
                 "upgrade yolo-prune."
             )
-        return decode(cls, _without_retired(values), where)
+        return decode(cls, _without_retired(values) if isinstance(values, Mapping) else values, where)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -273,10 +261,11 @@ class RunReport:
 
 def _without_retired(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Drop keys that older releases wrote and nothing reads any more."""
-    conditions = values.get("conditions") if isinstance(values, Mapping) else None
-    if not isinstance(conditions, Mapping):
-        return values
-    return {**values, "conditions": {key: one for key, one in conditions.items() if key not in _RETIRED}}
+    conditions = values.get("conditions")
+    kept = {key: one for key, one in values.items() if key != "curve"}
+    if isinstance(conditions, Mapping):
+        kept["conditions"] = {key: one for key, one in conditions.items() if key != "ap_noise"}
+    return kept
 
 
 def report_from_json(path: Path | str) -> RunReport:
@@ -311,18 +300,16 @@ def make_row(
     params_m: float | None = None,
     size_mb: float | None = None,
     scores: Mapping[str, float | None] | None = None,
-    timing: Timing | None = None,
 ) -> Row:
     """Put one model's measurements into a row; whatever is None stays "not measured".
 
     Args:
-        model: One of ``MODELS``.
-        imgsz: Input size in pixels; taken from ``timing`` when None.
+        model: As in :class:`Row`.
+        imgsz: Input size in pixels.
         gmacs: Multiply-accumulates of one image, in 1e9.
         params_m: Parameters, in 1e6.
-        size_mb: Size of the file that ``timing`` measured, in 1e6 bytes.
+        size_mb: Size of its file, in 1e6 bytes.
         scores: Accuracy by the names in ``ACCURACY``.
-        timing: Latency, as ``bench.compare`` returns it.
     """
     values: dict[str, Any] = {
         "model": model,
@@ -332,8 +319,7 @@ def make_row(
         "size_mb": size_mb,
     }
     values.update(scores or {})
-    row = Row.from_dict(values)
-    return row if timing is None else with_timing(row, timing)
+    return Row.from_dict(values)
 
 
 def with_timing(row: Row, timing: Timing) -> Row:

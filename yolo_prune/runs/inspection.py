@@ -24,9 +24,9 @@ def inspect_all(
     """List groups and residual blocks of a model that is loaded and traced once.
 
     Args:
-        model: As for :func:`inspect_model`.
-        imgsz: As for :func:`inspect_model`.
-        trust: As for :func:`inspect_model`.
+        model: As for :func:`yolo_prune.adapters.checkpoint.load_detector`.
+        imgsz: Size of the input that costs are counted for, in pixels; None: the model's own.
+        trust: Allow classes that are not stock.
 
     Returns:
         What :func:`describe_groups` and :func:`describe_blocks` return.
@@ -34,23 +34,6 @@ def inspect_all(
     module, anatomy = _opened(model, imgsz, trust)
     cost = anatomy.cost_of(module)
     return describe_groups(module, cost), describe_blocks(module, cost, anatomy)
-
-
-def inspect_model(
-    model: str | Path, imgsz: ImageSize | None = None, *, trust: bool = False
-) -> list[dict[str, Any]]:
-    """List the groups of channels of a checkpoint or architecture.
-
-    Args:
-        model: As for :func:`yolo_prune.adapters.checkpoint.load_detector`.
-        imgsz: Size of the input that costs are counted for, in pixels; None: the model's own.
-        trust: Allow classes that are not stock.
-
-    Returns:
-        One dict a group: see :func:`describe_groups`.
-    """
-    module, anatomy = _opened(model, imgsz, trust)
-    return describe_groups(module, anatomy.cost_of(module))
 
 
 def _opened(model: str | Path, imgsz: ImageSize | None, trust: bool) -> tuple[nn.Module, Anatomy]:

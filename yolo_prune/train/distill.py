@@ -5,7 +5,6 @@ Notation: B images, A anchors (all levels together), C classes, K bins for each 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -86,47 +85,3 @@ def class_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Te
     log_teacher = (teacher.detach().float() / temperature).log_softmax(dim=1)
     divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
     return divergence * temperature**2
-
-
-def fit_projection(student: Tensor, teacher: Tensor, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """Solve for the pointwise linear map that best turns a student's feature map into its teacher's.
-
-    Least squares over all pixels, with ``ridge`` times the mean variance of the student's channels added to
-    the diagonal. A channel that was kept maps onto itself, so a projection begins where a random one ends.
-
-    Args:
-        student: Feature map (B, Cs, H, W).
-        teacher: Feature map (B, Ct, H, W).
-        ridge: Relative regularisation.
-
-    Returns:
-        Weight (Ct, Cs) and bias (Ct), float32, on the student's device.
-    """
-    source, target = (each.detach().cpu().double().transpose(0, 1).flatten(1) for each in (student, teacher))
-    source_mean, target_mean = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
-    source, target = source - source_mean, target - target_mean
-    gram = source @ source.T
-    penalty = ridge * gram.diagonal().mean().clamp(min=1e-12)
-    gram = gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    weight = torch.linalg.solve(gram, source @ target.T).T
-    bias = (target_mean - weight @ source_mean).squeeze(1)
-    return weight.float().to(student.device), bias.float().to(student.device)
-
-
-def feature_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-    """Weighted squared distance of feature maps, relative to the teacher's own power.
-
-    ``sum_p w_p |s_p - t_p|^2 / sum_p w_p |t_p - mean(t)|^2``, so 1 means no better than a constant.
-
-    Args:
-        student: Projected feature map (B, C, H, W).
-        teacher: Feature map (B, C, H, W).
-        weights: Pixel weights (B, H W).
-
-    Returns:
-        Scalar, float32, without unit.
-    """
-    student, teacher = student.float().flatten(2), teacher.detach().float().flatten(2)
-    error = (student - teacher).square().sum(dim=1)
-    power = (teacher - teacher.mean(dim=(0, 2), keepdim=True)).square().sum(dim=1)
-    return (error * weights).sum() / (power * weights).sum().clamp(min=1e-9)

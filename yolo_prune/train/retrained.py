@@ -19,7 +19,6 @@ class RetrainResult:
         params_before: Parameters of the model that went in.
         params_after: Parameters of ``best``, read back from the file; always equal to ``params_before``.
         epochs_run: Epochs in ``results_csv`` (fewer than asked for after an early stop).
-        best_epoch: The epoch that ``best`` comes from; 0 is the model before retraining.
         start_fitness: Fitness of the model before retraining, None where it was not measured.
         best_fitness: Fitness of ``best``, in [0, 1] (for detection the host's AP, COCO style).
     """
@@ -30,7 +29,6 @@ class RetrainResult:
     params_before: int
     params_after: int
     epochs_run: int
-    best_epoch: int
     start_fitness: float | None
     best_fitness: float | None
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from yolo_prune.runs.demo_data.parts import CLASS_NAMES
-from yolo_prune.runs.demo_data.write import make_demo_classification, make_demo_detection
+from yolo_prune.runs.demo_data.write import make_demo_detection
 
-__all__ = ["CLASS_NAMES", "make_demo_classification", "make_demo_detection"]
+__all__ = ["CLASS_NAMES", "make_demo_detection"]

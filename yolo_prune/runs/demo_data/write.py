@@ -1,4 +1,4 @@
-"""Write the drawn pictures as data sets: YOLO labels with COCO JSON, or folders of crops."""
+"""Write the drawn pictures as data sets: YOLO labels with COCO JSON."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from yolo_prune.runs.demo_data.scene import Scene, draw_scene
 MARKER = "yolo_prune_demo.json"
 """Written first and completed last: tells a finished set from an interrupted one and from a user's folder."""
 SPLITS = ("train", "val")
+_FOLDERS = ("images", "labels", "annotations")
+_SMALLEST = 64  # pixels
 
 
 def make_demo_detection(
@@ -56,7 +58,7 @@ def make_demo_detection(
         >>> data = make_demo_detection("parts", train=160, val=60)  # doctest: +SKIP
     """
     counts = {"train": train, "val": val}
-    _check(counts, imgsz, smallest=64)
+    _check(counts, imgsz)
     if not 1 <= objects[0] <= objects[1]:
         raise DataError(f"objects must be a range of at least one, got {objects}.")
     folder = Path(folder)
@@ -64,7 +66,7 @@ def make_demo_detection(
     data = folder / "data.yaml"
     if _is_complete(folder, wanted):
         return data
-    _start(folder, wanted, ("images", "labels", "annotations"))
+    _start(folder, wanted)
     for number, split in enumerate(SPLITS):
         _write_split(folder, split, [(seed, number, index) for index in range(counts[split])], imgsz, objects)
     lines = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASS_NAMES))}
@@ -85,47 +87,12 @@ def _write_split(
     write_text(folder / "annotations" / f"instances_{split}.json", json.dumps(_coco(scenes, imgsz)))
 
 
-def make_demo_classification(
-    folder: Path | str, *, train: int = 60, val: int = 20, imgsz: int = 64, seed: int = 0
-) -> Path:
-    """Draw a classification set: crops of the same parts, one folder a class.
-
-    Args:
-        folder: Where to put train/CLASS/*.jpg and val/CLASS/*.jpg.
-        train: Training images of each class.
-        val: Validation images of each class.
-        imgsz: Side of the square crops, in pixels.
-        seed: Another seed draws another set.
-
-    Returns:
-        ``folder``, as a path.
-
-    Raises:
-        DataError: A count or size is out of range, or the folder holds something else.
-    """
-    counts = {"train": train, "val": val}
-    _check(counts, imgsz, smallest=16)
-    folder = Path(folder)
-    wanted = {"task": "classify", **counts, "imgsz": imgsz, "seed": seed}
-    if _is_complete(folder, wanted):
-        return folder
-    _start(folder, wanted, SPLITS)
-    for number, split in enumerate(SPLITS):
-        missing = dict.fromkeys(CLASS_NAMES, counts[split])
-        for done in track(range(sum(missing.values())), f"drawing {split} crops"):
-            name = CLASS_NAMES[done % len(CLASS_NAMES)]
-            crop = _draw_crop(np.random.default_rng([seed, number, done]), name, imgsz)
-            _write_jpeg(folder / split / name / f"{split}_{done // len(CLASS_NAMES):04d}.jpg", crop, 85)
-    _finish(folder, wanted)
-    return folder
-
-
-def _check(counts: Mapping[str, int], imgsz: int, smallest: int) -> None:
+def _check(counts: Mapping[str, int], imgsz: int) -> None:
     for split, count in counts.items():
         if count < 1:
             raise DataError(f"{split} must be at least 1 image, got {count}.")
-    if imgsz < smallest:
-        raise DataError(f"imgsz must be at least {smallest} pixels, got {size_text(imgsz)}.")
+    if imgsz < _SMALLEST:
+        raise DataError(f"imgsz must be at least {_SMALLEST} pixels, got {size_text(imgsz)}.")
 
 
 def _is_complete(folder: Path, wanted: Mapping[str, Any]) -> bool:
@@ -137,9 +104,9 @@ def _is_complete(folder: Path, wanted: Mapping[str, Any]) -> bool:
     return False
 
 
-def _start(folder: Path, wanted: Mapping[str, Any], parts: tuple[str, ...]) -> None:
+def _start(folder: Path, wanted: Mapping[str, Any]) -> None:
     write_text(folder / MARKER, json.dumps({**wanted, "complete": False}))
-    for part in parts:
+    for part in _FOLDERS:
         if (folder / part).is_dir():
             shutil.rmtree(folder / part)
 
@@ -185,17 +152,3 @@ def _coco(scenes: Mapping[str, Scene], imgsz: int) -> dict[str, Any]:
     ]
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASS_NAMES, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _draw_crop(rng: np.random.Generator, name: str, imgsz: int) -> npt.NDArray[np.uint8]:
-    """Draw scenes until one shows the class, and cut out a part of it with some of its surroundings."""
-    while True:
-        scene = draw_scene(rng, 224, (4, 8))
-        box = next((one for one in scene.boxes if CLASS_NAMES[one.category] == name), None)
-        if box is not None:
-            break
-    half = round(max(box.width, box.height) * float(rng.uniform(0.55, 0.75)))
-    x, y = box.x + box.width // 2 + half, box.y + box.height // 2 + half
-    padded = cv2.copyMakeBorder(scene.image, half, half, half, half, cv2.BORDER_REFLECT)
-    crop = padded[y - half : y + half, x - half : x + half]
-    return np.asarray(cv2.resize(crop, (imgsz, imgsz), interpolation=cv2.INTER_AREA), np.uint8)

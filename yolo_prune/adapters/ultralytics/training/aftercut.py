@@ -157,9 +157,7 @@ def fade_teacher(trainer: Any) -> None:
         return
     share = trainer.session.teacher_share()
     whole = DistillationWeights()
-    criterion.weights = replace(
-        whole, scores=whole.scores * share, boxes=whole.boxes * share, features=whole.features * share
-    )
+    criterion.weights = replace(whole, scores=whole.scores * share, boxes=whole.boxes * share)
 
 
 def detach_teacher(trainer: Any) -> None:

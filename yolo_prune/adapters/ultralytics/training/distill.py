@@ -7,18 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from yolo_prune.adapters.ultralytics.anatomy import smallest_image
 from yolo_prune.errors import ConfigError
-from yolo_prune.train.distill import (
-    anchor_weights,
-    box_loss,
-    class_loss,
-    feature_loss,
-    fit_projection,
-    score_loss,
-)
+from yolo_prune.train.distill import anchor_weights, box_loss, class_loss, score_loss
 
 
 @dataclass(frozen=True)
@@ -28,13 +20,11 @@ class DistillationWeights:
     Attributes:
         scores: Class probabilities (the host's gain for its own classification loss is 0.5).
         boxes: Box distributions (the host's gain for its own distribution loss is 1.5).
-        features: Maps that the detection head reads; 0 leaves them alone.
         labels: The host's own loss, from the labels.
     """
 
     scores: float = 0.5
     boxes: float = 1.5
-    features: float = 0.0
     labels: float = 1.0
 
 
@@ -45,7 +35,7 @@ def raw_outputs(outputs: Any) -> list[dict[str, Any]]:
         outputs: What the model returned, in training or in evaluation mode.
 
     Returns:
-        Dictionaries with "scores" (B, C, A), "boxes" (B, 4 K, A) and "feats", or with "logits" (B, C).
+        Dictionaries with "scores" (B, C, A) and "boxes" (B, 4 K, A), or with "logits" (B, C).
 
     Raises:
         ConfigError: The model has outputs of another kind.
@@ -72,7 +62,6 @@ class DistilledCriterion:
 
     def __init__(self, criterion: Any, teacher: nn.Module, weights: DistillationWeights) -> None:
         self.criterion, self.teacher, self.weights = criterion, teacher, weights
-        self.projections: list[tuple[Tensor, Tensor]] = []
 
     def __getattr__(self, name: str) -> Any:
         """Answer like the host's criterion for what is not ours (``update`` of end-to-end heads)."""
@@ -108,23 +97,6 @@ class DistilledCriterion:
                 score_loss(ours["scores"], theirs["scores"]) * self.weights.scores
                 + box_loss(ours["boxes"], theirs["boxes"], importance) * self.weights.boxes
             )
-        total = torch.stack(parts).mean()
-        if self.weights.features:
-            total = total + self.feature_distance(student[0], teacher[0]) * self.weights.features
-        return total
-
-    def feature_distance(self, student: dict[str, Any], teacher: dict[str, Any]) -> Tensor:
-        """Return the mean distance of the maps that the head reads, projected as fitted on batch one."""
-        if not self.projections:
-            pairs = zip(student["feats"], teacher["feats"], strict=True)
-            self.projections = [fit_projection(ours, theirs) for ours, theirs in pairs]
-        sizes = [feature[0, 0].numel() for feature in teacher["feats"]]
-        importance = torch.split(anchor_weights(teacher["scores"]), sizes, dim=1)
-        parts = []
-        for ours, theirs, (weight, bias), pixels in zip(
-            student["feats"], teacher["feats"], self.projections, importance, strict=True
-        ):
-            parts.append(feature_loss(F.conv2d(ours.float(), weight[:, :, None, None], bias), theirs, pixels))
         return torch.stack(parts).mean()
 
 

@@ -327,7 +327,6 @@ def _result(weights: Path, results_csv: Path, params_before: int, trust: bool) -
         params_before=params_before,
         params_after=counts[path],
         epochs_run=epochs_run,
-        best_epoch=int(history.get("epoch") or 0),
         start_fitness=history.get("start_fitness"),
         best_fitness=history.get("fitness"),
     )
