@@ -66,6 +66,36 @@ def test_a_script_parses_and_names_no_address(script):
         assert "set -euo pipefail" in script.read_text("utf-8")
 
 
+def missing_names(text):
+    """Names of the package in a text, as ``yolo_prune.stage.name`` or as a path, that lead nowhere."""
+    for name in re.findall(r"\byolo_prune(?:\.[A-Za-z_]\w*)+", text):
+        parts, found, place = name.split("."), yolo_prune, "yolo_prune"
+        for part in parts[1:]:
+            place = f"{place}.{part}"
+            if not hasattr(found, part) and place in MODULES:
+                importlib.import_module(place)
+            if not hasattr(found, part):
+                yield name
+                break
+            found = getattr(found, part)
+    yield from (
+        path for path in re.findall(r"\byolo_prune/[\w/]+(?:\.\w+)?", text) if not (ROOT / path).exists()
+    )
+
+
+def test_every_name_of_the_package_that_a_text_or_a_docstring_mentions_exists():
+    files = [*(ROOT / "docs").glob("*.md"), *TEXTS]
+    files += [file for folder in ("yolo_prune", "scripts") for file in (ROOT / folder).rglob("*.py")]
+    found = {file.relative_to(ROOT).as_posix(): [*missing_names(file.read_text("utf-8"))] for file in files}
+    assert not {name: missing for name, missing in found.items() if missing}
+    assert [
+        *missing_names("yolo_prune.cut.plan.no_plan, yolo_prune/no.py, yolo_prune.cut.plan.make_plan")
+    ] == [
+        "yolo_prune.cut.plan.no_plan",
+        "yolo_prune/no.py",
+    ], "the control"
+
+
 def test_the_changelog_knows_the_version():
     assert f"## [{yolo_prune.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
 

@@ -69,7 +69,7 @@ def command_help(name: str) -> str:
             lines += _entry(
                 words[key], _text(fields[key], inline=words[key].endswith(_choices(fields[key]))), width
             )
-    lines += ["", "Recipe:"]
+    lines += ["", "Options from a file:"]
     lines += _entry("cfg=FILE", "YAML file with any of these keys; the command line wins", width)
     if any(field.name == REST for field in dataclasses.fields(command.kind)):
         lines += ["", "Training arguments of the host that are passed on:"]
