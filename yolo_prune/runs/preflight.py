@@ -5,23 +5,22 @@ from __future__ import annotations
 import difflib
 
 from yolo_prune.adapters.stored import LoadedModel
+from yolo_prune.cost import CostModel
 from yolo_prune.criteria.weights import CRITERIA
 from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.plan import check_possible
-from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.imgsz import ImageSize, rounded_up, size_text
 from yolo_prune.options import BUDGETS, PruneConfig
 from yolo_prune.recover.steps import RECONSTRUCTION
 
-_STRIDE = 32
 KNOWN_CRITERIA = ("auto", RECONSTRUCTION, *CRITERIA)
 
 
-def size_of(config: PruneConfig, loaded: LoadedModel) -> ImageSize:
+def size_of(config: PruneConfig, loaded: LoadedModel, stride: int) -> ImageSize:
     """Return the size of the input in pixels: the one asked for, else the model's own as the host rounds it up."""
-    return config.imgsz or rounded_up(loaded.imgsz, _STRIDE)
+    return config.imgsz or rounded_up(loaded.imgsz, stride)
 
 
 def budget_of(config: PruneConfig) -> Budget:
@@ -37,14 +36,14 @@ def check_criterion(name: str) -> None:
         raise ConfigError(f"unknown criterion '{name}'; known are {', '.join(KNOWN_CRITERIA)}.{hint}")
 
 
-def check_budget(config: PruneConfig, loaded: LoadedModel, anatomy: Anatomy) -> None:
+def check_budget(config: PruneConfig, cost: CostModel, imgsz: ImageSize) -> None:
     """Refuse a budget that cannot be met, or that asks for nothing, before anything is measured or written."""
-    budget, cost = budget_of(config), anatomy.cost_of(loaded.module)
+    budget = budget_of(config)
     full = budget.measure(cost, cost.everything)
     if budget.limit(cost) >= full:
         raise BudgetError(
             f"{budget.kind}={budget.value:g} is no less than the model has: {full / 1e9:.4g} GMACs at "
-            f"{size_text(size_of(config, loaded))} px. There is nothing to cut."
+            f"{size_text(imgsz)} px. There is nothing to cut."
         )
     check_possible(cost, budget, Widths(config.round_to, config.min_width, config.min_keep))
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.optimizer import follow_cut
-from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.proven import Anatomy, Traced
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Lineage, Widths
@@ -128,15 +129,9 @@ def recover(
         seed=seed,
     )
     release_memory()  # what the training keeps for its next batch
-    cut = cut_in_steps(
-        parent,
-        anatomy,
-        budget,
-        recipe,
-        batches=batches,
-        task=detection_projection(imgsz, seed, classes=classes),
-        lineage=lineage,
-    )
+    projection = detection_projection(imgsz, seed, classes=classes)
+    calibration = Calibration(batches, projection, seed=seed)
+    cut = cut_in_steps(Traced.of(parent, anatomy), budget, recipe, calibration, lineage=lineage)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in cut.module.state_dict().items()}
     return Recovered(cut.plan, weights)
 
