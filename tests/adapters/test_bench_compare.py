@@ -14,6 +14,7 @@ import torch
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.bench import compare, comparison
+from yolo_prune.bench.exports import Exports
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, DataError, MissingRuntimeError
 from yolo_prune.report.timings import markdown_table
 from yolo_prune.runtimes.runtime import Settings, open_runtime
@@ -59,6 +60,8 @@ def test_checkpoints_and_files_are_compared_in_onnxruntime_each_at_its_own_resol
         "low": weights / "tiny.pt",
     }
     sizes = {"file": IMGSZ, "checkpoint": IMGSZ, "low": 32}
+    kept = tmp_path / "kept"
+    kept.mkdir()
     result = compare(
         candidates,
         runtime="onnxruntime",
@@ -66,10 +69,10 @@ def test_checkpoints_and_files_are_compared_in_onnxruntime_each_at_its_own_resol
         threads=1,
         rounds=2,
         images=[image],
-        export_dir=tmp_path / "kept",
+        exports=Exports(kept),
     )
     check(result, "onnxruntime", sizes)
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["0-tiny-64.onnx", "1-tiny-32.onnx"]
+    assert sorted(path.name for path in kept.iterdir()) == ["0-tiny-64.onnx", "1-tiny-32.onnx"]
     assert (result.conditions["images"], result.conditions["image_count"]) == ("files", 1)
     assert sorted(path.name for path in weights.iterdir()) == ["tiny.onnx", "tiny.pt"]
     table = markdown_table([result])
