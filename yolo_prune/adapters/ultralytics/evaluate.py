@@ -165,7 +165,7 @@ def class_names(module: nn.Module | ExportedModel, names: Mapping[int, str] | No
     return dict(known) if isinstance(known, Mapping) else dict(enumerate(known))
 
 
-def _score(validator: Any, data: DetectionData) -> tuple[CocoResult, ImageMatches]:
+def _score(validator: Any, data: DetectionData, by_size: bool = True) -> tuple[CocoResult, ImageMatches]:
     """Score what a validator collected; an image that the host left out is an error, not a lower AP."""
     seen = set(validator.files)
     missing = [path for path in data.image_ids if path not in seen]
@@ -183,7 +183,7 @@ def _score(validator: Any, data: DetectionData) -> tuple[CocoResult, ImageMatche
         }
         for path, index, box, score in validator.found
     ]
-    return coco_ap_by_image(data.ground_truth, detections)
+    return coco_ap_by_image(data.ground_truth, detections, by_size=by_size)
 
 
 class _Loaded:
@@ -225,6 +225,7 @@ class Evaluator:
         max_images: int | None = None,
         batch: int = 16,
         device: str = "cpu",
+        by_size: bool = True,
     ) -> None:
         """Choose the images; they are loaded at the first call.
 
@@ -235,6 +236,7 @@ class Evaluator:
             max_images: At most so many images, spread evenly over the sorted list; None takes all.
             batch: Images per batch.
             device: The host's ``device``.
+            by_size: Score small, medium and large boxes for themselves too, which takes longer.
 
         Raises:
             DataError: The data is missing or broken, or the chosen images hold no box.
@@ -243,6 +245,7 @@ class Evaluator:
         self._imgsz = rounded_up(imgsz, _STRIDE)
         self._batch = batch
         self._device = str(device)
+        self._by_size = by_size
         self._loaded: dict[tuple[int, bool], _Loaded] = {}
 
     def __call__(self, module: nn.Module, names: Mapping[int, str] | None = None) -> CocoResult:
@@ -280,7 +283,7 @@ class Evaluator:
         validator = validate(
             validator_class, module, self._imgsz, names=names, options=options, loader=loader
         )
-        return _score(validator, self.data)[0]
+        return _score(validator, self.data, self._by_size)[0]
 
     def _load(self, stride: int, stretched: bool) -> _Loaded:
         """Return the images for a stride, loading them when it is the first module that needs them."""
