@@ -13,6 +13,7 @@ from torch import nn
 
 from yolo_prune.accuracy.bootstrap import ImageMatches
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
+from yolo_prune.adapters.ultralytics.anatomy import STRIDE, stride_of
 from yolo_prune.adapters.ultralytics.data import (
     DetectionData,
     check_channels,
@@ -25,7 +26,6 @@ from yolo_prune.imgsz import ImageSize, is_square, rounded_up
 from yolo_prune.progress import track
 
 AP_FIELDS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-_STRIDE = 32  # the host rounds the image size up to it
 _NOT_SCORED = {
     "segment": "AP is that of the boxes: masks were not scored.",
     "pose": "AP is that of the boxes: key points were not scored.",
@@ -140,7 +140,7 @@ def evaluate_detector(
         notes += module.notes
     else:
         check_channels(module, resolved.yaml)
-    size = rounded_up(imgsz, _STRIDE)
+    size = rounded_up(imgsz, STRIDE)
     validator = validate(
         collecting_validator(module), module, size, names=names, options=options, exported=exported
     )
@@ -242,7 +242,7 @@ class Evaluator:
             DataError: The data is missing or broken, or the chosen images hold no box.
         """
         self.data = _slice(resolve_data(data, split), max_images)
-        self._imgsz = rounded_up(imgsz, _STRIDE)
+        self._imgsz = rounded_up(imgsz, STRIDE)
         self._batch = batch
         self._device = str(device)
         self._by_size = by_size
@@ -269,8 +269,6 @@ class Evaluator:
         check_classes(names, self.data)
         check_channels(module, self.data.yaml)
         validator_class = type("FastValidator", (collecting_validator(module),), {"host_score": False})
-        strides: Any = getattr(module, "stride", None)
-        stride = max(int(strides.max()), _STRIDE) if strides is not None else _STRIDE
         options: dict[str, Any] = {"task": task_of(module), "data": os.fspath(self.data.file)}
         options |= {
             **_RULES,
@@ -279,7 +277,7 @@ class Evaluator:
             "split": self.data.split,
             "workers": 0,
         }
-        loader = self._load(stride, is_stretched(module))
+        loader = self._load(stride_of(module), is_stretched(module))
         validator = validate(
             validator_class, module, self._imgsz, names=names, options=options, loader=loader
         )
