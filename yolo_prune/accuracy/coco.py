@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.accuracy.bootstrap import ImageMatches
+from yolo_prune.accuracy.matching import quick_evaluation
 from yolo_prune.errors import DataError
 
 _ROTATED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
@@ -140,7 +141,6 @@ def _evaluated(
     The precision array of what it returns is (IoU, recall, class, area, limit).
     """
     from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
 
     base = {"images": list(ground_truth["images"]), "categories": list(ground_truth["categories"])}
     with contextlib.redirect_stdout(io.StringIO()):
@@ -153,7 +153,7 @@ def _evaluated(
         else:  # loadRes reads the first detection to learn the task, so it cannot take an empty list
             found.dataset = {**base, "annotations": []}
             found.createIndex()
-        evaluation = COCOeval(truth, found, iouType="bbox")
+        evaluation = quick_evaluation()(truth, found, iouType="bbox")
         known = dict(zip(evaluation.params.areaRngLbl, evaluation.params.areaRng, strict=True))
         evaluation.params.areaRngLbl = list(areas)
         evaluation.params.areaRng = [known[area] for area in areas]
