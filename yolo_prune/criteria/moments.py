@@ -270,6 +270,6 @@ def _take(x: Tensor, positions: Tensor, spatial: bool) -> Tensor:
     """Gather positions as rows of channels, shape (positions, C)."""
     if not spatial:
         return x.reshape(-1, x.shape[-1])[positions[0].to(x.device)]
-    flat = x.flatten(2)
-    index = positions.to(x.device)[:, None, :].expand(-1, flat.shape[1], -1)
-    return flat.gather(2, index).transpose(1, 2).reshape(-1, flat.shape[1])
+    pixels = x.flatten(2).transpose(1, 2)
+    images = torch.arange(len(x), device=x.device)[:, None]
+    return pixels[images, positions.to(x.device)].reshape(-1, x.shape[1])
