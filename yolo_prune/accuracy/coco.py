@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.accuracy.bootstrap import ImageMatches
+from yolo_prune.accuracy.matching import quick_evaluation
 from yolo_prune.errors import DataError
 
 _ROTATED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
@@ -32,7 +33,7 @@ class CocoResult:
         ap: AP averaged over IoU 0.50 to 0.95 and over classes, in [0, 1].
         ap50: AP at IoU 0.50, in [0, 1].
         ap75: AP at IoU 0.75, in [0, 1].
-        ap_small: AP of boxes under 32 x 32 pixels, or None where the ground truth has none.
+        ap_small: AP of boxes under 32 x 32 pixels, or None where the ground truth has none or it was not asked for.
         ap_medium: AP of boxes from 32 x 32 to 96 x 96 pixels, or None where there are none.
         ap_large: AP of boxes over 96 x 96 pixels, or None where there are none.
         per_class: AP (IoU 0.50 to 0.95) of every class that has a box in the ground truth.
@@ -80,15 +81,22 @@ def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, A
 
 
 def coco_ap_by_image(
-    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]
+    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], *, by_size: bool = True
 ) -> tuple[CocoResult, ImageMatches]:
-    """Score detections as :func:`coco_ap` does, and return the matches of each image as well."""
+    """Score detections as :func:`coco_ap` does, and return the matches of each image as well.
+
+    Args:
+        ground_truth: As for :func:`coco_ap`.
+        detections: As for :func:`coco_ap`.
+        by_size: Match small, medium and large boxes too, each for itself: that is three quarters of the time. Without
+            it there is no AP of theirs.
+    """
     annotations = _checked_annotations(ground_truth)
     _check_detections(ground_truth, detections)
     boxes = sum(1 for each in annotations if not each["iscrowd"])
     if not boxes:
         raise DataError(f"no ground-truth boxes in {len(ground_truth['images'])} images: AP is not defined.")
-    evaluation = _evaluated(ground_truth, annotations, detections)
+    evaluation = _evaluated(ground_truth, annotations, detections, _AREAS if by_size else _AREAS[:1])
     precision, category_ids = np.asarray(evaluation.eval["precision"]), list(evaluation.params.catIds)
     names = {each["id"]: str(each.get("name", each["id"])) for each in ground_truth["categories"]}
     repeated = {name for name, count in Counter(names.values()).items() if count > 1}
@@ -98,15 +106,16 @@ def coco_ap_by_image(
         if value is not None:
             name = names[category]
             per_class[f"{name} (id {category})" if name in repeated else name] = value
-    sizes = {area: _mean(precision[:, :, :, index, -1]) for index, area in enumerate(_AREAS)}
+    areas = evaluation.params.areaRngLbl
+    sizes = {area: _mean(precision[:, :, :, index, -1]) for index, area in enumerate(areas)}
     at = {0.5: precision[0], 0.75: precision[5]}
     result = CocoResult(
         ap=sizes["all"] or 0.0,
         ap50=_mean(at[0.5][:, :, 0, -1]) or 0.0,
         ap75=_mean(at[0.75][:, :, 0, -1]) or 0.0,
-        ap_small=sizes["small"],
-        ap_medium=sizes["medium"],
-        ap_large=sizes["large"],
+        ap_small=sizes.get("small"),
+        ap_medium=sizes.get("medium"),
+        ap_large=sizes.get("large"),
         per_class=per_class,
         images=len(ground_truth["images"]),
         boxes=boxes,
@@ -125,10 +134,13 @@ def _evaluated(
     ground_truth: Mapping[str, Any],
     annotations: list[dict[str, Any]],
     detections: Sequence[Mapping[str, Any]],
+    areas: Sequence[str],
 ) -> Any:
-    """Run pycocotools quietly; the precision array of what it returns is (IoU, recall, class, area, limit)."""
+    """Run pycocotools quietly on boxes of some sizes.
+
+    The precision array of what it returns is (IoU, recall, class, area, limit).
+    """
     from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
 
     base = {"images": list(ground_truth["images"]), "categories": list(ground_truth["categories"])}
     with contextlib.redirect_stdout(io.StringIO()):
@@ -141,7 +153,10 @@ def _evaluated(
         else:  # loadRes reads the first detection to learn the task, so it cannot take an empty list
             found.dataset = {**base, "annotations": []}
             found.createIndex()
-        evaluation = COCOeval(truth, found, iouType="bbox")
+        evaluation = quick_evaluation()(truth, found, iouType="bbox")
+        known = dict(zip(evaluation.params.areaRngLbl, evaluation.params.areaRng, strict=True))
+        evaluation.params.areaRngLbl = list(areas)
+        evaluation.params.areaRng = [known[area] for area in areas]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
