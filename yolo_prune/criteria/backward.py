@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from yolo_prune.device import placed
 from yolo_prune.errors import DataError
-from yolo_prune.graph.modes import evaluating
+from yolo_prune.graph.copies import check_has_weights
+from yolo_prune.graph.modes import evaluating, in_full_precision
 from yolo_prune.progress import track
 
 TaskLoss = Callable[[Any], Tensor]
@@ -24,20 +25,23 @@ def run_with_gradients(
 ) -> None:
     """Run images through a model in evaluation mode, and back from the task; the model is left as it was.
 
+    Weights of 16 bits run in float32.
+
     Raises:
+        ConfigError: The model is on the meta device.
         DataError: There was no image.
     """
+    check_has_weights(module, "measuring on images")
     wanted = [p.requires_grad for p in module.parameters()]
     count = 0
-    with evaluating(module), ExitStack() as undo:
+    # A loop that trains in mixed precision may be around this, and 16 bits are too few to regress on.
+    with evaluating(module), in_full_precision(module), ExitStack() as undo:
         undo.callback(_give_back_, module, wanted)
         module.requires_grad_(False)
         for batch in track(batches, description):
             count += len(batch)
             image = placed(batch, module).clone().requires_grad_(task is not None)
-            # A loop that trains in mixed precision may be around this, and 16 bits are too few to regress on.
-            precise = torch.autocast(image.device.type, enabled=False)
-            with torch.set_grad_enabled(task is not None), precise, _KeptSigmoid():
+            with torch.set_grad_enabled(task is not None), _KeptSigmoid():
                 outputs = module(image)
                 if task is not None:
                     torch.autograd.backward(task(outputs))

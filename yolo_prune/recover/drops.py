@@ -21,7 +21,7 @@ from yolo_prune.cut.proven import Anatomy, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.device import placed
 from yolo_prune.errors import DataError, EquivalenceError
-from yolo_prune.graph.modes import evaluating
+from yolo_prune.graph.modes import evaluating, in_full_precision
 from yolo_prune.progress import LOGGER
 
 Drop = Callable[[nn.Module, CostModel, ResidualBlock], tuple[nn.Module, PrunePlan]]
@@ -91,14 +91,14 @@ def fidelity_to(
     """
     if not batches:
         raise DataError("depth=true needs calibration images or a score to tell whether a block may go.")
-    with evaluating(parent), torch.no_grad():
+    with evaluating(parent), in_full_precision(parent), torch.no_grad():
         expected = [_outputs(parent, batch, anatomy) for batch in batches]
     energies = [torch.stack([out.double().pow(2).sum() for out in outputs]) for outputs in expected]
     energy = torch.stack(energies).sum(0).clamp(min=1e-30)
 
     def judge(module: nn.Module) -> float:
         error = torch.zeros_like(energy)
-        with evaluating(module), torch.no_grad():
+        with evaluating(module), in_full_precision(module), torch.no_grad():
             for batch, outputs in zip(batches, expected, strict=True):
                 got = _outputs(module, batch, anatomy)
                 error += torch.stack(
