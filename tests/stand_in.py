@@ -14,6 +14,7 @@ from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import replacing, write_text
 from yolo_prune.imgsz import height_width
+from yolo_prune.options.host_keys import NO_HOST
 from yolo_prune.train.retrained import RetrainResult
 
 SCORES = {"parent": 0.5, "pruned": 0.25, "retrained": 0.4375, "int8": 0.375}
@@ -137,6 +138,7 @@ class StandIn:
     packages = ("pytest", "a-package-that-is-not-there")
     objects = "a stand-in"
     demo_model = "tiny"
+    keys = NO_HOST
 
     def __init__(self) -> None:
         self.diary = Diary()
@@ -205,17 +207,9 @@ class StandIn:
             )
         results = write_text(folder / "results.csv", "epoch,ap\n1,0.4\n")
         size = sum(p.numel() for p in module.parameters())
-        return RetrainResult(
-            folder / "weights" / "best.pt",
-            folder / "weights" / "last.pt",
-            results,
-            size,
-            size,
-            1,
-            1,
-            0.2,
-            0.4,
-        )
+        weights = {name: folder / "weights" / f"{name}.pt" for name in ("best", "last")}
+        counts = {"params_before": size, "params_after": size, "epochs_run": options["epochs"]}
+        return RetrainResult(**weights, **counts, results_csv=results, start_fitness=0.2, best_fitness=0.4)
 
     def export_int8(self, checkpoint, module, out, task, **options):
         self.quantised_with.append({"checkpoint": checkpoint, "out": out, **options})

@@ -18,8 +18,9 @@ from yolo_prune.adapters import hosts
 from yolo_prune.bench import Comparison, Timing
 from yolo_prune.bench.clock import Ratio
 from yolo_prune.errors import BenchmarkError, BudgetError, ConfigError, DataError, MissingRuntimeError
-from yolo_prune.options import PruneConfig, make_config
+from yolo_prune.options import PruneConfig
 from yolo_prune.report import report_from_json, write
+from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.measure import measure_speed_again, speed
 from yolo_prune.runs.measure import run as measuring
 from yolo_prune.runs.preflight import check_budget, choose_criterion, size_of
