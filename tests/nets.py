@@ -81,3 +81,59 @@ def channels(graph, name, dim=0):
     """Return the channel ids along one dimension of a weight."""
     axis = next(a for a in graph.axes if a.name == f"{name}.weight" and a.dim == dim)
     return graph.axis_channels(axis).tolist()
+
+
+def residual():
+    return Net(
+        lambda m, x: m.head((s := m.stem(x)) + m.b(m.a(s))),
+        **{"stem": conv(32, 3), "a": conv(32, 32), "b": conv(32, 32), "head": nn.Conv2d(32, 4, 1)},
+    )
+
+
+def depthwise():
+    return Net(
+        lambda m, x: m.head(m.b(m.dw(m.stem(x)))),
+        **{"stem": conv(32, 3), "dw": conv(32, 32, groups=32), "b": conv(32, 32, 1)},
+        head=nn.Conv2d(32, 4, 1),
+    )
+
+
+def grouped():
+    return Net(
+        lambda m, x: m.head(m.b(m.a(m.stem(x)))),
+        **{"stem": conv(32, 3), "a": conv(32, 32, groups=4), "b": conv(32, 32, 1)},
+        head=nn.Conv2d(32, 4, 1),
+    )
+
+
+def attending():
+    """A product of two activations, and linear layers on the tokens that it makes."""
+
+    def run(m, x):
+        x = m.stem(x)
+        q, k, v = (layer(x).flatten(2) for layer in (m.q, m.k, m.v))
+        tokens = (v @ (q.transpose(1, 2) @ k).softmax(-1)).transpose(1, 2)
+        return m.down(m.up(tokens).relu()).mean(1)
+
+    layers = {"q": nn.Conv2d(32, 16, 1), "k": nn.Conv2d(32, 16, 1), "v": nn.Conv2d(32, 32, 1)}
+    return Net(run, stem=conv(32, 3), **layers, up=nn.Linear(32, 64), down=nn.Linear(64, 4))
+
+
+def transposed():
+    return Net(
+        lambda m, x: m.head(m.up(m.stem(x)).relu()),
+        **{"stem": conv(32, 3), "up": nn.ConvTranspose2d(32, 32, 2, 2), "head": nn.Conv2d(32, 4, 1)},
+    )
+
+
+IMAGE = torch.zeros(1, 3, 16, 16)
+KINDS = {
+    **{"residual": residual, "depthwise": depthwise, "grouped": grouped},
+    **{"attending": attending, "transposed": transposed},
+}
+
+
+def net_of(kind):
+    """A small network of a kind, with the statistics that a trained one could have."""
+    torch.manual_seed(0)
+    return randomise_(KINDS[kind](), x=IMAGE).eval()

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from yolo_prune.graph.arguments import Arguments
-from yolo_prune.graph.copies import copy_with
+from yolo_prune.graph.copies import check_has_weights, copies_to_run, copy_with
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.dispatch import OperatorMode
 from yolo_prune.graph.modes import plain_attention
@@ -186,10 +186,20 @@ def count_macs_per_operation(
 def count_macs_for_real(
     module: nn.Module, example_input: Any, positions: Positions | None = None
 ) -> list[float]:
-    """As :func:`count_macs_per_operation`, by running the model on the CPU."""
-    arguments = Arguments.of(module, example_input).changed(lambda tensor: tensor.cpu())
-    with positions.of("cost") if positions else nullcontext():
-        return _run(copy_with(module, lambda tensor: tensor.cpu()), arguments, _MacCounter())
+    """As :func:`count_macs_per_operation`, by running the model on the CPU.
+
+    Raises:
+        ConfigError: The model is on the meta device.
+    """
+    check_has_weights(module, "counting the MACs of a model that runs by values, not by shapes alone,")
+    failed: list[RuntimeError] = []
+    for copied, arguments in copies_to_run(module, example_input):
+        try:
+            with positions.of("cost") if positions else nullcontext():
+                return _run(copied, arguments, _MacCounter())
+        except RuntimeError as error:
+            failed.append(error)
+    raise failed[0]
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 from yolo_prune.criteria.calibration import Calibration, images_in, placed_batch
 from yolo_prune.errors import DataError
-from yolo_prune.graph.modes import evaluating
-from yolo_prune.graph.values import change_tensors, tensors_in
+from yolo_prune.graph.copies import check_has_weights
+from yolo_prune.graph.modes import evaluating, in_full_precision
+from yolo_prune.graph.values import change_tensors
 from yolo_prune.progress import track
 
 _MEASURED = "yolo_prune: measured"
@@ -22,22 +23,24 @@ _MEASURED = "yolo_prune: measured"
 def run_with_gradients(module: nn.Module, calibration: Calibration, description: str) -> None:
     """Run images through a model in evaluation mode, and back from the task; the model is left as it was.
 
+    Weights of 16 bits run in float32.
+
     Raises:
+        ConfigError: The model is on the meta device.
         DataError: There was no image.
     """
+    check_has_weights(module, "measuring on images")
     wanted = [p.requires_grad for p in module.parameters()]
     project = calibration.projection
     count = 0
-    with evaluating(module), ExitStack() as undo:
+    # A loop that trains in mixed precision may be around this, and 16 bits are too few to regress on.
+    with evaluating(module), in_full_precision(module), ExitStack() as undo:
         undo.callback(_give_back_, module, wanted)
         module.requires_grad_(False)
         for batch in track(calibration.batches, description):
             count += images_in(batch)
             own = _own(placed_batch(batch, module), project is not None)
-            # A loop that trains in mixed precision may be around this, and 16 bits are too few to regress on.
-            kinds = {tensor.device.type for tensor in tensors_in(own)}
-            precise = torch.autocast(min(kinds, default="cpu"), enabled=False)
-            with torch.set_grad_enabled(project is not None), precise, _KeptSigmoid():
+            with torch.set_grad_enabled(project is not None), _KeptSigmoid():
                 outputs = calibration.forward(module, own)
                 if project is not None:
                     torch.autograd.backward(project(outputs))

@@ -7,7 +7,7 @@ A score is per channel, larger is worth more, and comparable between groups. Wha
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 
 import numpy as np
 import torch
@@ -16,13 +16,30 @@ from torch import Tensor, nn
 from yolo_prune.cost import FloatArray
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.atoms import Axis
+from yolo_prune.graph.copies import check_has_weights
 from yolo_prune.graph.groups import ChannelGraph
 
 Criterion = Callable[[nn.Module, ChannelGraph, int], FloatArray]
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    check_has_weights(module, "every criterion but 'random'")
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _values(tensors: Mapping[str, Tensor], axis: Axis) -> Tensor:
+    """Return what an axis belongs to in float64, on the CPU.
+
+    Raises:
+        ConfigError: Not all of it are finite numbers: a training in 16 bits that went astray ranks nothing.
+    """
+    values = tensors[axis.name].detach().cpu().double()
+    if wrong := int((~values.isfinite()).sum()):
+        raise ConfigError(
+            f"{wrong} of the {values.numel()} values of '{axis.name}' are infinite or NaN, and rank no channels. Load "
+            "weights of a training that did not diverge, or use criterion=random."
+        )
+    return values
 
 
 def _scatter(
@@ -69,7 +86,7 @@ def score_by_bn_scale(module: nn.Module, graph: ChannelGraph, seed: int = 0) -> 
     tensors, scales = _tensors(module), set(norm_scale_names(module))
     for axis in graph.axes:
         if axis.name in scales:
-            _scatter(graph, axis, tensors[axis.name].detach().cpu().abs().double().numpy(), total, count)
+            _scatter(graph, axis, _values(tensors, axis).abs().numpy(), total, count)
     scores = _mean(total, count)
     known = count > 0
     level = float(scores[known].mean()) if known.any() else 1.0
@@ -99,10 +116,9 @@ def _score_by_norm(
     total, count = np.zeros(graph.channel_count), np.zeros(graph.channel_count)
     tensors = _tensors(module)
     for axis in graph.axes:
-        tensor = tensors[axis.name].detach()
-        if tensor.dim() < 2 or axis.role not in roles:
+        if tensors[axis.name].dim() < 2 or axis.role not in roles:
             continue
-        rows = tensor.cpu().double().movedim(axis.dim, 0).reshape(axis.size, -1)
+        rows = _values(tensors, axis).movedim(axis.dim, 0).reshape(axis.size, -1)
         norms = torch.linalg.vector_norm(rows, ord=order, dim=1).cpu().numpy()
         _scatter(graph, axis, norms / max(float(norms.mean()), 1e-12), total, count)
     return np.where(count > 0, _mean(total, count), missing)
@@ -129,10 +145,10 @@ def score_by_lamp(module: nn.Module, graph: ChannelGraph, seed: int = 0) -> Floa
     total, count = np.zeros(graph.channel_count), np.zeros(graph.channel_count)
     tensors = _tensors(module)
     for axis in graph.axes:
-        tensor = tensors[axis.name].detach()
-        if tensor.dim() < 2 or axis.role == "in":
+        if tensors[axis.name].dim() < 2 or axis.role == "in":
             continue
-        squared = tensor.cpu().double().movedim(axis.dim, 0).reshape(axis.size, -1).pow(2).sum(1).numpy()
+        rows = _values(tensors, axis).movedim(axis.dim, 0).reshape(axis.size, -1)
+        squared = rows.pow(2).sum(1).numpy()
         order = np.argsort(squared)
         tail = np.cumsum(squared[order][::-1])[::-1]
         values = np.empty_like(squared)
@@ -151,7 +167,7 @@ def score_by_fpgm(module: nn.Module, graph: ChannelGraph, seed: int = 0) -> Floa
     for axis in graph.axes:
         if axis.role != "out":
             continue
-        rows = tensors[axis.name].detach().cpu().double().movedim(axis.dim, 0).reshape(axis.size, -1)
+        rows = _values(tensors, axis).movedim(axis.dim, 0).reshape(axis.size, -1)
         distance = torch.cdist(rows, rows).sum(1).cpu().numpy()
         _scatter(graph, axis, distance / max(float(distance.mean()), 1e-12), total, count)
     return _mean(total, count)

@@ -15,6 +15,7 @@ from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.copies import copy_as
 from yolo_prune.graph.decisions import Decisions
 from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.modes import WithoutAutocast
 from yolo_prune.graph.passes import FAILURES
 
 
@@ -64,7 +65,7 @@ def _record(model: nn.Module, arguments: Arguments) -> tuple[list[tuple[str, Ten
 
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
-    with torch.no_grad():
+    with torch.no_grad(), WithoutAutocast():
         try:
             arguments.changed(Tensor.clone).run(model)
         except FAILURES:

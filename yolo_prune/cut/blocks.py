@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from yolo_prune.graph.arguments import Arguments
-from yolo_prune.graph.copies import copy_with
+from yolo_prune.graph.copies import check_has_weights, copy_with
 from yolo_prune.graph.dispatch import OperatorMode
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -76,6 +76,7 @@ def find_residual_blocks(module: nn.Module, arguments: Arguments) -> tuple[Resid
         The blocks in execution order, outer ones after what they contain. That they can go is what the proof of a cut
         must still show: a container's owner may do anything with its children.
     """
+    check_has_weights(module, "finding residual blocks")
     model = copy_with(module, lambda tensor: tensor.detach().float().cpu()).eval()
     watch = _Watch(model)
     with torch.no_grad(), watch:

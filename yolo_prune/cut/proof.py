@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from yolo_prune.cut.blocks import silence_
 from yolo_prune.cut.surgery import named_tensors
 from yolo_prune.cut.witness import Sight, Witness, watch
-from yolo_prune.errors import EquivalenceError, YoloPruneError
+from yolo_prune.device import is_out_of_memory
+from yolo_prune.errors import ConfigError, EquivalenceError, YoloPruneError
 from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.atoms import BoolArray
-from yolo_prune.graph.copies import copy_as
+from yolo_prune.graph.copies import check_has_weights, copy_as
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.passes import FAILURES, as_in_training_
 from yolo_prune.graph.reading import last_weights
@@ -94,9 +95,10 @@ def prove_equivalence(
 ) -> Equivalence:
     """Compare the cut model with the parent whose removed channels nobody reads and whose dropped blocks are zero.
 
-    Runs in float64 where the model can, so that only a wrong cut makes a difference, else in float32. Both models make
-    the same decisions (see :mod:`yolo_prune.graph.decisions`), and what goes into them is compared, with the outputs
-    and the results of the last layers. Random inputs come first; while a layer that was cut shows in nothing that was
+    Runs in float64 where the model can, so that only a wrong cut makes a difference, else in float32; never in 16 bits,
+    which would hide one, so autocast is off meanwhile. Both models make the same decisions (see
+    :mod:`yolo_prune.graph.decisions`), and what goes into them is compared, with the outputs and the results of the
+    last layers. Random inputs come first; while a layer that was cut shows in nothing that was
     compared, the branches of training follow, and then the example itself.
 
     Args:
@@ -114,14 +116,28 @@ def prove_equivalence(
 
     Raises:
         EquivalenceError: The cut model does not run, takes another path, or returns other shapes.
+        ConfigError: The parent has no weights, or runs neither in float64 nor in float32.
     """
     case = _Case(parent, cut, graph, keep, Arguments.of(parent, example_input), select_outputs, dropped)
+    check_has_weights(parent, "the proof that a cut is exact")
     try:
         return case.prove(torch.float64)
     except EquivalenceError:
         raise
     except RuntimeError:  # a module makes float32 tensors of its own
+        return _prove_in_float32(case)
+
+
+def _prove_in_float32(case: _Case) -> Equivalence:
+    try:
         return case.prove(torch.float32)
+    except RuntimeError as error:
+        if isinstance(error, EquivalenceError) or is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"a cut is proven in float64 or float32, and the model runs in neither: {error}. If its forward casts to "
+            "16 bits by name, let it cast to the type of its weights."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def cut_(module: nn.Module, plan: PrunePlan, *, rules: ModuleRules | None = None
             else:
                 owner._buffers[key] = fresh
             touched[owner] = True
+    torch.clear_autocast_cache()  # the casts that it remembers hold the weights that they were made from
     for owner in touched:
         _sync_widths(owner)
     for path, owner in module.named_modules():

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.decisions import Decision, Decisions
 from yolo_prune.graph.dispatch import OperatorMode
+from yolo_prune.graph.modes import WithoutAutocast
 from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.graph.values import tensors_in
 
@@ -69,7 +70,7 @@ def watch(
     flow = _Flow(model, last, decisions)
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # a branch that draws numbers draws the same in both models
-        with decisions, flow:
+        with WithoutAutocast(), decisions, flow:
             outputs = arguments.run(model)
         outputs = select(outputs) if select else outputs
     decisions.use(tensors_in(outputs))

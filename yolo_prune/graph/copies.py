@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from yolo_prune.errors import ConfigError
+from yolo_prune.graph.arguments import Arguments
 from yolo_prune.graph.values import tensors_in
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -52,6 +54,64 @@ def copy_as(module: nn.Module, dtype: torch.dtype, *, own: bool = True) -> nn.Mo
         return here.to(dtype=wanted, copy=own and here is tensor)
 
     return copy_with(module, convert).eval()
+
+
+def has_weights(module: nn.Module) -> bool:
+    """Tell whether all tensors of a module have values: those on the meta device are shapes alone."""
+    return not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+
+
+def check_has_weights(module: nn.Module, what: str) -> None:
+    """Refuse a module on the meta device.
+
+    Args:
+        module: Any module.
+        what: What needs its weights, to begin the sentence with.
+
+    Raises:
+        ConfigError: Some of its tensors have no values.
+    """
+    if has_weights(module):
+        return
+    tensors = [*module.parameters(), *module.buffers()]
+    empty = sum(tensor.is_meta for tensor in tensors)
+    raise ConfigError(
+        f"{what} needs weights, but {empty} of the model's {len(tensors)} tensors are on the meta device and have "
+        "none. Load them first: model.to_empty(device='cpu'), then load_state_dict(...)."
+    )
+
+
+def copies_to_run(module: nn.Module, example_input: Any) -> Iterator[tuple[nn.Module, Arguments]]:
+    """Yield a copy of a module, in evaluation mode, with its arguments: on the CPU, or on meta where the module is.
+
+    Of a module with weights of 16 bits one in float32 follows, for whom the first does not run: the CPU lacks some
+    operators in 16 bits. On meta a tensor of no dimension stays where it is: it may be a number that code asks for.
+
+    Args:
+        module: Any module; untouched. The copy may share parameters with it: for running it, not for writing to it.
+        example_input: As for :meth:`yolo_prune.graph.arguments.Arguments.of`.
+    """
+    arguments = Arguments.of(module, example_input)
+    if has_weights(module):
+        yield copy_with(module, _on_cpu).eval(), arguments.changed(_on_cpu)
+    else:
+        yield copy_with(module, _on_meta).eval(), arguments.changed(_on_meta)
+    if has_weights(module) and narrow_tensors(module):
+        yield copy_as(module, torch.float32, own=False), arguments.as_given(torch.float32)
+
+
+def narrow_tensors(module: nn.Module) -> list[Tensor]:
+    """Return the parameters and buffers that are floating numbers of 16 bits or less."""
+    tensors = (*module.parameters(), *module.buffers())
+    return [t for t in tensors if t.is_floating_point() and t.element_size() < 4]
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("meta") if tensor.dim() else tensor.detach()
 
 
 def _plain_tensors(module: nn.Module) -> list[Tensor]:

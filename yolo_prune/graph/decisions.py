@@ -8,7 +8,8 @@ What went *into* a decision is a continuous function of the model, and that is w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,8 +180,10 @@ class Positions:
     def __init__(self) -> None:
         self._first: dict[str, list[Decision]] = {}
 
-    def of(self, run: str) -> Decisions:
-        """Return what records the first run of that name and repeats it in every later one."""
+    @contextmanager
+    def of(self, run: str) -> Iterator[None]:
+        """Record the first run of that name that comes to its end, and repeat it in every later one."""
         decisions = Decisions(self._first.get(run))
+        with decisions:
+            yield
         self._first.setdefault(run, decisions.made)
-        return decisions

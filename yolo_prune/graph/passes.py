@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.graph.arguments import Arguments, call_text
 from yolo_prune.graph.atoms import Findings, Pieces
-from yolo_prune.graph.copies import copy_with
+from yolo_prune.graph.copies import copies_to_run, has_weights
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.functions import AskedFor
 from yolo_prune.graph.labels import compact
@@ -82,16 +82,29 @@ def trace_channels(
     Raises:
         ConfigError: The model does not run on the example.
     """
-    model = copy_with(model, lambda tensor: tensor.detach().cpu()).eval()
-    arguments = Arguments.of(model, example_input).changed(lambda tensor: tensor.detach().cpu())
-    tracer = Tracer(model, rules, handlers)
+    failed: list[tuple[nn.Module, Arguments, BaseException]] = []
+    for copied, arguments in copies_to_run(model, example_input):
+        tracer = Tracer(copied, rules, handlers)
+        try:
+            return _trace(copied, arguments, tracer, select_outputs, positions)
+        except FAILURES as error:
+            failed.append((copied, arguments, error))
+    copied, arguments, reason = failed[0]
+    check_runs(copied, arguments)
+    raise reason
+
+
+def _trace(
+    model: nn.Module,
+    arguments: Arguments,
+    tracer: Tracer,
+    select_outputs: OutputSelector | None,
+    positions: Positions | None,
+) -> Findings:
+    """Run the model under the tracer as in evaluation and, where parameters were not met, as in training."""
     visits: list[Visit] = []
-    try:
-        with positions.of("trace") if positions else nullcontext():
-            _run(model, arguments, tracer, select_outputs, visits)
-    except FAILURES:
-        check_runs(model, arguments)
-        raise
+    with positions.of("trace") if positions else nullcontext():
+        _run(model, arguments, tracer, select_outputs, visits)
     if untraced_parameters(model, tracer):
         _run_as_in_training(model, arguments, tracer, select_outputs, visits)
     tracer.found.untraced = untraced_parameters(model, tracer)
@@ -111,10 +124,27 @@ def check_runs(model: nn.Module, arguments: Arguments) -> None:
             arguments.run(model)
     except FAILURES as error:
         raise ConfigError(
-            f"the model does not run on the example input: {type(error).__name__}: {error}. Its forward is "
+            f"the model does not run on the example input: {type(error).__name__}: {error}."
+            f"{_precision_hint(model, arguments)} Its forward is "
             f"{call_text(model)}: pass a tensor with its batch dimension, a tuple of positional arguments, a dict of "
             "keyword arguments, or for a detector that takes a list of images [image] with image of shape (C, H, W)."
         ) from error
+
+
+def _precision_hint(model: nn.Module, arguments: Arguments) -> str:
+    """Say what may be wrong with the precision or place of a model that does not run; empty where nothing is."""
+    if not has_weights(model):
+        return " Its weights are on the meta device, where nothing has a value that code could decide by."
+    tensors = tensors_in((arguments.positional, arguments.named))
+    given = {_name(tensor) for tensor in tensors if tensor.is_floating_point()}
+    weights = {_name(parameter) for parameter in model.parameters() if parameter.is_floating_point()}
+    if not given or not weights or given <= weights:
+        return ""
+    return f" The example is {', '.join(sorted(given))} and the weights are {', '.join(sorted(weights))}."
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _run(

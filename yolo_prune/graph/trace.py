@@ -85,7 +85,7 @@ class Tracer(OperatorMode):
         self._views: dict[int, tuple[Tensor, ParameterView]] = {}
         self._axis_of: dict[tuple[str, int], int] = {}
         self._names: dict[int, tuple[str, Tensor]] = {}
-        self._storages: dict[int, str] = {}
+        self._places: dict[tuple[int, int], str] = {}
         self.made_by: dict[int, str] = {}
         self.met: set[str] = set()
         self.request = Request()
@@ -95,7 +95,7 @@ class Tracer(OperatorMode):
         self._compiled = tuple(f"{name}." if name else "" for name in compiled)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._names.setdefault(id(tensor), (name, tensor))
-            self._storages.setdefault(tensor.data_ptr(), name)
+            self._places.setdefault(_place(tensor), name)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -130,7 +130,7 @@ class Tracer(OperatorMode):
 
     def _freeze_stranger(self, tensor: Tensor) -> None:
         """A parameter of the original, reached past the copy that runs here (by a function that holds its module)."""
-        if (name := self._storages.get(tensor.data_ptr())) is not None:
+        if (name := self._places.get(_place(tensor))) is not None:
             view = ParameterView(name, tuple(range(tensor.dim())))
             self.freeze_parameter(
                 view, tensor, "is held by a function, which a copy of the model cannot change,"
@@ -302,6 +302,11 @@ class Tracer(OperatorMode):
     def is_tied(self, vector: Tensor) -> bool:
         """Tell whether these channels are one of several parts that keep equally many, each its own choice."""
         return np.ascontiguousarray(vector.reshape(-1).numpy()).tobytes() in self._tied
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """Return where a tensor begins: in which storage (no other tensor on meta has one either), and where in it."""
+    return int(tensor.untyped_storage()._cdata), int(tensor.storage_offset())
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from yolo_prune.cut.proof import selected_outputs
 from yolo_prune.cut.proven import Traced, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import DataError, EquivalenceError
-from yolo_prune.graph.modes import evaluating
+from yolo_prune.graph.modes import evaluating, in_full_precision
 from yolo_prune.progress import LOGGER
 
 Drop = Callable[[Traced, ResidualBlock], tuple[Traced, PrunePlan]]
@@ -95,14 +95,14 @@ def fidelity_to(parent: Traced, calibration: Calibration) -> Callable[[nn.Module
         outputs = calibration.run(module, batch)
         return [out.cpu() for out in selected_outputs(outputs, anatomy.select_outputs)]
 
-    with evaluating(parent.module), torch.no_grad():
+    with evaluating(parent.module), in_full_precision(parent.module), torch.no_grad():
         expected = [outputs_of(parent.module, batch) for batch in batches]
     energies = [torch.stack([out.double().pow(2).sum() for out in outputs]) for outputs in expected]
     energy = torch.stack(energies).sum(0).clamp(min=1e-30)
 
     def judge(module: nn.Module) -> float:
         error = torch.zeros_like(energy)
-        with evaluating(module), torch.no_grad():
+        with evaluating(module), in_full_precision(module), torch.no_grad():
             for batch, outputs in zip(batches, expected, strict=True):
                 got = outputs_of(module, batch)
                 error += torch.stack(

@@ -15,8 +15,9 @@ from yolo_prune.cost import FloatArray
 from yolo_prune.criteria.calibration import Calibration, images_in
 from yolo_prune.criteria.moments import Moments
 from yolo_prune.graph.atoms import BoolArray, IntArray
+from yolo_prune.graph.copies import check_has_weights
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.graph.modes import evaluating
+from yolo_prune.graph.modes import evaluating, in_full_precision
 from yolo_prune.progress import LOGGER, track
 
 
@@ -133,7 +134,11 @@ def recalibrate_bn_(module: nn.Module, calibration: Calibration) -> nn.Module:
 
     Returns:
         The same module.
+
+    Raises:
+        ConfigError: The model is on the meta device.
     """
+    check_has_weights(module, "estimating BatchNorm statistics")
     norms = {
         name: child
         for name, child in module.named_modules()
@@ -144,7 +149,7 @@ def recalibrate_bn_(module: nn.Module, calibration: Calibration) -> nn.Module:
     }
     momenta = {name: norm.momentum for name, norm in norms.items()}
     estimated: set[str] = set()
-    with evaluating(module), ExitStack() as undo, torch.no_grad():
+    with evaluating(module), in_full_precision(module), ExitStack() as undo, torch.no_grad():
         undo.callback(_settle_statistics_, norms, momenta, before, estimated)
         for name, norm in norms.items():
             norm.reset_running_stats()

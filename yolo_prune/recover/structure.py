@@ -29,7 +29,7 @@ from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, ConfigError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
-from yolo_prune.graph.copies import copy_with
+from yolo_prune.graph.copies import check_has_weights, copy_with
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
@@ -107,8 +107,8 @@ def prune_module(
 
     Raises:
         BudgetError: The budget cannot be met, or not exactly one was given; the module is untouched.
-        ConfigError: The module does not run on the example, or the optimizer holds none of its parameters or cannot
-            follow a cut.
+        ConfigError: The module does not run on the example, has no weights (the meta device) or runs in 16 bits alone,
+            or the optimizer holds none of its parameters or cannot follow a cut.
         EquivalenceError: No exact cut was found, or none that could be proven; the module is untouched.
 
     Example:
@@ -125,6 +125,7 @@ def prune_module(
         *(example_input, cost_input, rules, select_outputs, tuple(keep_layers), operators),
         positions=Positions(),
     )
+    check_has_weights(module, "a cut that is proven")
     before = anatomy.cost_of(module)
     limit = budget.absolute(before)
     check_possible(before, limit, ranking.widths)

@@ -73,8 +73,8 @@ def describe_groups(module: nn.Module, cost: CostModel) -> list[dict[str, Any]]:
     Returns:
         One dict a group that a layer makes: ``group`` (name), ``width``, ``members`` (layers that make, pass on or
         read it), ``gmacs`` and ``params`` (what goes when the whole group goes, 1e9 MACs and parameters),
-        ``bn_scale`` (10th, 50th and 90th percentile of |gamma|, None without BatchNorm) and ``frozen`` (why). Then
-        one a layer of which no trace met a parameter.
+        ``bn_scale`` (10th, 50th and 90th percentile of |gamma|, None without BatchNorm or without weights) and
+        ``frozen`` (why). Then one a layer of which no trace met a parameter.
     """
     graph = cost.graph
     everything = cost.everything
@@ -83,7 +83,7 @@ def describe_groups(module: nn.Module, cost: CostModel) -> list[dict[str, Any]]:
     scales: dict[int, list[float]] = {}
     names = set(norm_scale_names(module))
     for axis in graph.axes:
-        if axis.name in names:
+        if axis.name in names and not tensors[axis.name].is_meta:
             values = tensors[axis.name].detach().abs().cpu().tolist()
             for channel, value in zip(graph.axis_channels(axis).tolist(), values, strict=True):
                 scales.setdefault(channel, []).append(value)

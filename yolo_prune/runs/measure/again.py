@@ -84,6 +84,7 @@ def _timed_again(report: RunReport, folder: Path, config: PruneConfig) -> RunRep
 def _from_files(row: Row, weights: Path) -> Timed:
     """Return a model of the report without its times, and its file."""
     file = next((weights / name for name in _FILES.get(row.model, ()) if (weights / name).is_file()), None)
-    why = row.not_measured or f"its file in {weights} is missing"
+    never = row.not_measured if row.size_mb is None else None  # there was no such file, and the row says why
+    why = never or f"its file in {weights} is missing"
     cleared: dict[str, Any] = dict.fromkeys(SPEED)
     return Timed(replace(row, **cleared, not_measured=None if file else why), file)
