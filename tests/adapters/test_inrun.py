@@ -25,7 +25,7 @@ from yolo_prune.adapters.stored import METADATA_KEY
 from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.adapters.ultralytics.training import inrun
 from yolo_prune.adapters.ultralytics.training.distill import DistilledCriterion
-from yolo_prune.adapters.ultralytics.training.history import read_result
+from yolo_prune.adapters.ultralytics.training.history import RUN_KEY, read_result
 from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
@@ -168,7 +168,13 @@ def killed(data, tmp_path_factory):
 
 
 def test_door_resume_after_the_cut_goes_on_with_the_cut_model(data, tmp_path, killed, finished):
-    trainer = run(data, tmp_path, resume=again(killed, tmp_path), pruning={"sparsify": 0.5})
+    last = again(killed, tmp_path)
+    checkpoint = torch.load(last, map_location="cpu", weights_only=False)
+    settings = checkpoint[METADATA_KEY][RUN_KEY]["settings"]
+    settings["rounds"] = settings.pop("cuts")  # as an earlier release wrote it
+    torch.save(checkpoint, last)
+    trainer = run(data, tmp_path, resume=last, pruning={"sparsify": 0.5})
+    assert trainer.pruning.cuts == 1
     assert count_parameters(trainer.model) == count_parameters(finished.model)
     assert (trainer.save_dir / "plan.json").read_text() == (finished.save_dir / "plan.json").read_text()
     assert [row["epoch"] for row in table(trainer)] == ["1", "2", "3", "4"]
