@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from yolo_prune.adapters.hosts import attach, inrun_trainer
     from yolo_prune.cut.optimizer import follow_cut
     from yolo_prune.cut.record import PrunePlan
+    from yolo_prune.cut.restore import restore
     from yolo_prune.graph import trace_groups
     from yolo_prune.recover.structure import prune_module
     from yolo_prune.runs.prune import PruneResult, prune
+    from yolo_prune.train.plain import PruningSession
 
 _HOMES = {
     "attach": "yolo_prune.adapters.hosts",
@@ -20,20 +22,24 @@ _HOMES = {
     "inrun_trainer": "yolo_prune.adapters.hosts",
     "PrunePlan": "yolo_prune.cut.record",
     "PruneResult": "yolo_prune.runs.prune",
+    "PruningSession": "yolo_prune.train.plain",
     "prune": "yolo_prune.runs.prune",
     "prune_module": "yolo_prune.recover.structure",
+    "restore": "yolo_prune.cut.restore",
     "trace_groups": "yolo_prune.graph",
 }
 
 __all__ = [
     "PrunePlan",
     "PruneResult",
+    "PruningSession",
     "__version__",
     "attach",
     "follow_cut",
     "inrun_trainer",
     "prune",
     "prune_module",
+    "restore",
     "trace_groups",
 ]
 

@@ -53,12 +53,29 @@ def placed_batch(batch: Any, module: nn.Module) -> Any:
 
 
 def images_in(batch: Any) -> int:
-    """Return how many images a batch holds."""
-    return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch)
+    """Return how many images a batch holds: a tensor along its first dimension, a list of images, a dict, or several.
+
+    A tuple, or a list of tensors that are no single images, is what a loader makes of (images, targets): its first part
+    counts.
+    """
+    if isinstance(batch, Mapping):
+        return images_in(next(iter(batch.values())))
+    return images_in(batch[0]) if _has_parts(batch) else len(batch)
 
 
 def part_of(batch: Any, images: slice) -> Any:
     """Return some images of a batch."""
     if isinstance(batch, Mapping):
-        return {key: value[images] for key, value in batch.items()}
+        return {key: part_of(value, images) for key, value in batch.items()}
+    if _has_parts(batch):
+        parts = [part_of(part, images) for part in batch]
+        return tuple(parts) if isinstance(batch, tuple) else parts
     return batch[images]
+
+
+def _has_parts(batch: Any) -> bool:
+    """Tell whether a batch is a sequence of several things about its images, and not of images."""
+    if isinstance(batch, tuple):
+        return True
+    dims = {part.dim() for part in batch if isinstance(part, Tensor)} if isinstance(batch, list) else set()
+    return len(dims) > 1 or max(dims, default=0) > 3

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolo_prune.criteria.projection import balanced_signs
 from yolo_prune.imgsz import ImageSize, height_width
 
 TaskLoss = Callable[[Any], Tensor]
@@ -64,7 +65,7 @@ def detection_projection(
     def project(outputs: Any) -> Tensor:
         decoded = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
         if isinstance(decoded, Tensor) and decoded.dim() == 2:
-            return (_balanced_signs(decoded, generator) * decoded).sum()
+            return (balanced_signs(decoded, generator) * decoded).sum()
         total = torch.zeros(())
         for found in _branches(outputs, imgsz, classes):
             best = found.scores.detach().amax(1, keepdim=True)
@@ -79,19 +80,6 @@ def detection_projection(
         return total
 
     return project
-
-
-def _balanced_signs(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw for each row as many +1 as -1 (and one 0 in an odd row): a sum over all classes would always be one.
-
-    Args:
-        values: Class probabilities, shape (B, classes).
-        generator: On the CPU.
-    """
-    ranks = torch.rand(values.shape, generator=generator).argsort(1).argsort(1)
-    half = values.shape[1] // 2
-    signs = (ranks < half).to(values.dtype) - (ranks >= values.shape[1] - half).to(values.dtype)
-    return signs.to(values.device)
 
 
 def _branches(outputs: Any, imgsz: ImageSize, classes: int | None) -> Iterator[_Predictions]:

@@ -1,0 +1,134 @@
+"""What any network's task feels: a random projection of its outputs, whatever they are; no labels, no host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolo_prune.criteria.calibration import Projection
+from yolo_prune.errors import ConfigError
+from yolo_prune.graph.values import tensors_in
+
+_LIKELY_ANYWHERE, _RARE = 0.2, 0.1  # mean over all locations of the best class, and of an objectness
+
+
+def output_projection(seed: int = 0) -> Projection:
+    """Return a scalar whose squared gradient says how much a network's predictions change.
+
+    Every floating-point output is multiplied by random signs and summed, each channel relative to its own spread. Two
+    kinds of outputs are known by their values:
+
+    * class scores, shape (B, C): their probabilities count, with signs that are balanced in every image;
+    * predictions at many locations, some of whose channels lie in [0, 1] (scores) while others do not (boxes): scores
+      count as they are, so background counts only where it could become a detection, and the others by the location's
+      best score. A first score that is low nearly everywhere where the others are not is an objectness, and multiplies
+      them. Where there are such predictions, raw maps beside them do not count.
+
+    Args:
+        seed: Of the signs.
+
+    Returns:
+        A function from what a network returns in evaluation mode to a scalar.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def project(outputs: Any) -> Tensor:
+        found = [t for t in tensors_in(outputs) if t.is_floating_point() and t.numel() and t.requires_grad]
+        if not found:
+            raise ConfigError(
+                "no output of the model has a gradient: give projection=, a scalar of the outputs, or forward= that "
+                "returns predictions before they are filtered."
+            )
+        known = [t for t in found if _has_scores(t)] or found
+        return torch.stack([_felt(t, generator) for t in known]).sum()
+
+    return project
+
+
+def _felt(output: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the projection of one output."""
+    if output.dim() == 2 and output.shape[1] > 1:
+        probabilities = output if _in_unit(output.detach(), 1).all() else output.softmax(1)
+        return (balanced_signs(probabilities, generator) * probabilities).sum()
+    if _has_scores(output):
+        return _predictions(output, generator)
+    values = output.flatten(1) if output.dim() > 1 else output.reshape(1, -1)
+    dim = _channel_dim(output)
+    scale = _spread(output.detach(), dim) if dim is not None else values.detach().std(correction=0)
+    return _signed_sum(output / scale.clamp(min=1e-6), generator)
+
+
+def _predictions(output: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the projection of scores and what is beside them at every location."""
+    values = output.movedim(_channel_dim(output) or 1, -1).flatten(1, -2)  # (B, locations, channels)
+    unit = _in_unit(values.detach(), 2)
+    scores, others = values[..., unit], values[..., ~unit]
+    if _has_objectness(scores.detach()):
+        scores = torch.cat([scores[..., :1], scores[..., 1:] * scores[..., :1]], -1)
+        best = scores[..., 1:].detach().amax(-1, keepdim=True)
+    else:
+        best = scores.detach().amax(-1, keepdim=True)
+    total = _signed_sum(scores, generator)
+    if others.shape[-1]:
+        mean = (best * others.detach()).sum((0, 1)) / best.sum().clamp(min=1e-6)
+        spread = ((best * (others.detach() - mean).square()).sum((0, 1)) / best.sum().clamp(min=1e-6)).sqrt()
+        total = total + _signed_sum(best * others / spread.clamp(min=1e-6), generator)
+    return total
+
+
+def _has_objectness(scores: Tensor) -> bool:
+    """Tell whether the first of several scores says that there is anything at all, and the others of what class."""
+    if scores.shape[-1] < 3:
+        return False
+    return bool(scores[..., 1:].amax(-1).mean() > _LIKELY_ANYWHERE and scores[..., 0].mean() < _RARE)
+
+
+def _has_scores(output: Tensor) -> bool:
+    """Tell whether some channels of an output at many locations are probabilities."""
+    dim = _channel_dim(output)
+    if dim is None or output.dim() < 3:
+        return False
+    inside = _in_unit(output.detach(), dim)
+    return bool(inside.any())
+
+
+def _in_unit(values: Tensor, dim: int) -> Tensor:
+    """Tell of every channel whether all its values lie in [0, 1] and are not all 0, shape (channels,)."""
+    others = [at for at in range(values.dim()) if at != dim]
+    low, high = values.amin(others), values.amax(others)
+    return (low >= 0) & (high <= 1) & (high > 0)
+
+
+def _channel_dim(output: Tensor) -> int | None:
+    """Return along which dimension an output has its channels; None where it has none."""
+    if output.dim() < 2:
+        return None
+    if output.dim() == 3:
+        return 1 if output.shape[1] <= output.shape[2] else 2
+    return output.dim() - 1 if output.dim() == 5 else 1
+
+
+def _spread(values: Tensor, dim: int) -> Tensor:
+    """Return the standard deviation of every channel, in a shape that divides the values."""
+    others = [at for at in range(values.dim()) if at != dim]
+    return values.float().var(others, correction=0, keepdim=True).sqrt()
+
+
+def _signed_sum(values: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randint(0, 2, values.shape, generator=generator, dtype=torch.int8)
+    return ((drawn.to(values.device, values.dtype) * 2 - 1) * values).sum()
+
+
+def balanced_signs(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw for each row as many +1 as -1 (and one 0 in an odd row): a sum over all classes would always be one.
+
+    Args:
+        values: Class probabilities, shape (B, classes).
+        generator: On the CPU.
+    """
+    ranks = torch.rand(values.shape, generator=generator).argsort(1).argsort(1)
+    half = values.shape[1] // 2
+    signs = (ranks < half).to(values.dtype) - (ranks >= values.shape[1] - half).to(values.dtype)
+    return signs.to(values.device)

@@ -1,0 +1,75 @@
+"""Calibration batches out of a training's own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolo_prune.criteria.calibration import Forward, images_in, part_of, placed_batch
+from yolo_prune.errors import ConfigError, YoloPruneError
+from yolo_prune.graph.modes import evaluating
+from yolo_prune.graph.passes import FAILURES
+from yolo_prune.graph.values import tensors_in
+from yolo_prune.train.randomness import untouched_randomness
+
+
+def check_batch(model: nn.Module, batch: Any, forward: Forward) -> None:
+    """Run a model on a calibration batch, as a cut will, before hours are spent.
+
+    Raises:
+        ConfigError: The model does not take it, or returns nothing that could be measured.
+    """
+    try:
+        with untouched_randomness(), evaluating(model), torch.no_grad():
+            outputs = forward(model, placed_batch(part_of(batch, slice(0, 1)), model))
+    except YoloPruneError:
+        raise
+    except FAILURES as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"the model does not run on a batch of calibration=, {_kind(batch)}: {said}.{_hint(batch)}"
+        ) from error
+    if not any(tensor.is_floating_point() for tensor in tensors_in(outputs)):
+        raise ConfigError(
+            f"the model returned no floating-point tensor for a batch of calibration=, {_kind(batch)}: nothing of it "
+            "could be measured."
+        )
+
+
+def gather_batches(source: Iterable[Any], count: int) -> list[Any]:
+    """Return batches of a loader until they hold ``count`` images.
+
+    Args:
+        source: Yields batches; it is read from its beginning.
+        count: Images in all; the last batch is shortened.
+    """
+    batches: list[Any] = []
+    left = count
+    for batch in source:
+        images = images_in(batch)
+        batches.append(batch if images <= left else part_of(batch, slice(0, left)))
+        left -= images
+        if left <= 0:
+            break
+    return batches
+
+
+def _kind(batch: Any) -> str:
+    """Say what a batch is, in a few words."""
+    if isinstance(batch, Tensor):
+        return f"a tensor of shape {tuple(batch.shape)}"
+    inside = f" of {type(batch[0]).__name__} and {type(batch[1]).__name__}" if _is_pair(batch) else ""
+    return f"a {type(batch).__name__}{inside}"
+
+
+def _hint(batch: Any) -> str:
+    if not _is_pair(batch):
+        return ""
+    return " Of (images, targets) pairs give forward=lambda model, batch: model(batch[0])."
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, (tuple, list)) and len(batch) == 2

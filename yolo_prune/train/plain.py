@@ -1,0 +1,383 @@
+"""Pruning in a training loop of your own, for any module and any optimizer.
+
+Around an ordinary loop::
+
+    session = PruningSession(model, optimizer, example, keep_macs=0.5, total=epochs, calibration=loader)
+    session.before_train()
+    for epoch in range(epochs):
+        for images, targets in loader:
+            ...                                     # your step, as it is
+        session.after_epoch(validate(model))        # cuts when it is time
+    plan = session.finish()
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolo_prune.criteria.calibration import Calibration, Forward, call
+from yolo_prune.cut.optimizer import check_can_follow, follow_cut
+from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.surgery import cut_
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.graph.decisions import Positions
+from yolo_prune.graph.rules import Operator
+from yolo_prune.graph.trace import ModuleRules, OutputSelector
+from yolo_prune.options.inrun import make_settings, same_settings
+from yolo_prune.progress import LOGGER
+from yolo_prune.train.calibrate import check_batch, gather_batches
+from yolo_prune.train.imitate import OutputTeacher
+from yolo_prune.train.session import Session
+from yolo_prune.train.state import RunState
+from yolo_prune.train.wrappers import (
+    average_inside,
+    check_prunable,
+    renew_wrappers_,
+    restart_average_,
+    unwrapped,
+)
+
+_VERSION = 1
+
+
+class PruningSession:
+    """One training of your own that is pruned on the way: sparse epochs, the cut, gentle rates, a teacher.
+
+    The model object stays the same; its parameters are replaced by smaller ones at the cut, in the optimizer too, whose
+    momenta are sliced. Schedulers, hooks and gradient scalers go on. DistributedDataParallel is set up anew in place,
+    and an average of the weights starts afresh from the cut model.
+
+    Attributes:
+        model: The network without wrappers.
+        plan: From the model that the training began with to the present one; None before the first cut.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 4, 1))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        >>> images = torch.rand(4, 3, 8, 8)
+        >>> session = PruningSession(net, optimizer, images[:1], keep_macs=0.5, total=2, calibration=[images])
+        >>> session.before_train()
+        >>> for epoch in range(2):
+        ...     net(images).square().mean().backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     session.after_epoch()
+        >>> session.finish().kept_macs <= 0.5
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        example_input: Any,
+        *,
+        total: int,
+        calibration: Iterable[Any] = (),
+        forward: Forward = call,
+        projection: Callable[[Any], Tensor] | None = None,
+        average: nn.Module | None = None,
+        steps_per_epoch: int | None = None,
+        cost_input: Any = None,
+        rules: ModuleRules | None = None,
+        operators: Mapping[str, Operator] | None = None,
+        select_outputs: OutputSelector | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        """Check everything that can be checked now; nothing is changed before :meth:`before_train`.
+
+        Args:
+            model: The network that is trained, or what DistributedDataParallel or ``torch.compile`` made of it.
+            optimizer: What trains it: one, or several that share its parameters.
+            example_input: What the model is called with, batch size 1, as for :func:`yolo_prune.prune_module`.
+            total: Length of the training in epochs: how often :meth:`after_epoch` will be called.
+            calibration: Training batches, such as the loader; read at a cut, up to ``calibration_images`` images.
+                Without them channels are ranked by BatchNorm scales, and nothing is folded.
+            forward: ``forward(model, batch)`` runs the network on one of them and returns its outputs, where a batch is
+                not its one argument: ``lambda model, batch: model(batch[0])``.
+            projection: Scalar of the outputs whose squared gradient says how much predictions change; None: every
+                position of every layer's output counts alike.
+            average: An average of the weights that goes on beside the training, such as
+                ``torch.optim.swa_utils.AveragedModel``; the cut starts from it.
+            steps_per_epoch: For loops that count iterations: :meth:`after_step` then ends an epoch after so many.
+            cost_input: Input whose MACs count, when it is not the example.
+            rules: As for :func:`yolo_prune.prune_module`.
+            operators: As for :func:`yolo_prune.prune_module`.
+            select_outputs: As for :func:`yolo_prune.prune_module`.
+            seed: Of what is drawn at random.
+            **options: Fields of :class:`yolo_prune.options.inrun.InRunSettings`: a budget, ``prune_at``, ``cuts``, ...
+
+        Raises:
+            ConfigError: An option is unknown or wrong, the optimizer does not hold the model's parameters, the model
+                cannot be cut (scripted, quantised, on the meta device, in DataParallel), or a calibration batch is not
+                what the model takes.
+        """
+        self._wrapped, self.model = model, unwrapped(model)
+        check_prunable(model)
+        optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
+        if not optimizers:
+            raise ConfigError("there is no optimizer: a training without one cannot be pruned on the way.")
+        for one in optimizers:
+            check_can_follow(one, self.model)
+        if total < 1:
+            raise ConfigError(f"total must be at least 1 epoch, got {total}.")
+        without = isinstance(calibration, tuple) and not calibration
+        settings = make_settings(_without_images(options) if without else options)
+        first = next(iter(calibration), None)
+        if first is None and not without:
+            raise ConfigError("calibration= yields no batch: give the training loader, or a list of batches.")
+        if first is not None:
+            check_batch(self.model, first, forward)
+        self.optimizers, self.epoch, self.epochs, self._seed = optimizers, 0, total, seed
+        self._average = average
+        self._calibration, self._forward, self._projection = calibration, forward, projection
+        self._anatomy = Anatomy(
+            *(example_input, cost_input, rules, select_outputs, settings.keep_layers, operators),
+            positions=Positions(),
+        )
+        self._per_epoch, self._iterations = steps_per_epoch, 0
+        self._steps, self._counted = 0, steps_per_epoch or 0  # of this epoch, of the last one
+        self._gentle: float | None = None
+        self._teacher: OutputTeacher | None = None
+        self._session = Session(settings, self)
+        self._stage = "new"
+        self._hooks: list[Any] = []
+        self._rates: dict[int, list[float]] = {}
+
+    # What the training calls.
+
+    def before_train(self) -> None:
+        """Check the budget, and begin. After :meth:`load_state_dict` it goes on where that training was.
+
+        Raises:
+            BudgetError: The budget cannot be met.
+            ConfigError: It was called before.
+        """
+        self._expect("new")
+        state = getattr(self._session, "state", None)
+        self._session.begin(state)
+        for optimizer in self.optimizers:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+        self._stage = "training"
+        self._begin_epoch()
+
+    def after_step(self) -> None:
+        """End an epoch where the loop counts iterations and the session was told ``steps_per_epoch``."""
+        self._expect("training")
+        if self._per_epoch is None:
+            return
+        self._iterations += 1
+        if self._iterations % self._per_epoch == 0 and self.epoch < self.epochs:
+            self.after_epoch()
+
+    def after_epoch(self, fitness: float | None = None) -> None:
+        """End an epoch: say where the scales are, and cut when it is time.
+
+        Args:
+            fitness: What validation says of the epoch, larger is better; ``sparsify=auto`` looks for its strength by
+                it.
+        """
+        self._expect("training")
+        self._session.end_epoch()
+        self._session.judge(fitness)
+        self.epoch += 1
+        self._steps, self._counted = 0, max(self._steps, 1)
+        if self.epoch < self.epochs:
+            self._begin_epoch()
+
+    def teacher_loss(self, batch: Any, outputs: Any) -> Tensor:
+        """Return the distance of a batch's outputs to those of the uncut model, to be added to the loss.
+
+        It fades to zero at the end of the training and is zero before the first cut.
+
+        Args:
+            batch: As ``forward`` takes it.
+            outputs: Of the model for it, in the mode that it is trained in.
+
+        Returns:
+            Scalar, with gradient.
+
+        Raises:
+            ConfigError: The uncut model's outputs are of another kind or shape.
+        """
+        if self._teacher is None:
+            return torch.zeros((), device=next(self.model.parameters()).device)
+        return self._teacher.distance(self.model, batch, outputs) * self._session.teacher_share()
+
+    def finish(self) -> PrunePlan | None:
+        """Take every hook off and return the plan, None where nothing was cut.
+
+        Raises:
+            ConfigError: The session has ended before.
+        """
+        if self._stage == "finished":
+            raise ConfigError("this session has ended: finish() was called before.")
+        if self._stage == "training":
+            self._session.sparse.detach()
+            if not self._session.is_done:
+                done, wanted = len(self._session.state.cuts), self._session.settings.cuts
+                LOGGER.warning("the training ended after %d of %d cuts: the budget is not met.", done, wanted)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._teacher, self._stage = [], None, "finished"
+        return self.plan
+
+    @property
+    def plan(self) -> PrunePlan | None:
+        """From the model that the training began with to the present one; None before the first cut."""
+        state = getattr(self._session, "state", None)
+        return PrunePlan.from_json(state.plan) if state is not None and state.plan else None
+
+    # To stop and go on.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold beside the model and its optimizers: plain values and tensors."""
+        teacher = self._teacher.module.state_dict() if self._teacher else None
+        return {
+            "version": _VERSION,
+            "epoch": self.epoch,
+            "steps": self._counted,
+            "teacher": teacher,
+            **self._session.to_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the fresh model what it was, cut where it was cut; then load its own weights and the optimizers'.
+
+        Args:
+            state: What :meth:`state_dict` returned, with the model as it was built before its first cut.
+
+        Raises:
+            CheckpointError: The state is of another version.
+            ConfigError: The session runs already, or was asked for with other options.
+            PlanError: The model is of another architecture; nothing was cut then.
+        """
+        self._expect("new")
+        if state.get("version") != _VERSION:
+            raise CheckpointError(
+                f"the session's state is of version {state.get('version')}, expected {_VERSION}."
+            )
+        if not same_settings(make_settings(state["settings"]), self._session.settings):
+            raise ConfigError(
+                "the session's state was saved with other pruning options: begin with the same."
+            )
+        stored = RunState.from_dict(state["state"])
+        if stored.plan:
+            if state["teacher"] is not None:
+                uncut = copy.deepcopy(self.model)
+                uncut.load_state_dict(state["teacher"])
+                self._teacher = OutputTeacher(uncut, self._forward)
+            cut_(self.model, PrunePlan.from_json(stored.plan), rules=self._anatomy.rules)
+            for optimizer in self.optimizers:
+                follow_cut(optimizer, self.model)
+            self._renew()
+        self._session.state, self.epoch, self._counted = stored, int(state["epoch"]), int(state["steps"])
+
+    # What the session asks: see yolo_prune.train.loop.TrainingLoop.
+
+    @property
+    def average(self) -> nn.Module:
+        """The averaged weights, or the model itself."""
+        return self.model if self._average is None else average_inside(self._average)
+
+    @property
+    def elapsed(self) -> None:
+        """The length is a number of epochs."""
+        return None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """As counted in the last epoch."""
+        return max(self._counted, 1)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the only one or the first."""
+        here = torch.distributed
+        return not (here.is_available() and here.is_initialized()) or here.get_rank() == 0
+
+    def rate_factor(self, epoch: int) -> float:
+        """Return what has become of the initial rates by now: how the schedule goes on is not known."""
+        group = self.optimizers[0].param_groups[0]
+        first = float(group.get("initial_lr", group["lr"]))
+        return float(group["lr"]) / first if first else 1.0
+
+    def averaged(self) -> nn.Module:
+        """Return a float32 copy of the averaged weights in evaluation mode."""
+        return copy.deepcopy(self.average).float().eval()
+
+    def anatomy(self) -> Anatomy:
+        """Return how to run the model."""
+        return self._anatomy
+
+    def calibration(self, count: int) -> Calibration:
+        """Return batches of about ``count`` images in all."""
+        batches = gather_batches(self._calibration, count)
+        return Calibration(batches, self._projection, self._forward, self._seed)
+
+    def before_first_cut(self, parent: nn.Module) -> None:
+        """Make the uncut model the teacher."""
+        if self._session.settings.distill:
+            self._teacher = OutputTeacher(copy.deepcopy(parent), self._forward)
+
+    def after_cut(self, plan: PrunePlan, parent: nn.Module | None) -> None:
+        """Renew wrappers and average."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self._renew()
+
+    def _renew(self) -> None:
+        renew_wrappers_(self._wrapped)
+        if self._average is not None:
+            restart_average_(self._average, self.model)
+
+    # Inside.
+
+    def _begin_epoch(self) -> None:
+        self._session.begin_epoch()
+        self._session.order_scales()
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Lower the rates for this step in the first epoch after a cut, so that it does not undo the recovery."""
+        if optimizer is self.optimizers[0]:
+            self._gentle = self._session.gentle(self.steps_per_epoch)
+            self._steps += 1
+        if self._gentle is not None:
+            self._rates[id(optimizer)] = [group["lr"] for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * self._gentle
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Give the rates back: the schedule is the loop's."""
+        rates = self._rates.pop(id(optimizer), None)
+        for group, rate in zip(optimizer.param_groups, rates or (), strict=False):
+            group["lr"] = rate
+
+    def _expect(self, stage: str) -> None:
+        if self._stage == stage:
+            return
+        if self._stage == "finished":
+            raise ConfigError("this session has ended: make a new one to go on pruning.")
+        if stage == "training":
+            raise ConfigError("call before_train() first: it checks the budget before hours are spent.")
+        raise ConfigError("this session has begun already.")
+
+
+def _without_images(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options for a session that has no image to measure on.
+
+    Raises:
+        ConfigError: An option asks for images.
+    """
+    if options.get("criterion", "auto") == "reconstruction" or options.get("fold"):
+        raise ConfigError("criterion=reconstruction and fold=true measure on images: give calibration=.")
+    criterion = options.get("criterion", "auto")
+    return {**options, "criterion": "bn_scale" if criterion == "auto" else criterion, "fold": False}
