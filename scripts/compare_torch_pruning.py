@@ -28,7 +28,9 @@ from yolo_prune.adapters.ultralytics.data import calibration_batches
 from yolo_prune.adapters.ultralytics.evaluate import Evaluator
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.cost import count_macs
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.proven import Traced
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.files import write_text
@@ -49,13 +51,15 @@ def ours(model: Path, data: Path, imgsz: int, keeps: list[float], options: argpa
         steps = max(1, round(options.steps * (1 - keep) / 0.5))
         recipe = Recipe(steps=steps, widths=Widths(options.round_to, 8), seed=options.seed)
         task = detection_projection(imgsz, options.seed)
-        result = cut_in_steps(parent, anatomy, Budget("keep_macs", keep), recipe, batches=batches, task=task)
+        result = cut_in_steps(
+            Traced.of(parent, anatomy), Budget("keep_macs", keep), recipe, Calibration(batches, task)
+        )
         seconds = time.perf_counter() - begin
         bare = cut_(copy.deepcopy(parent), result.plan, rules=anatomy.rules)
         row = {"keep_macs": keep, "kept": result.plan.kept_macs, "cut": score(bare).ap, "seconds": seconds}
-        row["bn"] = score(recalibrate_bn_(copy.deepcopy(bare), batches)).ap
+        row["bn"] = score(recalibrate_bn_(copy.deepcopy(bare), Calibration(batches))).ap
         row["fold"] = score(result.module).ap
-        row["fold_bn"] = score(recalibrate_bn_(copy.deepcopy(result.module), batches)).ap
+        row["fold_bn"] = score(recalibrate_bn_(copy.deepcopy(result.module), Calibration(batches))).ap
         rows.append(row)
         print(json.dumps(row), flush=True)
     return rows

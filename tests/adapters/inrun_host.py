@@ -28,10 +28,7 @@ def make(
 ):
     """A trainer that prunes, on a tiny model; or one that goes on from a checkpoint."""
     overrides = {**HOST, "data": str(data), "model": "x.pt", "project": str(folder), "name": "run", **host}
-    wide = (
-        {"round_to": 32} if task == "classify" else {}
-    )  # the host's head has 1280 channels, chosen one by one
-    cls = inrun_trainer(base, **{**PRUNING, **wide, **dict(pruning)})
+    cls = inrun_trainer(base, **{**PRUNING, **dict(pruning)})
     if resume is not None:
         overrides["resume"] = str(resume)
     made = cls(overrides=overrides)

@@ -13,9 +13,9 @@ import torch
 from tiny_host import tiny
 
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
-from yolo_prune.adapters.hosts import find_host
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.bench import compare, comparison
+from yolo_prune.bench.exports import Exports
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, DataError, MissingRuntimeError
 from yolo_prune.report.timings import markdown_table
 from yolo_prune.runtimes.runtime import Settings, open_runtime
@@ -62,11 +62,8 @@ def test_checkpoints_and_files_are_compared_in_onnxruntime_each_at_its_own_resol
         "low": weights / "tiny.pt",
     }
     sizes = {"file": IMGSZ, "checkpoint": IMGSZ, "low": 32}
-    host, exported = type(find_host(weights / "tiny.pt")), []
-    export = host.export
-    monkeypatch.setattr(
-        host, "export", lambda *a, imgsz, **k: exported.append(imgsz) or export(*a, imgsz=imgsz, **k)
-    )
+    kept = tmp_path / "kept"
+    kept.mkdir()
     result = compare(
         candidates,
         runtime="onnxruntime",
@@ -74,9 +71,10 @@ def test_checkpoints_and_files_are_compared_in_onnxruntime_each_at_its_own_resol
         threads=1,
         rounds=2,
         images=[image],
+        exports=Exports(kept),
     )
     check(result, "onnxruntime", sizes)
-    assert exported == [IMGSZ, 32], "the file is one already"
+    assert sorted(path.name for path in kept.iterdir()) == ["0-tiny-64.onnx", "1-tiny-32.onnx"]
     assert (result.conditions["images"], result.conditions["image_count"]) == ("files", 1)
     assert sorted(path.name for path in weights.iterdir()) == ["tiny.onnx", "tiny.pt"]
     table = markdown_table([result])

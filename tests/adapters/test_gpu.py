@@ -18,6 +18,7 @@ from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.bench import compare
 from yolo_prune.cost import count_parameters
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import collect_moments
 from yolo_prune.criteria.weights import SCORES
 from yolo_prune.recover.fold import recalibrate_bn_
@@ -98,7 +99,7 @@ def test_moments_statistics_and_scores_are_those_of_the_cpu(exact):
     here, there = tiny().eval(), tiny().eval().to(GPU)
     graph = anatomy_of(here, 64).cost_of(here).graph
     expected, found = (
-        collect_moments(module, graph, batches, task=detection_projection(64, classes=2))
+        collect_moments(module, graph, Calibration(batches, detection_projection(64, classes=2)))
         for module in (here, there)
     )
     assert expected.keys() == found.keys()
@@ -107,7 +108,7 @@ def test_moments_statistics_and_scores_are_those_of_the_cpu(exact):
         np.testing.assert_allclose(found[name].second, moments.second, rtol=1e-2, atol=1e-3 * scale)
     for name, criterion in SCORES.items():
         np.testing.assert_allclose(criterion(there, graph, 0), criterion(here, graph, 0), err_msg=name)
-    recalibrate_bn_(here, batches), recalibrate_bn_(there, batches)
+    recalibrate_bn_(here, Calibration(batches)), recalibrate_bn_(there, Calibration(batches))
     statistics = there.state_dict()
     for name, value in here.state_dict().items():
         torch.testing.assert_close(statistics[name].cpu(), value, rtol=1e-3, atol=1e-4)
@@ -122,7 +123,7 @@ def test_memory_that_runs_out_halves_the_batch(caplog):
     room = torch.cuda.memory_reserved(0) + 400e6  # 64 images take some 2 GB
     torch.cuda.set_per_process_memory_fraction(room / total, 0)
     try:
-        moments = collect_moments(module, graph, images, task=detection_projection(256, classes=2))
+        moments = collect_moments(module, graph, Calibration(images, detection_projection(256, classes=2)))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, 0)
     assert "no memory for 64 images at a time" in caplog.text

@@ -19,6 +19,7 @@ from yolo_prune.adapters.ultralytics.recognise import is_cut
 from yolo_prune.adapters.ultralytics.rules import block_rules
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.adapters.ultralytics.training import midrun
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Lineage
@@ -48,9 +49,10 @@ def recovered(parent: nn.Module, keep: float = 0.7) -> midcut.Recovered:
         Budget("keep_macs", keep),
         SETTINGS,
         "reconstruction",
-        [torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))],
-        projection=detection_projection(64, 0, classes=2),
-        seed=0,
+        Calibration(
+            [torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))],
+            detection_projection(64, 0, classes=2),
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.host import HOST
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.criteria.backward import run_with_gradients
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import collect_moments, reading_layers
 from yolo_prune.errors import ConfigError
 
@@ -56,7 +57,7 @@ def test_every_layer_that_reads_free_channels_feels_the_task(config):
     module = build(config)
     graph = anatomy_of(module, 64).cost_of(module).graph
     task = detection_projection(64, classes=CLASSES)
-    seen = collect_moments(module, graph, [images(2)], task=task)
+    seen = collect_moments(module, graph, Calibration([images(2)], task))
     deaf = set(reading_layers(module, graph)) - set(seen) - silent_layers(module)
     if config.startswith(
         TWO_BRANCHES
@@ -69,7 +70,7 @@ def test_every_layer_that_reads_free_channels_feels_the_task(config):
 @pytest.mark.parametrize("config", MODELS)
 def test_the_gradient_reaches_the_image(config):
     x = images().requires_grad_()
-    run_with_gradients(build(config), [x], detection_projection(64, classes=CLASSES), "running")
+    run_with_gradients(build(config), Calibration([x], detection_projection(64, classes=CLASSES)), "running")
     assert float(x.grad.abs().max()) > 0
 
 

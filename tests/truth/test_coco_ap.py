@@ -4,11 +4,13 @@ import contextlib
 import copy
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from yolo_prune.accuracy.coco import coco_ap
+from yolo_prune.accuracy.bootstrap import draw_images
+from yolo_prune.accuracy.coco import coco_ap, coco_ap_by_image
 
 IMAGES = [{"id": 1}, {"id": 2}]
 CATEGORIES = [{"id": 1, "name": "cell"}]
@@ -115,6 +117,20 @@ def test_the_numbers_are_those_of_pycocotools_to_the_bit(shared, name):
     assert 0.1 < result.ap < 0.9
     assert np.mean(list(result.per_class.values())) == pytest.approx(result.ap, abs=1e-12)
     assert result.boxes == sum(1 for each in truth["annotations"] if not each.get("iscrowd"))
+
+
+@pytest.mark.shared
+def test_without_sizes_everything_else_stays_to_the_bit(shared):
+    path = shared / "data" / "coco_mini" / "annotations" / "instances_val.json"
+    truth = json.loads(path.read_text(encoding="utf-8"))
+    detections = noisy_detections(truth, seed=0)
+    whole, matches = coco_ap_by_image(truth, detections)
+    quick, fewer = coco_ap_by_image(truth, detections, by_size=False)
+    sizes = dict.fromkeys(("ap_small", "ap_medium", "ap_large"))
+    assert None not in (whole.ap_small, whole.ap_medium, whole.ap_large)
+    assert quick == replace(whole, **sizes)
+    weights = draw_images(matches.images, resamples=5)
+    assert fewer.accuracy(weights).tolist() == matches.accuracy(weights).tolist()
 
 
 @pytest.mark.shared

@@ -23,7 +23,7 @@ from yolo_prune.errors import BudgetError
     ],
 )
 def test_the_resolutions_enclose_the_target(imgsz, keep, expected):
-    found = lower_resolutions(8.0, imgsz, 8.0 * keep)
+    found = lower_resolutions(8.0, imgsz, 8.0 * keep, 32)
     assert [resolution.imgsz for resolution in found] == expected
     for resolution in found:
         assert resolution.macs_fraction == pytest.approx((resolution.imgsz / imgsz) ** 2)
@@ -32,7 +32,7 @@ def test_the_resolutions_enclose_the_target(imgsz, keep, expected):
 
 @pytest.mark.parametrize("keep", [0.1, 0.33, 0.5, 0.62, 0.77])
 def test_two_resolutions_are_neighbours_one_on_each_side_of_the_target(keep):
-    below, above = lower_resolutions(1.0, 1280, keep)
+    below, above = lower_resolutions(1.0, 1280, keep, 32)
     assert below.macs <= keep < above.macs
     assert above.imgsz - below.imgsz == 32
 
@@ -41,9 +41,9 @@ def test_two_resolutions_are_neighbours_one_on_each_side_of_the_target(keep):
 def test_a_target_that_is_no_reduction_is_refused(target):
     sentence = f"a control at lower resolution needs fewer MACs than the parent's 4, got {target:g}."
     with pytest.raises(BudgetError, match=re.escape(sentence)):
-        lower_resolutions(4.0, 320, target)
+        lower_resolutions(4.0, 320, target, 32)
 
 
 def test_a_parent_at_the_smallest_resolution_has_no_lower_one():
     with pytest.raises(BudgetError, match="no input resolution below 32 px is a multiple of the stride 32"):
-        lower_resolutions(4.0, 32, 2.0)
+        lower_resolutions(4.0, 32, 2.0, 32)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import collect_moments
 from yolo_prune.cut.blocks import find_residual_blocks, original_name, remove_blocks_
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import plan_drop
-from yolo_prune.cut.proven import Anatomy, drop_proven_, offered_blocks
+from yolo_prune.cut.proven import Anatomy, Traced, drop_proven_, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
@@ -81,7 +82,9 @@ def net(request):
 def measured(net, task=None):
     cost = ANATOMY.cost_of(net)
     blocks = offered_blocks(net, ANATOMY)
-    moments = collect_moments(net, cost.graph, IMAGES, task=task, blocks=[block.name for block in blocks])
+    moments = collect_moments(
+        net, cost.graph, Calibration(IMAGES, task), blocks=[block.name for block in blocks]
+    )
     return cost, blocks, moments
 
 
@@ -113,8 +116,9 @@ def test_what_the_input_explains_costs_nothing(net, task):
 
 @pytest.mark.parametrize("task", [None, squares])
 def test_readers_take_over_what_a_linear_branch_did(net, task):
-    cost, blocks, _ = measured(net)
-    fitted, plan = drop_and_refit(net, cost, blocks[-1], ANATOMY, IMAGES, task=task, ridge=1e-10)
+    _, blocks, _ = measured(net)
+    fitted, plan = drop_and_refit(Traced.of(net, ANATOMY), blocks[-1], Calibration(IMAGES, task), ridge=1e-10)
+    fitted = fitted.module
     bare = cut_(copy.deepcopy(net), plan)
     with torch.no_grad():
         expected, got, without = (model(IMAGES[0]) for model in (net, fitted, bare))
@@ -122,9 +126,10 @@ def test_readers_take_over_what_a_linear_branch_did(net, task):
 
 
 def test_fitting_leaves_less_error_than_dropping_alone(net):
-    cost, blocks, _ = measured(net)
+    _, blocks, _ = measured(net)
     for block in blocks:
-        fitted, plan = drop_and_refit(net, cost, block, ANATOMY, IMAGES)
+        fitted, plan = drop_and_refit(Traced.of(net, ANATOMY), block, Calibration(IMAGES))
+        fitted = fitted.module
         bare = cut_(copy.deepcopy(net), plan)
         with torch.no_grad():
             expected, got, without = (model(IMAGES[0]) for model in (net, fitted, bare))
@@ -139,7 +144,7 @@ def test_rounds_drop_an_empty_block_and_the_plan_replays_it(net, fold):
             layer.weight *= 1e-4
             layer.bias *= 1e-4
     recipe = Recipe(steps=3, widths=Widths(8, 8), fold=fold, depth=True)
-    result = cut_in_steps(net, ANATOMY, Budget("keep_macs", 0.5), recipe, batches=IMAGES)
+    result = cut_in_steps(Traced.of(net, ANATOMY), Budget("keep_macs", 0.5), recipe, Calibration(IMAGES))
     assert any(name.endswith(".1") for name in result.plan.dropped)
     assert result.plan.kept_macs <= 0.5
     assert all(step.equivalence["exact"] for step in result.steps)
@@ -168,18 +173,20 @@ def search(worth, order, budget=0.01, blocks=6):
     for number, block in enumerate(chain.blocks):
         block.number = number
 
-    def value(module):
-        tried.append(numbers(module))
+    def value(traced):
+        tried.append(numbers(traced.module))
         return worth(tried[-1])
 
-    def drop(module, cost, block):
-        smaller = copy.deepcopy(module)
-        return smaller, drop_proven_(smaller, cost, block, ANATOMY)[0]
+    def drop(traced, block):
+        smaller = copy.deepcopy(traced.module)
+        plan, _ = drop_proven_(smaller, traced.cost, block, ANATOMY)
+        return Traced.of(smaller, ANATOMY), plan
 
-    absolute = Budget("keep_macs", budget).absolute(ANATOMY.cost_of(chain))
+    whole = Traced.of(chain, ANATOMY)
     names = [f"blocks.{number}" for number in order]
-    module, plan = drop_while_it_pays(chain, ANATOMY, absolute, names, drop, value)
-    left = numbers(module)
+    absolute = Budget("keep_macs", budget).absolute(whole.cost)
+    traced, plan = drop_while_it_pays(whole, absolute, names, drop, value)
+    left = numbers(traced.module)
     assert len(chain.blocks) == blocks
     assert sorted(plan.dropped if plan else []) == [f"blocks.{n}" for n in range(blocks) if n not in left]
     return left, tried
@@ -210,7 +217,7 @@ def test_a_block_that_saves_more_than_is_to_go_is_not_tried():
 
 
 def test_outputs_judge_a_model_that_nothing_else_judges(net):
-    judge = fidelity_to(net, ANATOMY, IMAGES)
+    judge = fidelity_to(Traced.of(net, ANATOMY), Calibration(IMAGES))
     other = copy.deepcopy(net)
     assert judge(other) == 0.0
     with torch.no_grad():
@@ -218,7 +225,7 @@ def test_outputs_judge_a_model_that_nothing_else_judges(net):
         other.head.bias.zero_()
     assert judge(other) == pytest.approx(-1.0)
     with pytest.raises(DataError, match=r"^depth=true needs calibration images or a score to tell whether"):
-        fidelity_to(net, ANATOMY, [])
+        fidelity_to(Traced.of(net, ANATOMY), Calibration([]))
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -227,14 +234,17 @@ def test_a_score_decides_about_blocks_where_there_is_one(net, wanted):
         return float(len(module.blocks) < 3) if wanted else float(len(module.blocks))
 
     recipe = Recipe(steps=1, widths=Widths(8, 8), depth=True)
-    result = cut_in_steps(net, ANATOMY, Budget("keep_macs", 0.5), recipe, batches=IMAGES, validate=score)
+    result = cut_in_steps(
+        Traced.of(net, ANATOMY), Budget("keep_macs", 0.5), recipe, Calibration(IMAGES), validate=score
+    )
     assert len(result.plan.dropped) == wanted
     assert len(result.module.blocks) == 3 - wanted
 
 
 def test_without_depth_no_block_goes(net):
     recipe = Recipe(steps=2, widths=Widths(1, 1))
-    assert cut_in_steps(net, ANATOMY, Budget("keep_macs", 0.4), recipe, batches=IMAGES).plan.dropped == []
+    result = cut_in_steps(Traced.of(net, ANATOMY), Budget("keep_macs", 0.4), recipe, Calibration(IMAGES))
+    assert result.plan.dropped == []
 
 
 def test_what_is_frozen_by_name_keeps_its_siblings(net):

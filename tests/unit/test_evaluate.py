@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from yolo_prune.accuracy.coco import coco_ap, coco_from_yolo, image_size, read_yolo_labels
+from yolo_prune.accuracy.coco import coco_ap
+from yolo_prune.accuracy.labels import coco_from_yolo, image_size, read_yolo_labels
 from yolo_prune.errors import DataError
 
 BOX = [10.0, 10.0, 20.0, 20.0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import Moments
 from yolo_prune.cut.proof import zero_removed_
 from yolo_prune.cut.proven import Anatomy
@@ -45,7 +46,10 @@ def folded_error(reader: nn.Module, *, fold: bool = True, side: int = 12, crop: 
     keep[graph.axis_channels(maker)[3:]] = False
     cut = copy.deepcopy(net)
     if fold:
-        assert fold_removed_(cut, graph, keep, collect_moments(net, graph, [images]), ridge=TINY) == 1
+        assert (
+            fold_removed_(cut, graph, keep, collect_moments(net, graph, Calibration([images])), ridge=TINY)
+            == 1
+        )
     zero_removed_(cut, graph, keep)
     with torch.no_grad():
         difference = (net(images) - cut(images)).abs()
@@ -112,7 +116,7 @@ def test_folding_into_a_linear_layer_is_exact():
         False
     )
     cut = copy.deepcopy(net)
-    fold_removed_(cut, graph, keep, collect_moments(net, graph, [x]), ridge=TINY)
+    fold_removed_(cut, graph, keep, collect_moments(net, graph, Calibration([x])), ridge=TINY)
     zero_removed_(cut, graph, keep)
     assert float((net(x) - cut(x)).detach().abs().max()) < 1e-6
 
@@ -143,7 +147,7 @@ def test_nothing_is_folded_where_nothing_goes():
     graph = Anatomy(images[:1]).cost_of(net).graph
     before = copy.deepcopy(net.state_dict())
     keep = np.ones(graph.channel_count, dtype=bool)
-    assert fold_removed_(net, graph, keep, collect_moments(net, graph, [images])) == 0
+    assert fold_removed_(net, graph, keep, collect_moments(net, graph, Calibration([images]))) == 0
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
@@ -159,7 +163,7 @@ def test_statistics_are_plain_averages_over_the_batches():
     batches = [torch.rand(4, 3, 5, 5), torch.rand(2, 3, 5, 5) * 3]
     with torch.no_grad():
         made = [net[0](batch).transpose(0, 1).flatten(1) for batch in batches]
-    assert recalibrate_bn_(net, batches) is net
+    assert recalibrate_bn_(net, Calibration(batches)) is net
     mean = torch.stack([each.mean(1) for each in made]).mean(0)
     variance = torch.stack([each.var(1) for each in made]).mean(0)
     torch.testing.assert_close(net[1].running_mean, mean)
@@ -169,7 +173,7 @@ def test_statistics_are_plain_averages_over_the_batches():
 def test_modes_and_momenta_come_back():
     net = normed().train()
     net[2].eval()
-    recalibrate_bn_(net, [torch.rand(2, 3, 5, 5)])
+    recalibrate_bn_(net, Calibration([torch.rand(2, 3, 5, 5)]))
     assert [layer.training for layer in net] == [True, True, False, True]
     assert net[1].momentum == 0.3
 
@@ -177,7 +181,7 @@ def test_modes_and_momenta_come_back():
 def test_modes_and_momenta_come_back_after_an_error():
     net = normed().eval()
     with pytest.raises(RuntimeError):
-        recalibrate_bn_(net, [torch.rand(2, 7, 5, 5)])
+        recalibrate_bn_(net, Calibration([torch.rand(2, 7, 5, 5)]))
     assert not any(layer.training for layer in net.modules())
     assert net[1].momentum == 0.3
 
@@ -187,14 +191,14 @@ def test_a_norm_that_does_not_run_keeps_its_statistics():
     net.aside = shaken(nn.BatchNorm2d(4))
     net.forward = lambda x: net[3](net[2](net[1](net[0](x))))
     before = copy.deepcopy(net.aside.state_dict())
-    recalibrate_bn_(net, [torch.rand(2, 3, 5, 5)])
+    recalibrate_bn_(net, Calibration([torch.rand(2, 3, 5, 5)]))
     assert all(torch.equal(before[name], value) for name, value in net.aside.state_dict().items())
 
 
 def test_without_batches_everything_stays():
     net = normed()
     before = copy.deepcopy(net.state_dict())
-    recalibrate_bn_(net, [])
+    recalibrate_bn_(net, Calibration([]))
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
@@ -215,8 +219,8 @@ def test_a_batch_of_one_image_joins_the_one_beside_it(sizes):
     images = torch.rand(5, 3, 4, 4)
     joined = {(4, 1): (5,), (1, 4): (5,), (1, 1, 1, 2): (2, 3), (2, 3): (2, 3)}[sizes]
     net, expected = narrowing(), narrowing()
-    recalibrate_bn_(net, images.split(sizes))
-    recalibrate_bn_(expected, images.split(joined))
+    recalibrate_bn_(net, Calibration(images.split(sizes)))
+    recalibrate_bn_(expected, Calibration(images.split(joined)))
     for name, value in net.state_dict().items():
         assert torch.equal(value, expected.state_dict()[name]), name
     assert not torch.equal(net[4].running_mean, narrowing()[4].running_mean)
@@ -224,7 +228,7 @@ def test_a_batch_of_one_image_joins_the_one_beside_it(sizes):
 
 def test_one_image_alone_leaves_the_statistics_of_one_pixel_and_says_so(caplog):
     net = narrowing()
-    recalibrate_bn_(net, [torch.rand(1, 3, 4, 4)])
+    recalibrate_bn_(net, Calibration([torch.rand(1, 3, 4, 4)]))
     assert [record.getMessage() for record in caplog.records] == [
         "'4' keeps its BatchNorm statistics: one image of one pixel has no variance, it takes two images."
     ]
@@ -236,7 +240,9 @@ def test_one_image_alone_leaves_the_statistics_of_one_pixel_and_says_so(caplog):
 def test_after_an_error_in_a_later_batch_all_statistics_are_the_old_ones():
     net = normed()
     with pytest.raises(RuntimeError):
-        recalibrate_bn_(net, [torch.rand(2, 3, 5, 5), torch.rand(2, 7, 5, 5), torch.rand(2, 3, 5, 5)])
+        recalibrate_bn_(
+            net, Calibration([torch.rand(2, 3, 5, 5), torch.rand(2, 7, 5, 5), torch.rand(2, 3, 5, 5)])
+        )
     for name, value in normed().state_dict().items():
         assert torch.equal(net.state_dict()[name], value), name
     assert not any(layer._forward_pre_hooks for layer in net.modules())

@@ -87,7 +87,7 @@ def test_a_smaller_size_keeps_the_shape(size, side, expected):
 @pytest.mark.parametrize("size", [(320, 640), (640, 384), (96, 672)])
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.8])
 def test_lower_resolutions_of_a_shape_enclose_the_target_and_fit_the_stride(size, keep):
-    below, above = lower_resolutions(2.0, size, 2.0 * keep)
+    below, above = lower_resolutions(2.0, size, 2.0 * keep, 32)
     assert below.macs <= 2.0 * keep < above.macs < 2.0
     for found in (below, above):
         height, width = height_width(found.imgsz)
@@ -99,7 +99,7 @@ def test_lower_resolutions_of_a_shape_enclose_the_target_and_fit_the_stride(size
 
 def test_a_shape_without_a_lower_resolution_is_named():
     with pytest.raises(BudgetError, match="no input resolution below 32 px"):
-        lower_resolutions(1.0, (32, 32), 0.5)
+        lower_resolutions(1.0, (32, 32), 0.5, 32)
 
 
 @pytest.mark.parametrize("written", ["64,128", "64x128", "[64, 128]", [64, 128], (64, 128)])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from yolo_prune.cost import cost_model
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.graph import trace_groups
 from yolo_prune.graph.modes import evaluating
 from yolo_prune.recover import collect_moments
@@ -72,8 +73,8 @@ def test_measuring_takes_its_hooks_modes_and_gradients_back_after_an_error():
     failing(net)
     before = state_of(net)
     with pytest.raises(DeliberateError):
-        collect_moments(net, graph, [X], task=lambda out: out.sum())
+        collect_moments(net, graph, Calibration([X], lambda out: out.sum()))
     assert state_of(net) == before
     with pytest.raises(AttributeError):
-        collect_moments(net, graph, [X], blocks=["nowhere"])
+        collect_moments(net, graph, Calibration([X]), blocks=["nowhere"])
     assert state_of(net) == before

@@ -7,9 +7,10 @@ import torch
 from nets import IMAGE, KINDS, Net, net_of, randomise_
 from torch import nn
 
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.optimizer import follow_cut
-from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.proven import Anatomy, Traced
 from yolo_prune.cut.widths import Widths
 from yolo_prune.recover.fold import recalibrate_bn_
 from yolo_prune.recover.steps import Recipe, cut_in_steps
@@ -120,8 +121,10 @@ def test_folding_and_new_statistics_leave_channels_last_as_it_is():
     module = net_of("residual").to(memory_format=LAST)
     batches = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(memory_format=LAST)]
     recipe = Recipe(steps=1, widths=Widths(4, 4))
-    cut = cut_in_steps(module, Anatomy(IMAGE), Budget("keep_macs", 0.5), recipe, batches=batches)
-    recalibrate_bn_(cut.module, batches)
+    cut = cut_in_steps(
+        Traced.of(module, Anatomy(IMAGE)), Budget("keep_macs", 0.5), recipe, Calibration(batches)
+    )
+    recalibrate_bn_(cut.module, Calibration(batches))
     assert cut.module.a[0].out_channels < 32
     assert all(is_laid_out(weight, LAST) for weight in cut.module.parameters())
 

@@ -12,6 +12,7 @@ from nets import IMAGE, KINDS, Net, conv, net_of, reason_of
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import collect_moments
 from yolo_prune.criteria.weights import SCORES, find_criterion
 from yolo_prune.cut.budget import Budget
@@ -121,8 +122,8 @@ NEED = {
     "a cut that is proven": lambda m: prune_module(m, IMAGE, keep_macs=0.5, criterion="random"),
     "the proof that a cut is exact": prove,
     "every criterion but 'random'": lambda m: SCORES["l1"](m, trace_groups(m, IMAGE), 0),
-    "measuring on images": lambda m: collect_moments(m, trace_groups(m, IMAGE), [IMAGE]),
-    "estimating BatchNorm statistics": lambda m: recalibrate_bn_(m, [IMAGE]),
+    "measuring on images": lambda m: collect_moments(m, trace_groups(m, IMAGE), Calibration([IMAGE])),
+    "estimating BatchNorm statistics": lambda m: recalibrate_bn_(m, Calibration([IMAGE])),
     "finding residual blocks": lambda m: offered_blocks(m, Anatomy(IMAGE)),
 }
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from yolo_prune.criteria.backward import run_with_gradients
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import _sample, reading_layers
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import DataError
@@ -42,7 +43,7 @@ def weighted(x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def test_plain_moments_are_those_of_all_pixels():
     net, images = small_net()
-    seen = collect_moments(net, graph_of(net, images), [images])[SEEN]
+    seen = collect_moments(net, graph_of(net, images), Calibration([images]))[SEEN]
     x = pixels(net[:2](images))
     assert seen.samples == len(x)
     np.testing.assert_allclose(seen.mean, x.mean(0), rtol=1e-6)
@@ -54,13 +55,13 @@ def test_plain_moments_are_those_of_all_pixels():
 def test_plain_moments_count_relative_to_the_energy_of_the_output():
     net, images = small_net()
     graph = graph_of(net, images)
-    seen = collect_moments(net, graph, [images])[SEEN]
+    seen = collect_moments(net, graph, Calibration([images]))[SEEN]
     variance = pixels(net(images)).var(0).sum()
     assert seen.energy == pytest.approx(len(images) / variance, rel=1e-5)
     with torch.no_grad():
         net[2].weight *= 10.0
         net[2].bias *= 10.0
-    again = collect_moments(net, graph, [images])[SEEN]
+    again = collect_moments(net, graph, Calibration([images]))[SEEN]
     assert again.energy == pytest.approx(seen.energy / 100, rel=1e-5)
 
 
@@ -71,7 +72,7 @@ def test_gradients_weigh_pixels_and_channels():
     def task(out: torch.Tensor) -> torch.Tensor:
         return (task_weight * out.pow(2)).sum()
 
-    seen = collect_moments(net, graph_of(net, images), [images[:3], images[3:]], task=task)[SEEN]
+    seen = collect_moments(net, graph_of(net, images), Calibration([images[:3], images[3:]], task))[SEEN]
     out = net(images)
     squared = pixels((2 * task_weight * out).pow(2))  # the gradient at the layer's output, by hand
     mean, covariance = weighted(pixels(net[:2](images)), squared.sum(1))
@@ -79,7 +80,7 @@ def test_gradients_weigh_pixels_and_channels():
     np.testing.assert_allclose(seen.covariance, covariance, atol=1e-6)
     np.testing.assert_allclose(seen.rows, squared.sum(0) / squared.sum(), rtol=1e-5)
     assert seen.energy == pytest.approx(squared.sum(), rel=1e-5)
-    plain = collect_moments(net, graph_of(net, images), [images])[SEEN]
+    plain = collect_moments(net, graph_of(net, images), Calibration([images]))[SEEN]
     assert not np.allclose(seen.covariance, plain.covariance, atol=1e-6)  # the control: weights do matter
 
 
@@ -90,14 +91,16 @@ def test_what_is_sampled_stands_for_all_positions(kernel):
 
     def energy(side: int) -> float:
         images = torch.rand(3, 3, side + 2, side + 2)
-        return collect_moments(net, graph_of(net, images), [images], task=lambda out: out.sum())[SEEN].energy
+        return collect_moments(net, graph_of(net, images), Calibration([images], lambda out: out.sum()))[
+            SEEN
+        ].energy
 
     assert energy(40) == pytest.approx(100 * energy(4), rel=1e-5)
 
 
 def test_a_layer_that_the_task_does_not_feel_has_no_moments():
     net, images = small_net()
-    assert not collect_moments(net, graph_of(net, images), [images], task=lambda out: 0.0 * out.sum())
+    assert not collect_moments(net, graph_of(net, images), Calibration([images], lambda out: 0.0 * out.sum()))
 
 
 def test_the_result_depends_on_nothing_but_the_seed():
@@ -105,7 +108,7 @@ def test_the_result_depends_on_nothing_but_the_seed():
     images = torch.rand(2, 3, 40, 40)  # more pixels than are sampled
     graph = graph_of(net, images)
     first, second, other = (
-        collect_moments(net, graph, [images], seed=seed)[SEEN].second for seed in (0, 0, 1)
+        collect_moments(net, graph, Calibration([images], seed=seed))[SEEN].second for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, other)
@@ -118,7 +121,7 @@ def test_the_pixels_of_a_wider_kernel_are_those_under_its_centre(kernel):
     def task(out: torch.Tensor) -> torch.Tensor:
         return out[:, :, 2, 3].sum()  # one output pixel alone
 
-    seen = collect_moments(net, graph_of(net, images), [images], task=task)[SEEN]
+    seen = collect_moments(net, graph_of(net, images), Calibration([images], task))[SEEN]
     x = net[:2](images)[:, :, 2, 3].detach().double().numpy()
     np.testing.assert_allclose(seen.mean, x.mean(0), rtol=1e-6)
 
@@ -137,7 +140,7 @@ def test_linear_layers_are_measured_too():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
     x = torch.rand(50, 3)
-    seen = collect_moments(net, Anatomy(x[:1]).cost_of(net).graph, [x])[SEEN]
+    seen = collect_moments(net, Anatomy(x[:1]).cost_of(net).graph, Calibration([x]))[SEEN]
     hidden = net[:2](x).detach().double().numpy()
     np.testing.assert_allclose(seen.second, hidden.T @ hidden / 50, rtol=1e-6)
 
@@ -149,7 +152,7 @@ def test_the_module_is_left_as_it_was():
     images = torch.rand(4, 3, 8, 8)
     graph = graph_of(net, images)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    collect_moments(net, graph, [images], task=lambda out: out.sum())
+    collect_moments(net, graph, Calibration([images], lambda out: out.sum()))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert net.training
     assert net[1].training
@@ -165,7 +168,7 @@ def test_the_module_is_left_as_it_was_when_the_task_fails():
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        collect_moments(net, graph_of(net, images), [images], task=task)
+        collect_moments(net, graph_of(net, images), Calibration([images], task))
     assert all(p.requires_grad for p in net.parameters())
     assert not any(layer._forward_hooks for layer in net.modules())
 
@@ -185,7 +188,7 @@ def test_a_sigmoid_in_place_can_be_overwritten_and_a_kept_output_does_not_stop_a
     head, x = Awkward(), torch.zeros(1, 3, 2, 2, requires_grad=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # control
         head(x).sum().backward()
-    run_with_gradients(head, [x], torch.sum, "running")
+    run_with_gradients(head, Calibration([x], torch.sum), "running")
     assert x.grad[0, :, 0, 0].tolist() == [3.0, 0.75, 0.25]
     assert torch.equal(copy.deepcopy(head).angle, torch.zeros(1, 1, 2, 2))
 
@@ -194,14 +197,14 @@ def test_each_module_keeps_its_own_mode():
     net, images = small_net()
     net.train()
     net[1].eval()
-    collect_moments(net, graph_of(net, images), [images])
+    collect_moments(net, graph_of(net, images), Calibration([images]))
     assert [layer.training for layer in net] == [True, False, True]
 
 
 def test_no_images_is_an_error():
     net, images = small_net()
     with pytest.raises(DataError, match=r"^recovery needs calibration images, but got none\.$"):
-        collect_moments(net, graph_of(net, images), [])
+        collect_moments(net, graph_of(net, images), Calibration([]))
 
 
 def test_only_layers_that_read_free_channels_are_measured():
@@ -239,7 +242,7 @@ def test_nothing_is_gone_back_through_before_the_first_layer_that_is_measured():
     torch.manual_seed(0)
     net, images = Guarded(beside=False), torch.rand(2, 3, 8, 8)
     graph = graph_of(net, images)
-    seen = collect_moments(net, graph, [images], task=lambda out: out.pow(2).sum())
+    seen = collect_moments(net, graph, Calibration([images], lambda out: out.pow(2).sum()))
     assert set(seen) == {"mid.weight", "last.weight"}
     x = net.stem(images).detach()
     squared = pixels(
@@ -249,7 +252,7 @@ def test_nothing_is_gone_back_through_before_the_first_layer_that_is_measured():
     np.testing.assert_allclose(seen["mid.weight"].mean, mean, rtol=1e-5)
     np.testing.assert_allclose(seen["mid.weight"].covariance, covariance, atol=1e-6)
     with pytest.raises(RuntimeError, match="went back"):  # the control: another path leads there
-        collect_moments(Guarded(beside=True), graph, [images], task=lambda out: out.pow(2).sum())
+        collect_moments(Guarded(beside=True), graph, Calibration([images], lambda out: out.pow(2).sum()))
 
 
 def test_what_is_read_behind_a_detached_map_is_not_felt(monkeypatch):
@@ -257,9 +260,9 @@ def test_what_is_read_behind_a_detached_map_is_not_felt(monkeypatch):
     torch.manual_seed(0)
     net, images = Guarded(beside=True), torch.rand(2, 3, 8, 8)
     graph = graph_of(Guarded(beside=False), images)
-    assert set(collect_moments(net, graph, [images], task=lambda out: out.pow(2).sum())) == {
+    assert set(collect_moments(net, graph, Calibration([images], lambda out: out.pow(2).sum()))) == {
         "mid.weight",
         "last.weight",
     }
     net.mid.register_forward_hook(lambda layer, inputs, out: out.detach())
-    assert not collect_moments(net, graph, [images], task=lambda out: out.pow(2).sum())
+    assert not collect_moments(net, graph, Calibration([images], lambda out: out.pow(2).sum()))

@@ -10,11 +10,12 @@ from other_device import DEVICE, OtherDevice, There, move_
 from torch import nn
 
 from yolo_prune.cost import cost_model
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import collect_moments
 from yolo_prune.criteria.weights import SCORES
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.optimizer import follow_cut
-from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.proven import Anatomy, Traced
 from yolo_prune.cut.widths import Widths
 from yolo_prune.graph.groups import trace_groups
 from yolo_prune.recover.drops import fidelity_to
@@ -68,10 +69,15 @@ def test_a_model_is_cut_and_recovered_where_it_is_and_images_come_a_batch_at_a_t
     def cut(module):
         recipe = Recipe(steps=2, widths=Widths(4, 4))
         result = cut_in_steps(
-            module, Anatomy(EXAMPLE), Budget("keep_macs", 0.6), recipe, batches=batches(), task=squares
+            Traced.of(module, Anatomy(EXAMPLE)),
+            Budget("keep_macs", 0.6),
+            recipe,
+            Calibration(batches(), squares),
         )
-        recalibrate_bn_(result.module, batches())
-        return result, fidelity_to(result.module, Anatomy(EXAMPLE), batches())(result.module)
+        recalibrate_bn_(result.module, Calibration(batches()))
+        return result, fidelity_to(Traced.of(result.module, Anatomy(EXAMPLE)), Calibration(batches()))(
+            result.module
+        )
 
     expected, _ = cut(small())
     with OtherDevice() as device:
@@ -88,10 +94,10 @@ def test_a_model_is_cut_and_recovered_where_it_is_and_images_come_a_batch_at_a_t
 def test_without_room_for_a_batch_it_is_halved_and_the_moments_are_the_same(task, caplog):
     module = small()
     graph = cost_model(trace_groups(module, EXAMPLE), module).graph
-    expected = collect_moments(module, graph, batches((5, 3)), task=task)
+    expected = collect_moments(module, graph, Calibration(batches((5, 3)), task))
     images = batches((5, 3))
     with OtherDevice(room=2) as device:
-        found = collect_moments(move_(copy.deepcopy(module)), graph, images, task=task)
+        found = collect_moments(move_(copy.deepcopy(module)), graph, Calibration(images, task))
         assert device.images == 5
     assert [len(batch) for batch in images] == [2, 1, 2, 2, 1], "what fits is remembered"
     assert "no memory for 5 images at a time: measuring begins again with 3." in caplog.text
@@ -109,16 +115,16 @@ def test_where_not_one_image_fits_the_error_is_the_devices_own():
     module = small()
     graph = trace_groups(module, EXAMPLE)
     with OtherDevice(room=0), pytest.raises(torch.OutOfMemoryError, match="MPS backend out of memory"):
-        collect_moments(move_(module), graph, batches())
+        collect_moments(move_(module), graph, Calibration(batches()))
 
 
 def test_mixed_precision_around_it_changes_no_moment():
     module = small()
     graph = trace_groups(module, EXAMPLE)
-    expected = collect_moments(module, graph, batches(), task=squares)
+    expected = collect_moments(module, graph, Calibration(batches(), squares))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert module(batches()[0]).dtype == torch.bfloat16, "the control"
-        found = collect_moments(module, graph, batches(), task=squares)
+        found = collect_moments(module, graph, Calibration(batches(), squares))
     for name, moments in expected.items():
         assert np.array_equal(found[name].second, moments.second)
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import yolo_prune
-from yolo_prune.accuracy.coco import coco_from_yolo
+from yolo_prune.accuracy.labels import coco_from_yolo
 from yolo_prune.adapters.checkpoint import load_detector, read_metadata, save_detector, write_metadata
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.adapters.ultralytics.int8 import export_int8

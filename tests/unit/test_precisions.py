@@ -10,12 +10,13 @@ from nets import IMAGE, KINDS, Net, conv, net_of, randomise_
 from torch import nn
 
 from yolo_prune.cost import cost_model
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import collect_moments
 from yolo_prune.criteria.weights import SCORES
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.optimizer import follow_cut
 from yolo_prune.cut.proof import prove_equivalence, zero_removed_
-from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.proven import Anatomy, Traced
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, ConfigError
@@ -288,9 +289,9 @@ def test_moments_of_16_bits_are_measured_in_float32_and_the_module_is_as_it_was(
     graph = trace_groups(twin, IMAGE)
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in module.state_dict().items()}
     weights = [id(parameter) for parameter in module.parameters()]
-    expected = collect_moments(twin, graph, images(), task=faint)
+    expected = collect_moments(twin, graph, Calibration(images(), faint))
     with autocast():
-        found = collect_moments(module, graph, images(), task=faint)
+        found = collect_moments(module, graph, Calibration(images(), faint))
     assert found.keys() == expected.keys() != set()
     for name, moments in expected.items():
         assert found[name].second.dtype == np.float64
@@ -323,9 +324,9 @@ def test_after_an_error_a_module_of_16_bits_is_one_again():
 def test_statistics_of_16_bits_are_estimated_in_float32_and_rounded_once(dtype):
     module, twin = twins("residual", dtype)
     before = module.stem[1].running_mean.clone()
-    recalibrate_bn_(twin, images((4, 4, 4)))
+    recalibrate_bn_(twin, Calibration(images((4, 4, 4))))
     with autocast():
-        recalibrate_bn_(module, images((4, 4, 4)))
+        recalibrate_bn_(module, Calibration(images((4, 4, 4))))
     assert not torch.equal(module.stem[1].running_mean, before)
     for name, tensor in twin.state_dict().items():
         mine = module.state_dict()[name]
@@ -334,9 +335,9 @@ def test_statistics_of_16_bits_are_estimated_in_float32_and_rounded_once(dtype):
 
 def test_statistics_of_float32_are_the_same_under_autocast_around_and_inside():
     plain, module = net_of("residual"), net_of("residual")
-    recalibrate_bn_(plain, images())
+    recalibrate_bn_(plain, Calibration(images()))
     with autocast():
-        recalibrate_bn_(Around(module, around=autocast), images())
+        recalibrate_bn_(Around(module, around=autocast), Calibration(images()))
     for name, tensor in plain.state_dict().items():
         assert torch.equal(module.state_dict()[name], tensor), name
 
@@ -346,9 +347,11 @@ def test_fidelity_is_judged_in_float32(dtype):
     module, twin = twins("residual", dtype)
     other = copy.deepcopy(module)
     other.a[0].weight.data *= 1.1
-    expected = fidelity_to(twin, Anatomy(IMAGE), images())(copy.deepcopy(other).float())
+    expected = fidelity_to(Traced.of(twin, Anatomy(IMAGE)), Calibration(images()))(
+        copy.deepcopy(other).float()
+    )
     with autocast():
-        judge = fidelity_to(module, Anatomy(IMAGE), images())
+        judge = fidelity_to(Traced.of(module, Anatomy(IMAGE)), Calibration(images()))
         assert judge(module) == 0.0
         assert judge(other) == expected < 0
     assert {p.dtype for p in (*module.parameters(), *other.parameters())} == {dtype}
@@ -359,11 +362,10 @@ def test_a_module_of_16_bits_is_folded_in_float64_and_rounded_where_it_is_writte
     def cut(module):
         recipe = Recipe(steps=2, widths=Widths(4, 4))
         return cut_in_steps(
-            module,
-            Anatomy(IMAGE.to(module.head.weight.dtype)),
+            Traced.of(module, Anatomy(IMAGE.to(module.head.weight.dtype))),
             Budget("keep_macs", 0.5),
             recipe,
-            batches=images(),
+            Calibration(images()),
         )
 
     module, twin = twins("residual", dtype)

@@ -622,22 +622,22 @@ def test_speed_is_measured_again_from_the_files_and_the_rest_of_the_report_stays
 
 def test_the_size_is_the_one_asked_for_else_the_models_own_rounded_up(host, options, model):
     loaded = host.load(model)
-    assert size_of(options(), loaded) == 64
-    assert size_of(options(), replace(loaded, imgsz=100)) == 128
-    assert size_of(options(imgsz=96), loaded) == 96
+    assert size_of(options(), loaded, 32) == 64
+    assert size_of(options(), replace(loaded, imgsz=100), 32) == 128
+    assert size_of(options(imgsz=96), loaded, 32) == 96
 
 
 def test_a_budget_that_asks_for_nothing_says_what_the_model_has(host, options, model):
     loaded = host.load(model)
-    anatomy = host.anatomy(loaded.module, 64)
+    cost = host.anatomy(loaded.module, 64).cost_of(loaded.module)
     macs = 32 * 32 * (27 * 16 + 9 * 16 * 16 + 16 * 4)
     expected = (
         f"gmacs=5 is no less than the model has: {macs / 1e9:.4g} GMACs at 64 px. There is nothing to cut."
     )
     with pytest.raises(BudgetError) as caught:
-        check_budget(options(keep_macs=None, gmacs=5.0), loaded, anatomy)
+        check_budget(options(keep_macs=None, gmacs=5.0), cost, 64)
     assert str(caught.value) == expected
-    check_budget(options(keep_macs=0.5), loaded, anatomy)
+    check_budget(options(keep_macs=0.5), cost, 64)
 
 
 def test_auto_takes_the_scales_that_a_sparse_training_made(host, options, model):

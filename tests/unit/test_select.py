@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from yolo_prune.cost import CostModel
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import Moments
 from yolo_prune.criteria.reconstruction import _Ahead, _Reader
 from yolo_prune.cut.budget import Budget
@@ -87,7 +88,7 @@ def test_looking_ahead_changes_nothing():
 
 def measured(net: nn.Module, images: torch.Tensor) -> tuple[CostModel, dict[str, Moments]]:
     cost = Anatomy(images[:1]).cost_of(net)
-    return cost, collect_moments(net, cost.graph, [images])
+    return cost, collect_moments(net, cost.graph, Calibration([images]))
 
 
 def chain(*widths: int, seed: int = 0) -> nn.Sequential:
@@ -184,7 +185,7 @@ def test_tied_halves_lose_equally_many():
 def test_frozen_channels_stay():
     net, images = chain(16, 16), torch.rand(4, 3, 8, 8)
     cost = Anatomy(images[:1], keep_layers=("0",)).cost_of(net)
-    moments = collect_moments(net, cost.graph, [images])
+    moments = collect_moments(net, cost.graph, Calibration([images]))
     keep = choose_by_reconstruction(net, cost, moments, Budget("keep_macs", 0.6), widths=ANY)
     assert kept_widths(cost, keep)["0"] == 16
 

@@ -1,20 +1,25 @@
 """Steps: the composed plan is the sequence of cuts, budgets are met or refused, the parent stays whole."""
 
 import copy
+import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.cut import proven
 from yolo_prune.cut.budget import Budget
-from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.proven import Anatomy, Traced
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, EquivalenceError
 from yolo_prune.recover import Recipe, cut_in_steps
 from yolo_prune.recover import steps as steps_module
+from yolo_prune.recover.drops import fidelity_to
 from yolo_prune.recover.stages import recover_by_stages
 from yolo_prune.recover.steps import waypoints
 
@@ -59,7 +64,7 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def cut(parent, value=0.5, **changes):
     recipe = Recipe(steps=3, widths=FREE, **changes)
-    return cut_in_steps(parent, ANATOMY, Budget("keep_macs", value), recipe, batches=IMAGES)
+    return cut_in_steps(Traced.of(parent, ANATOMY), Budget("keep_macs", value), recipe, Calibration(IMAGES))
 
 
 @pytest.mark.parametrize("criterion", ["reconstruction", "bn_scale", "l1", "random"])
@@ -129,18 +134,27 @@ def test_the_same_seed_gives_the_same_plan_and_weights(parent):
     assert all(torch.equal(t, second.module.state_dict()[n]) for n, t in first.module.state_dict().items())
 
 
-def test_validation_after_each_round_is_recorded(parent):
-    scores = iter([0.5, 0.4, 0.3])
-    recipe = Recipe(steps=3, widths=FREE)
-    result = cut_in_steps(
-        parent, ANATOMY, Budget("keep_macs", 0.6), recipe, batches=IMAGES, validate=lambda _: next(scores)
-    )
-    assert [each.score for each in result.steps] == [0.5, 0.4, 0.3]
-    assert [score for _, score in result.plan.settings["cliff"]] == [0.5, 0.4, 0.3]
+@pytest.mark.parametrize(
+    ("scores", "found"), [((0.5, 0.45, 0.4), [0.5, None, 0.4]), ((0.5, 0.45, 0.3), [0.5, 0.45, 0.3])]
+)
+def test_models_are_scored_where_the_scores_show_a_cliff(parent, scores, found):
+    """First and last; between them only when the model fell by more than a quarter of the best score."""
+    whole, recipe = Traced.of(parent, ANATOMY), Recipe(steps=3, widths=FREE)
+    budget = Budget("keep_macs", 0.6)
+    kept = [step.kept for step in cut_in_steps(whole, budget, recipe, Calibration(IMAGES)).steps]
+
+    def validate(module):
+        left = Traced.of(module, ANATOMY).amount(budget) / whole.amount(budget)
+        return scores[kept.index(left)]
+
+    result = cut_in_steps(whole, budget, recipe, Calibration(IMAGES), validate=validate)
+    assert [step.score for step in result.steps] == found
+    points = [[round(share, 4), score] for share, score in zip(kept, found, strict=True) if score is not None]
+    assert result.plan.settings["cliff"] == points
 
 
 def test_a_budget_above_the_model_cuts_nothing(parent):
-    result = cut_in_steps(parent, ANATOMY, Budget("gmacs", 100.0), Recipe())
+    result = cut_in_steps(Traced.of(parent, ANATOMY), Budget("gmacs", 100.0), Recipe())
     assert result.plan.keep == {}
     assert result.plan.kept_macs == 1.0
     assert shapes(result.module) == shapes(parent)
@@ -150,7 +164,7 @@ def test_an_impossible_budget_says_what_is_possible(parent):
     recipe = Recipe(widths=Widths(8, 16))
     pattern = r"^cannot meet .* GMACs: .* GMACs remain with every group at its floor of 16 channels\. Raise"
     with pytest.raises(BudgetError, match=pattern):
-        cut_in_steps(parent, ANATOMY, Budget("keep_macs", 0.1), recipe, batches=IMAGES)
+        cut_in_steps(Traced.of(parent, ANATOMY), Budget("keep_macs", 0.1), recipe, Calibration(IMAGES))
 
 
 def test_a_budget_that_reconstruction_cannot_reach_is_an_error(parent, monkeypatch):
@@ -193,7 +207,9 @@ def test_a_cut_that_is_never_exact_stops_the_run(parent, monkeypatch):
 def staged(parent, scores, **options):
     """Recover with the given scores: of the bare cut, with BatchNorm, folded, folded with BatchNorm."""
     result, queue = cut(parent, 0.6, fold=options.get("folded", True)), iter(scores)
-    module, stages = recover_by_stages(parent, result, ANATOMY, IMAGES, lambda _: next(queue), **options)
+    module, stages = recover_by_stages(
+        Traced.of(parent, ANATOMY), result, Calibration(IMAGES), lambda _: next(queue), **options
+    )
     return result, module, stages, list(queue)
 
 
@@ -218,3 +234,67 @@ def test_without_folding_the_bare_cut_competes_with_its_own_re_estimation(parent
     assert stages == {"cut": 0.1, "bn": 0.2, "fold": None, "fold_bn": None}
     assert module is not result.module
     assert not torch.equal(module.stem[1].running_mean, result.module.stem[1].running_mean)
+
+
+def test_the_score_of_the_last_step_is_not_asked_for_again(parent):
+    recipe = Recipe(steps=1, widths=FREE)
+    result = cut_in_steps(
+        Traced.of(parent, ANATOMY),
+        Budget("keep_macs", 0.6),
+        recipe,
+        Calibration(IMAGES),
+        validate=lambda _: 0.7,
+    )
+    queue = iter((0.1, 0.2, 0.4))
+    _, stages = recover_by_stages(
+        Traced.of(parent, ANATOMY), result, Calibration(IMAGES), lambda _: next(queue)
+    )
+    assert stages == {"cut": 0.1, "bn": 0.2, "fold": 0.7, "fold_bn": 0.4}
+
+
+def test_each_model_on_the_way_is_traced_and_counted_once(parent, monkeypatch):
+    traces, counts = [], []
+    trace, count = proven.trace_groups, proven.with_macs_at
+    monkeypatch.setattr(
+        proven,
+        "trace_groups",
+        lambda module, *a, **k: traces.append(shapes(module)) or trace(module, *a, **k),
+    )
+    monkeypatch.setattr(proven, "with_macs_at", lambda *a, **k: counts.append(1) or count(*a, **k))
+    anatomy = replace(ANATOMY, cost_input=IMAGES[0][:1])
+    whole = Traced.of(parent, anatomy)
+    cut_in_steps(whole, Budget("keep_macs", 0.6), Recipe(steps=3, widths=FREE), Calibration(IMAGES))
+    assert len(traces) == len(counts) == 4
+    assert all(one != other for one, other in itertools.combinations(traces, 2))
+
+
+@pytest.mark.parametrize("kind", ["list", "dict"])
+def test_batches_of_any_shape_run_through_the_calibrations_own_forward(parent, kind):
+    """The plan and the statistics are those of tensors; what runs a batch is the one thing that differs."""
+
+    def cut_and_recover(calibration):
+        whole = Traced.of(parent, ANATOMY)
+        recipe = Recipe(steps=2, widths=FREE)
+        result = cut_in_steps(whole, Budget("keep_macs", 0.6), recipe, calibration)
+        _, stages = recover_by_stages(
+            whole, result, calibration, lambda module: float(module(IMAGES[0]).detach().sum())
+        )
+        return result, stages, fidelity_to(whole, calibration)(result.module)
+
+    def project(out):
+        return out.pow(2).sum()
+
+    batches = {
+        "list": [list(batch) for batch in IMAGES],
+        "dict": [{"image": batch, "names": ["image"] * len(batch)} for batch in IMAGES],
+    }[kind]
+
+    def forward(module, batch):
+        return module(torch.stack(batch) if kind == "list" else batch["image"])
+
+    expected, stages, fidelity = cut_and_recover(Calibration(IMAGES, project))
+    found, same, fidelity_too = cut_and_recover(Calibration(batches, project, forward))
+    assert found.plan.keep == expected.plan.keep
+    assert (same, fidelity_too) == (stages, fidelity)
+    other, *_ = cut_and_recover(Calibration(batches, project, forward, seed=1))
+    assert other.plan.equivalence["exact"]

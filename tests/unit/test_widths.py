@@ -9,10 +9,11 @@ from nets import Net, conv, group_of
 from torch import nn
 
 from yolo_prune.cost import cost_model
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.weights import SCORES
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import check_possible, choose_channels
-from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.proven import Anatomy, Traced
 from yolo_prune.cut.widths import EVEN_SHARE, Lineage, Widths
 from yolo_prune.errors import BudgetError
 from yolo_prune.graph import trace_groups
@@ -125,7 +126,9 @@ def test_rounds_share_one_floor_of_the_parents_widths(criterion):
 
     def lowest_share(min_keep):
         recipe = Recipe(criterion=criterion, steps=3, widths=Widths(8, 8, min_keep))
-        result = cut_in_steps(net, Anatomy(X), Budget("keep_macs", 0.45), recipe, batches=images)
+        result = cut_in_steps(
+            Traced.of(net, Anatomy(X)), Budget("keep_macs", 0.45), recipe, Calibration(images)
+        )
         assert result.plan.settings["min_keep"] == min_keep
         return min(
             len(kept) / result.plan.widths[label]
@@ -149,9 +152,11 @@ def test_a_later_cut_counts_from_the_widths_before_the_first():
         assert wholes[index] == before[name]
     recipe = Recipe(criterion="l1", steps=1, fold=False, widths=Widths(8, 8, 0.45))
     earlier = lineage.then(plan)
-    again = cut_in_steps(net, Anatomy(X), Budget("keep_macs", 0.55), recipe, lineage=earlier).module
+    again = cut_in_steps(
+        Traced.of(net, Anatomy(X)), Budget("keep_macs", 0.55), recipe, lineage=earlier
+    ).module
     assert again.lateral.out_channels >= 0.45 * 64
-    alone = cut_in_steps(net, Anatomy(X), Budget("keep_macs", 0.55), recipe).module
+    alone = cut_in_steps(Traced.of(net, Anatomy(X)), Budget("keep_macs", 0.55), recipe).module
     assert alone.lateral.out_channels < 0.45 * 64, "nothing would have been narrower: this net shows nothing"
 
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yolo_prune.accuracy.bootstrap import ImageMatches
+from yolo_prune.accuracy.matching import quick_evaluation
 from yolo_prune.errors import DataError
 
-_ROTATED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
-_TURNED_FORMATS = {"JPEG", "MPO", "PNG", "AVIF"}  # formats whose orientation OpenCV applies when it decodes
-_TOLERANCE = 0.01  # how far outside [0, 1] the host accepts a label's coordinates
 _AREAS = ("all", "small", "medium", "large")  # the third axis from the end of pycocotools' precision array
 
 
@@ -32,7 +28,7 @@ class CocoResult:
         ap: AP averaged over IoU 0.50 to 0.95 and over classes, in [0, 1].
         ap50: AP at IoU 0.50, in [0, 1].
         ap75: AP at IoU 0.75, in [0, 1].
-        ap_small: AP of boxes under 32 x 32 pixels, or None where the ground truth has none.
+        ap_small: AP of boxes under 32 x 32 pixels, or None where the ground truth has none or it was not asked for.
         ap_medium: AP of boxes from 32 x 32 to 96 x 96 pixels, or None where there are none.
         ap_large: AP of boxes over 96 x 96 pixels, or None where there are none.
         per_class: AP (IoU 0.50 to 0.95) of every class that has a box in the ground truth.
@@ -80,15 +76,22 @@ def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, A
 
 
 def coco_ap_by_image(
-    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]
+    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], *, by_size: bool = True
 ) -> tuple[CocoResult, ImageMatches]:
-    """Score detections as :func:`coco_ap` does, and return the matches of each image as well."""
+    """Score detections as :func:`coco_ap` does, and return the matches of each image as well.
+
+    Args:
+        ground_truth: As for :func:`coco_ap`.
+        detections: As for :func:`coco_ap`.
+        by_size: Match small, medium and large boxes too, each for itself: that is three quarters of the time. Without
+            it there is no AP of theirs.
+    """
     annotations = _checked_annotations(ground_truth)
     _check_detections(ground_truth, detections)
     boxes = sum(1 for each in annotations if not each["iscrowd"])
     if not boxes:
         raise DataError(f"no ground-truth boxes in {len(ground_truth['images'])} images: AP is not defined.")
-    evaluation = _evaluated(ground_truth, annotations, detections)
+    evaluation = _evaluated(ground_truth, annotations, detections, _AREAS if by_size else _AREAS[:1])
     precision, category_ids = np.asarray(evaluation.eval["precision"]), list(evaluation.params.catIds)
     names = {each["id"]: str(each.get("name", each["id"])) for each in ground_truth["categories"]}
     repeated = {name for name, count in Counter(names.values()).items() if count > 1}
@@ -98,15 +101,16 @@ def coco_ap_by_image(
         if value is not None:
             name = names[category]
             per_class[f"{name} (id {category})" if name in repeated else name] = value
-    sizes = {area: _mean(precision[:, :, :, index, -1]) for index, area in enumerate(_AREAS)}
+    areas = evaluation.params.areaRngLbl
+    sizes = {area: _mean(precision[:, :, :, index, -1]) for index, area in enumerate(areas)}
     at = {0.5: precision[0], 0.75: precision[5]}
     result = CocoResult(
         ap=sizes["all"] or 0.0,
         ap50=_mean(at[0.5][:, :, 0, -1]) or 0.0,
         ap75=_mean(at[0.75][:, :, 0, -1]) or 0.0,
-        ap_small=sizes["small"],
-        ap_medium=sizes["medium"],
-        ap_large=sizes["large"],
+        ap_small=sizes.get("small"),
+        ap_medium=sizes.get("medium"),
+        ap_large=sizes.get("large"),
         per_class=per_class,
         images=len(ground_truth["images"]),
         boxes=boxes,
@@ -125,10 +129,13 @@ def _evaluated(
     ground_truth: Mapping[str, Any],
     annotations: list[dict[str, Any]],
     detections: Sequence[Mapping[str, Any]],
+    areas: Sequence[str],
 ) -> Any:
-    """Run pycocotools quietly; the precision array of what it returns is (IoU, recall, class, area, limit)."""
+    """Run pycocotools quietly on boxes of some sizes.
+
+    The precision array of what it returns is (IoU, recall, class, area, limit).
+    """
     from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
 
     base = {"images": list(ground_truth["images"]), "categories": list(ground_truth["categories"])}
     with contextlib.redirect_stdout(io.StringIO()):
@@ -141,7 +148,10 @@ def _evaluated(
         else:  # loadRes reads the first detection to learn the task, so it cannot take an empty list
             found.dataset = {**base, "annotations": []}
             found.createIndex()
-        evaluation = COCOeval(truth, found, iouType="bbox")
+        evaluation = quick_evaluation()(truth, found, iouType="bbox")
+        known = dict(zip(evaluation.params.areaRngLbl, evaluation.params.areaRng, strict=True))
+        evaluation.params.areaRngLbl = list(areas)
+        evaluation.params.areaRng = [known[area] for area in areas]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
@@ -210,135 +220,3 @@ def _check_box(box: Mapping[str, Any], what: str, images: set[Any], categories: 
     numbers = box.get("bbox", ())
     if len(numbers) != 4 or not all(math.isfinite(number) for number in numbers):
         raise DataError(f"{what} has bbox {numbers}; four finite numbers (x, y, width, height) are needed.")
-
-
-def image_size(path: Path | str) -> tuple[int, int]:
-    """Read an image's width and height in pixels from its header, EXIF orientation applied.
-
-    Raises:
-        DataError: The file is missing or not an image.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.format in _TURNED_FORMATS and image.getexif().get(274) in _ROTATED
-    except (OSError, ImportError) as error:  # ImportError: a format that needs a plug-in
-        raise DataError(f"cannot read the image {path}: {error}.") from error
-    return (height, width) if turned else (width, height)
-
-
-def coco_from_yolo(
-    image_files: Sequence[Path | str],
-    label_files: Sequence[Path | str],
-    names: Mapping[int, str],
-    *,
-    keypoint_columns: int = 0,
-    size_of: Callable[[Path], tuple[int, int]] = image_size,
-) -> dict[str, Any]:
-    """Build a COCO ground truth from YOLO label files.
-
-    A row is ``class x y width height`` or ``class x1 y1 x2 y2 x3 y3 ...`` (a polygon, turned into the box
-    around it), all relative to the image. Rows that repeat another are dropped, as trainers drop them.
-    An image whose label file is missing or empty is background.
-
-    Args:
-        image_files: The images; the first gets id 1.
-        label_files: One path per image.
-        names: Class index -> class name; class 0 becomes category 1.
-        keypoint_columns: How many numbers of a pose data set follow the box in each row; they are ignored.
-        size_of: Gives width and height in pixels of an image as it is decoded.
-
-    Returns:
-        A COCO dictionary with ``images``, ``annotations`` and ``categories``; lengths in pixels.
-
-    Raises:
-        DataError: A row is malformed (named by file and line), an image is unreadable or listed twice.
-    """
-    files = [os.fspath(path) for path in image_files]
-    for path, count in Counter(files).items():
-        if count > 1:
-            raise DataError(f"the image {path} is listed {count} times.")
-    root = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, (image, label) in enumerate(zip(image_files, label_files, strict=True), start=1):
-        width, height = size_of(Path(image))
-        name = Path(os.path.relpath(image, root)).as_posix()
-        images.append({"id": number, "file_name": name, "width": width, "height": height})
-        for index, x, y, w, h in read_yolo_labels(label, len(names), keypoint_columns):
-            box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": index + 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": index + 1, "name": name} for index, name in sorted(names.items())]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def read_yolo_labels(
-    path: Path | str, classes: int, keypoint_columns: int = 0
-) -> list[tuple[int, float, float, float, float]]:
-    """Read one YOLO label file.
-
-    Args:
-        path: The label file; a missing one means background.
-        classes: Number of classes of the data set.
-        keypoint_columns: How many numbers follow the box in each row of a pose data set.
-
-    Returns:
-        Class index, centre x, centre y, width and height (relative to the image) of each different row.
-
-    Raises:
-        DataError: A row is malformed; the text names file and line.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the label file {path}: {error}.") from error
-    boxes: dict[tuple[float, ...], tuple[int, float, float, float, float]] = {}
-    lengths: set[bool] = set()
-    for number, line in enumerate(lines, start=1):
-        if not line.split():
-            continue
-        try:
-            row = [float(word) for word in line.split()]
-            if keypoint_columns and len(row) == 5 + keypoint_columns:
-                row = row[:5]
-            box = _box_of_row(row, classes)
-            lengths.add(len(row) == 5)
-            if len(lengths) == 2:
-                raise ValueError("boxes and polygons are mixed in one file")
-            key = tuple(np.asarray(row, dtype=np.float32).tolist())
-            boxes.setdefault(key, box)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}.") from error
-    return list(boxes.values())
-
-
-def _box_of_row(row: list[float], classes: int) -> tuple[int, float, float, float, float]:
-    """Turn the numbers of one label row into class and box; ValueError says what is wrong with them."""
-    index, *numbers = row
-    if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
-        raise ValueError(f"expected 5 columns, or a class and at least 3 points, got {len(row)} columns")
-    if not 0 <= index < classes or index != int(index):
-        raise ValueError(f"class {row[0]:g} is not one of 0 to {classes - 1}")
-    outside = [number for number in numbers if not -_TOLERANCE <= number <= 1 + _TOLERANCE]
-    if outside:
-        raise ValueError(f"coordinate {outside[0]:g} is outside the image: coordinates go from 0 to 1")
-    if len(numbers) == 4:
-        x, y, width, height = numbers
-        if min(width, height) < 0:
-            raise ValueError(f"width {width:g} and height {height:g} must not be negative")
-        return int(index), x, y, width, height
-    left, right, top, bottom = min(numbers[::2]), max(numbers[::2]), min(numbers[1::2]), max(numbers[1::2])
-    return int(index), (left + right) / 2, (top + bottom) / 2, right - left, bottom - top

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -16,9 +16,10 @@ from typing import IO, Any
 import numpy as np
 
 import yolo_prune.errors
+from yolo_prune.bench.exports import Exports, shared_exports
 from yolo_prune.bench.results import Comparison, Timing, compare_samples, summarise
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, YoloPruneError
-from yolo_prune.imgsz import ImageSize, height_width, read_size, size_text
+from yolo_prune.imgsz import ImageSize, height_width, read_size
 from yolo_prune.progress import LOGGER, track
 from yolo_prune.runtimes.runtime import Settings, available_cpus, check_runtime, cpu_name, parse_device
 
@@ -40,6 +41,7 @@ def compare(
     compile: bool = False,
     trust: bool = False,
     imports: Sequence[str] = (),
+    exports: Exports | None = None,
 ) -> Comparison:
     """Time candidates against each other: A B, B A, A B, ... in one process, so that drift hits all of them.
 
@@ -57,6 +59,7 @@ def compare(
         compile: Compile the networks with ``torch.compile``, torch only; not timed, but it takes minutes on a CPU.
         trust: Load checkpoints that may run code of their own.
         imports: Python files or modules that hold their classes.
+        exports: Exported files that several comparisons share; when None they are made for this one.
 
     Returns:
         Timings, ratios with intervals and the conditions. Timings are None where the device is not there.
@@ -69,10 +72,11 @@ def compare(
     """
     sizes = check_candidates(candidates, runtime, imgsz, batch, rounds, seconds)
     settings = Settings(parse_device(device), check_threads(threads), batch, half, compile, trust)
-    with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
+    with ExitStack() as stack:
         files = {name: Path(path) for name, path in candidates.items()}
         if runtime == "onnxruntime":
-            files = export_candidates(files, sizes, Path(folder), batch, trust)
+            exports = exports or stack.enter_context(shared_exports())
+            files = exports.of(files, sizes, batch=batch, trust=trust)
         request = {
             "runtime": runtime,
             "settings": asdict(settings),
@@ -163,26 +167,6 @@ def check_threads(threads: int | None) -> int:
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}.")
     return threads
-
-
-def export_candidates(
-    files: Mapping[str, Path], sizes: Mapping[str, ImageSize], folder: Path, batch: int, trust: bool
-) -> dict[str, Path]:
-    """Export every candidate that is not an .onnx file yet; equal (file, size) are exported once."""
-    exported: dict[tuple[Path, ImageSize], Path] = {}
-    result: dict[str, Path] = {}
-    waiting = [name for name, path in files.items() if path.suffix != ".onnx"]
-    for name in track(waiting, "export to ONNX"):
-        from yolo_prune.adapters.hosts import find_host
-
-        key = (files[name], sizes[name])
-        if key not in exported:
-            out = folder / f"{len(exported)}-{files[name].stem}-{size_text(sizes[name])}.onnx"
-            exported[key] = find_host(files[name]).export(
-                files[name], out, imgsz=sizes[name], batch=batch, trust=trust
-            )
-        result[name] = exported[key]
-    return {name: result.get(name, path) for name, path in files.items()}
 
 
 def ask_worker(request: Mapping[str, Any], threads: int) -> dict[str, Any]:

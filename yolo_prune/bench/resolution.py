@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from yolo_prune.errors import BudgetError
 from yolo_prune.imgsz import ImageSize, longer_side, pixels, size_text, with_longer_side
 
-STRIDE = 32
-
 
 @dataclass(frozen=True)
 class Resolution:
@@ -27,7 +25,7 @@ class Resolution:
 
 
 def lower_resolutions(
-    parent_macs: float, imgsz: ImageSize, target_macs: float, stride: int = STRIDE
+    parent_macs: float, imgsz: ImageSize, target_macs: float, stride: int
 ) -> tuple[Resolution, ...]:
     """Find the input resolutions at which the parent costs what the pruned model costs.
 
@@ -50,7 +48,7 @@ def lower_resolutions(
         BudgetError: The target is not between 0 and ``parent_macs``, or no lower resolution exists.
 
     Example:
-        >>> [(r.imgsz, round(r.macs_fraction, 3)) for r in lower_resolutions(4.0, 640, 2.0)]
+        >>> [(r.imgsz, round(r.macs_fraction, 3)) for r in lower_resolutions(4.0, 640, 2.0, 32)]
         [(448, 0.49), (480, 0.562)]
     """
     if not 0 < target_macs < parent_macs:

@@ -134,27 +134,30 @@ def evaluate(config: EvalConfig) -> None:
 def bench(config: BenchConfig) -> None:
     """Print the timings of models against each other, a table for all runtimes."""
     from yolo_prune.bench import compare
+    from yolo_prune.bench.exports import shared_exports
     from yolo_prune.report.timings import markdown_table
 
     candidates = dict(zip(short_names(config.model), config.model, strict=True))
     sizes = {name: config.imgsz or _own_size(path, config.trust) for name, path in candidates.items()}
-    comparisons = [
-        compare(
-            candidates,
-            runtime=runtime,
-            imgsz=sizes,
-            device=config.device,
-            threads=config.threads,
-            batch=config.batch,
-            rounds=config.rounds,
-            seconds=config.seconds,
-            half=config.half,
-            compile=config.compile,
-            trust=config.trust,
-            imports=config.imports,
-        )
-        for runtime in config.runtimes
-    ]
+    with shared_exports() as exports:
+        comparisons = [
+            compare(
+                candidates,
+                runtime=runtime,
+                imgsz=sizes,
+                device=config.device,
+                threads=config.threads,
+                batch=config.batch,
+                rounds=config.rounds,
+                seconds=config.seconds,
+                half=config.half,
+                compile=config.compile,
+                trust=config.trust,
+                imports=config.imports,
+                exports=exports,
+            )
+            for runtime in config.runtimes
+        ]
     say(markdown_table(comparisons))
     _write_json(config.json, [comparison.to_dict() for comparison in comparisons])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,19 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from yolo_prune.device import placed
+from yolo_prune.criteria.calibration import Calibration, images_in, placed_batch
 from yolo_prune.errors import DataError
 from yolo_prune.graph.copies import check_has_weights
 from yolo_prune.graph.modes import evaluating, in_full_precision
+from yolo_prune.graph.values import change_tensors
 from yolo_prune.progress import track
 
-TaskLoss = Callable[[Any], Tensor]
 _MEASURED = "yolo_prune: measured"
 
 
-def run_with_gradients(
-    module: nn.Module, batches: Iterable[Tensor], task: TaskLoss | None, description: str
-) -> None:
+def run_with_gradients(module: nn.Module, calibration: Calibration, description: str) -> None:
     """Run images through a model in evaluation mode, and back from the task; the model is left as it was.
 
     Weights of 16 bits run in float32.
@@ -33,20 +31,30 @@ def run_with_gradients(
     """
     check_has_weights(module, "measuring on images")
     wanted = [p.requires_grad for p in module.parameters()]
+    project = calibration.projection
     count = 0
     # A loop that trains in mixed precision may be around this, and 16 bits are too few to regress on.
     with evaluating(module), in_full_precision(module), ExitStack() as undo:
         undo.callback(_give_back_, module, wanted)
         module.requires_grad_(False)
-        for batch in track(batches, description):
-            count += len(batch)
-            image = placed(batch, module).clone().requires_grad_(task is not None)
-            with torch.set_grad_enabled(task is not None), _KeptSigmoid():
-                outputs = module(image)
-                if task is not None:
-                    torch.autograd.backward(task(outputs))
+        for batch in track(calibration.batches, description):
+            count += images_in(batch)
+            own = _own(placed_batch(batch, module), project is not None)
+            with torch.set_grad_enabled(project is not None), _KeptSigmoid():
+                outputs = calibration.forward(module, own)
+                if project is not None:
+                    torch.autograd.backward(project(outputs))
     if not count:
         raise DataError("recovery needs calibration images, but got none.")
+
+
+def _own(batch: Any, gradient: bool) -> Any:
+    """Return a copy of a batch that the model may write into, and whose images want a gradient or none."""
+    if isinstance(batch, Tensor):
+        return batch.clone().requires_grad_(gradient)
+    return change_tensors(
+        batch, lambda tensor: tensor.clone().requires_grad_(gradient and tensor.is_floating_point())
+    )
 
 
 def _give_back_(module: nn.Module, wanted: Sequence[bool]) -> None:

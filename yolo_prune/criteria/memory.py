@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, MutableSequence, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import Tensor
-
+from yolo_prune.criteria.calibration import images_in, part_of
 from yolo_prune.device import is_out_of_memory, release_memory
 from yolo_prune.progress import LOGGER
 
 _Result = TypeVar("_Result")
 
 
-def in_batches_that_fit(measure: Callable[[Sequence[Tensor]], _Result], batches: Iterable[Tensor]) -> _Result:
+def in_batches_that_fit(measure: Callable[[Sequence[Any]], _Result], batches: Iterable[Any]) -> _Result:
     """Call ``measure(batches)``; where memory does not suffice, again from the start with half the images in a batch.
 
     Args:
@@ -23,18 +22,20 @@ def in_batches_that_fit(measure: Callable[[Sequence[Tensor]], _Result], batches:
     Raises:
         RuntimeError: Not even one image at a time fits.
     """
-    held: Sequence[Tensor] = batches if isinstance(batches, Sequence) else list(batches)
+    held: Sequence[Any] = batches if isinstance(batches, Sequence) else list(batches)
     while True:
         try:
             return measure(held)
         except RuntimeError as error:
-            largest = max(map(len, held), default=0)
+            largest = max(map(images_in, held), default=0)
             if largest < 2 or not is_out_of_memory(error):
                 raise
         # Only here, behind the handler, does nothing hold the tensors of the attempt any more.
         release_memory()
         size = (largest + 1) // 2
-        smaller = [batch[at : at + size] for batch in held for at in range(0, len(batch), size)]
+        smaller = [
+            part_of(batch, slice(at, at + size)) for batch in held for at in range(0, images_in(batch), size)
+        ]
         LOGGER.warning("no memory for %d images at a time: measuring begins again with %d.", largest, size)
         if isinstance(held, MutableSequence):
             held[:] = smaller

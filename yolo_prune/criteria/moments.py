@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.cost import FloatArray
-from yolo_prune.criteria.backward import TaskLoss, WayBack, run_with_gradients
+from yolo_prune.criteria.backward import WayBack, run_with_gradients
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.memory import in_batches_that_fit
 from yolo_prune.graph.groups import ChannelGraph
 
@@ -102,10 +103,8 @@ def reading_layers(module: nn.Module, graph: ChannelGraph) -> dict[str, nn.Modul
 def collect_moments(
     module: nn.Module,
     graph: ChannelGraph,
-    batches: Iterable[Tensor],
+    calibration: Calibration,
     *,
-    task: TaskLoss | None = None,
-    seed: int = 0,
     description: str = "measuring",
     blocks: Iterable[str] = (),
 ) -> dict[str, Moments]:
@@ -114,11 +113,7 @@ def collect_moments(
     Args:
         module: The model; it is left as it was (mode, gradients, parameters).
         graph: Its channels.
-        batches: Image batches, shape (B, 3, H, W), float32 in [0, 1], on any device: each is moved when
-            it is its turn. Where memory does not suffice they are halved.
-        task: Scalar random projection of the model's outputs; its gradient weights pixels and channels. None: all
-            pixels count alike, and each layer counts relative to the energy of its own output.
-        seed: For the choice of pixels.
+        calibration: Images and how the model runs on them; its projection's gradient weights pixels and channels.
         description: Label of the progress bar.
         blocks: Residual blocks to measure too: what comes in, followed by what the branch adds, at the block's output.
 
@@ -131,18 +126,19 @@ def collect_moments(
     layers = reading_layers(module, graph)
     added = {name: module.get_submodule(name) for name in blocks}
 
-    def measure(batches: Sequence[Tensor]) -> dict[str, _Accumulator]:
-        generator, way_back = torch.Generator().manual_seed(seed), WayBack() if task else None
+    def measure(batches: Sequence[Any]) -> dict[str, _Accumulator]:
+        generator = torch.Generator().manual_seed(calibration.seed)
+        way_back = WayBack() if calibration.projection else None
         sums = {name: _Accumulator() for name in (*layers, *added)}
         watched = [
             (layer, _hook(sums[name].add, generator, way_back, branch=name in added))
             for name, layer in (*layers.items(), *added.items())
         ]
         with _hooked(watched):
-            run_with_gradients(module, batches, task, description)
+            run_with_gradients(module, replace(calibration, batches=batches), description)
         return sums
 
-    sums = in_batches_that_fit(measure, batches)
+    sums = in_batches_that_fit(measure, calibration.batches)
     return {name: moments for name, total in sums.items() if (moments := total.finish()) is not None}
 
 
@@ -207,38 +203,30 @@ class Samples:
 
 
 def sample_inputs(
-    module: nn.Module,
-    names: Iterable[str],
-    batches: Iterable[Tensor],
-    *,
-    task: TaskLoss | None,
-    seed: int,
-    description: str,
+    module: nn.Module, names: Iterable[str], calibration: Calibration, *, description: str
 ) -> dict[str, Samples]:
     """Return what layers read, at the same pixels of the same images whatever the model around them.
 
     Args:
         module: The model; left as it was.
         names: Weight names of the layers.
-        batches: As for :func:`collect_moments`.
-        task: As for :func:`collect_moments`.
-        seed: For the choice of pixels.
+        calibration: As for :func:`collect_moments`.
         description: Label of the progress bar.
     """
     layers = {name: module.get_submodule(name.rpartition(".")[0]) for name in names}
 
-    def measure(batches: Sequence[Tensor]) -> dict[str, Samples]:
+    def measure(batches: Sequence[Any]) -> dict[str, Samples]:
         found = {name: Samples() for name in layers}
-        way_back = WayBack() if task else None
+        way_back = WayBack() if calibration.projection else None
         watched = [
-            (layer, _hook(found[name].add, torch.Generator().manual_seed(seed), way_back))
+            (layer, _hook(found[name].add, torch.Generator().manual_seed(calibration.seed), way_back))
             for name, layer in layers.items()
         ]
         with _hooked(watched):
-            run_with_gradients(module, batches, task, description)
+            run_with_gradients(module, replace(calibration, batches=batches), description)
         return found
 
-    return in_batches_that_fit(measure, batches)
+    return in_batches_that_fit(measure, calibration.batches)
 
 
 def moments_between(before: Samples, after: Samples, source: list[int]) -> Moments | None:
@@ -282,6 +270,6 @@ def _take(x: Tensor, positions: Tensor, spatial: bool) -> Tensor:
     """Gather positions as rows of channels, shape (positions, C)."""
     if not spatial:
         return x.reshape(-1, x.shape[-1])[positions[0].to(x.device)]
-    flat = x.flatten(2)
-    index = positions.to(x.device)[:, None, :].expand(-1, flat.shape[1], -1)
-    return flat.gather(2, index).transpose(1, 2).reshape(-1, flat.shape[1])
+    pixels = x.flatten(2).transpose(1, 2)
+    images = torch.arange(len(x), device=x.device)[:, None]
+    return pixels[images, positions.to(x.device)].reshape(-1, x.shape[1])

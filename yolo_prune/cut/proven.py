@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ from yolo_prune.graph.groups import ChannelGraph, Group, trace_groups
 from yolo_prune.graph.held import hold_
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
+from yolo_prune.progress import LOGGER
+
+_Value = TypeVar("_Value")
+_ATTEMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,58 @@ class Anatomy:
         graph = freeze_modules(graph, self.inexact, "cannot be cut exactly")
         graph = freeze_modules(graph, self.unseen, "shows in nothing that a proof could compare", reads=True)
         return cost_model(freeze_modules(graph, self.keep_layers), module)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A module as it was traced once: whoever changes it, or freezes more of it, traces again.
+
+    Attributes:
+        module: The module.
+        anatomy: How it was run, and what stays.
+        cost: Its channels and what they cost.
+    """
+
+    module: nn.Module
+    anatomy: Anatomy
+    cost: CostModel
+
+    @staticmethod
+    def of(module: nn.Module, anatomy: Anatomy) -> Traced:
+        """Trace a module."""
+        return Traced(module, anatomy, anatomy.cost_of(module))
+
+    def under(self, anatomy: Anatomy) -> Traced:
+        """Return the module as another anatomy has it: itself where that is the same one."""
+        return self if anatomy is self.anatomy else Traced.of(self.module, anatomy)
+
+    def amount(self, budget: Budget) -> float:
+        """Return what the module costs in the unit of a budget."""
+        return budget.measure(self.cost, self.cost.everything)
+
+
+def until_exact(traced: Traced, attempt: Callable[[Traced], _Value]) -> tuple[_Value, Anatomy]:
+    """Call ``attempt``; where a proof fails, freeze the layers that it names, trace, and call it again.
+
+    Args:
+        traced: What is to be cut; ``attempt`` must leave it alone when it raises.
+        attempt: Chooses channels, cuts and proves.
+
+    Returns:
+        What ``attempt`` returned, and the anatomy with everything that was found to stay.
+
+    Raises:
+        EquivalenceError: No exact cut was found.
+    """
+    anatomy = traced.anatomy
+    for _ in range(_ATTEMPTS):
+        traced = traced.under(anatomy)
+        try:
+            return attempt(traced), anatomy
+        except EquivalenceError as error:
+            anatomy = anatomy.without(error)
+            LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
+    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.held)}.")
 
 
 def check_patterns(module: nn.Module, patterns: Iterable[str]) -> None:

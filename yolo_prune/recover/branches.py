@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
 
-from yolo_prune.cost import CostModel
-from yolo_prune.criteria.backward import TaskLoss
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import Moments, moments_between, sample_inputs
 from yolo_prune.cut.blocks import ResidualBlock, original_name
-from yolo_prune.cut.proven import Anatomy, drop_proven_
+from yolo_prune.cut.proven import Traced, drop_proven_
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.graph.atoms import Axis
 from yolo_prune.graph.groups import ChannelGraph
@@ -40,27 +40,19 @@ def branch_cost(moments: Moments, ridge: float = 1e-3) -> float:
 
 
 def drop_and_refit(
-    module: nn.Module,
-    cost: CostModel,
+    traced: Traced,
     block: ResidualBlock,
-    anatomy: Anatomy,
-    batches: Sequence[Tensor],
+    calibration: Calibration,
     *,
-    task: TaskLoss | None = None,
-    seed: int = 0,
     ridge: float = 1e-3,
     fold: bool = True,
-) -> tuple[nn.Module, PrunePlan]:
+) -> tuple[Traced, PrunePlan]:
     """Drop a block from a copy, prove it, and fit the weights that read what it changed.
 
     Args:
-        module: The model; untouched.
-        cost: Its cost model.
+        traced: The model; untouched.
         block: One of its residual blocks.
-        anatomy: How to run it.
-        batches: Calibration images; without them nothing is fitted.
-        task: As for :func:`yolo_prune.criteria.moments.collect_moments`.
-        seed: Of pixels.
+        calibration: Images and how the model runs on them; without images nothing is fitted.
         ridge: As for folding.
         fold: Fit at all.
 
@@ -70,28 +62,38 @@ def drop_and_refit(
     Raises:
         EquivalenceError: The removal is not exact.
     """
-    smaller = copy.deepcopy(module)
-    plan, _ = drop_proven_(smaller, cost, block, anatomy)
-    readers = readers_of(cost.graph, block)
-    if not (fold and batches and readers):
-        return smaller, plan
+    smaller = copy.deepcopy(traced.module)
+    plan, _ = drop_proven_(smaller, traced.cost, block, traced.anatomy)
+    readers = readers_of(traced.cost.graph, block)
+    if fold and calibration.batches and readers:
+        _refit_readers_(smaller, traced, plan, readers, calibration, ridge)
+    return Traced.of(smaller, traced.anatomy), plan
+
+
+def _refit_readers_(
+    smaller: nn.Module,
+    traced: Traced,
+    plan: PrunePlan,
+    readers: Sequence[Axis],
+    calibration: Calibration,
+    ridge: float,
+) -> None:
+    """Fit the layers that read what a dropped block changed, one after the other, in place."""
+    module, without = traced.module, f"without {plan.dropped[0]}"
     names = [axis.name for axis in readers]
-    before = sample_inputs(
-        module, names, batches, task=task, seed=seed, description=f"without {block.name}: before"
-    )
+    before = sample_inputs(module, names, calibration, description=f"{without}: before")
     called_before = {original_name(name, plan.dropped): layer for name, layer in smaller.named_modules()}
     names_now = {original_name(name, plan.dropped): name for name, _ in smaller.named_parameters()}
     for axis in readers:
         name = names_now[axis.name]
         after = sample_inputs(
-            smaller, [name], batches, task=None, seed=seed, description=f"without {block.name}: {axis.name}"
+            smaller, [name], replace(calibration, projection=None), description=f"{without}: {axis.name}"
         )
         moments = moments_between(before[axis.name], after[name], _sources(axis, plan))
         if moments is not None:
-            norm = called_before.get(cost.graph.norm_of.get(axis.name, ""))
+            norm = called_before.get(traced.cost.graph.norm_of.get(axis.name, ""))
             weight = module.get_parameter(axis.name).detach().cpu().double().movedim(axis.dim, 0)
             _refit_(called_before[axis.name.rpartition(".")[0]], axis, norm, weight, moments, ridge)
-    return smaller, plan
 
 
 def readers_of(graph: ChannelGraph, block: ResidualBlock) -> list[Axis]:

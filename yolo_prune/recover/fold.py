@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from yolo_prune.cost import FloatArray
+from yolo_prune.criteria.calibration import Calibration, images_in
 from yolo_prune.criteria.moments import Moments
-from yolo_prune.device import placed
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.copies import check_has_weights
 from yolo_prune.graph.groups import ChannelGraph
@@ -120,8 +121,8 @@ def fold_into_(
             norm.running_mean -= constant.to(norm.running_mean.dtype).to(norm.running_mean.device)
 
 
-def recalibrate_bn_(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """Re-estimate the running statistics of every BatchNorm as plain averages over ``batches``, in place.
+def recalibrate_bn_(module: nn.Module, calibration: Calibration) -> nn.Module:
+    """Re-estimate the running statistics of every BatchNorm as plain averages over all batches, in place.
 
     A BatchNorm that does not run (a head for training alone) keeps its statistics, and so do all without a batch. A
     batch of one image joins the one beside it; where a single image is all there is, a BatchNorm on a map of one pixel
@@ -129,7 +130,7 @@ def recalibrate_bn_(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
 
     Args:
         module: The model; its mode and momenta are restored.
-        batches: Image batches, shape (B, 3, H, W), on any device.
+        calibration: Images and how the model runs on them.
 
     Returns:
         The same module.
@@ -155,8 +156,8 @@ def recalibrate_bn_(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
             norm.momentum = None
             norm.training = True
             undo.callback(norm.register_forward_pre_hook(_Starving(name, before[name])).remove)
-        for batch in _without_singles(track(batches, "re-estimating BatchNorm")):
-            module(placed(batch, module))
+        for batch in _without_singles(track(calibration.batches, "re-estimating BatchNorm")):
+            calibration.run(module, batch)
         estimated.update(name for name, norm in norms.items() if norm.training and norm.num_batches_tracked)
     return module
 
@@ -190,16 +191,24 @@ class _Starving:
             norm.load_state_dict(dict(self.before), strict=False)
 
 
-def _without_singles(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def _without_singles(batches: Iterable[Any]) -> Iterator[Any]:
     """Yield the batches; one of a single image is joined to the one before it or after it that has its shape."""
-    held: list[Tensor] = []
+    held: list[Any] = []
     for batch in batches:
-        if held and len(held[-1]) == 1 and held[-1].shape[1:] == batch.shape[1:]:
-            held[-1] = torch.cat([held[-1], batch])
-        else:
+        joined = _joined(held[-1], batch) if held and images_in(held[-1]) == 1 else None
+        if joined is None:
             held.append(batch)
+        else:
+            held[-1] = joined
         if len(held) > 2:
             yield held.pop(0)
-    if len(held) == 2 and len(held[1]) == 1 and held[0].shape[1:] == held[1].shape[1:]:
-        held = [torch.cat(held)]
+    if len(held) == 2 and images_in(held[1]) == 1 and (joined := _joined(*held)) is not None:
+        held = [joined]
     yield from held
+
+
+def _joined(one: Any, other: Any) -> Any:
+    """Return two batches as one, None where they do not go together."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.cat([one, other]) if one.shape[1:] == other.shape[1:] else None
+    return [*one, *other] if isinstance(one, list) and isinstance(other, list) else None

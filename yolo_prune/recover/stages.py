@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
-from yolo_prune.cut.proven import Anatomy
+from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.cut.proven import Traced
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.fold import recalibrate_bn_
@@ -15,10 +16,9 @@ from yolo_prune.recover.steps import CutResult
 
 
 def recover_by_stages(
-    parent: nn.Module,
+    parent: Traced,
     cut: CutResult,
-    anatomy: Anatomy,
-    batches: Sequence[Tensor],
+    calibration: Calibration,
     score: Callable[[nn.Module], float],
     *,
     recalibrate: bool | str = "auto",
@@ -28,9 +28,9 @@ def recover_by_stages(
 
     Args:
         parent: The uncut model.
-        cut: What :func:`cut_in_steps` returned; its module is folded when ``folded``.
-        anatomy: How to run it.
-        batches: Calibration images.
+        cut: What :func:`cut_in_steps` returned; its module is folded when ``folded``. Where its last step has a score,
+            that one stands for the module.
+        calibration: Images and how the model runs on them.
         score: Accuracy of a model, larger is better.
         recalibrate: Re-estimate the chosen model's BatchNorm: True, False, or ``auto``: whichever scores better.
         folded: The cut's module was folded.
@@ -38,18 +38,19 @@ def recover_by_stages(
     Returns:
         The model to keep, and the score of every stage: ``cut``, ``bn``, ``fold`` and ``fold_bn`` (None: not measured).
     """
-    bare = cut_(copy.deepcopy(parent), cut.plan, rules=anatomy.rules)
+    bare = cut_(copy.deepcopy(parent.module), cut.plan, rules=parent.anatomy.rules)
     stages: dict[str, float | None] = {"cut": score(bare), "bn": None, "fold": None, "fold_bn": None}
-    stages["bn"] = score(recalibrate_bn_(copy.deepcopy(bare), batches))
+    stages["bn"] = score(recalibrate_bn_(bare, calibration))
     if folded:
-        stages["fold"] = score(cut.module)
+        known = cut.steps[-1].score if cut.steps else None
+        stages["fold"] = score(cut.module) if known is None else known
     if recalibrate is False:
         return cut.module, stages
-    again = recalibrate_bn_(copy.deepcopy(cut.module), batches)
+    again = recalibrate_bn_(copy.deepcopy(cut.module), calibration) if folded else bare
     after = score(again) if folded else stages["bn"]
-    before = stages["fold"] if folded else stages["cut"]
     if folded:
         stages["fold_bn"] = after
+    before = stages["fold"] if folded else stages["cut"]
     better = after is not None and before is not None and after > before
     LOGGER.info("re-estimating BatchNorm after the cut: %.3f -> %.3f", before or 0.0, after or 0.0)
     return (again if recalibrate is True or better else cut.module), stages

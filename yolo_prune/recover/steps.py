@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from yolo_prune.cost import CostModel
 from yolo_prune.criteria import RECONSTRUCTION
-from yolo_prune.criteria.backward import TaskLoss
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import Moments, collect_moments
 from yolo_prune.criteria.reconstruction import choose_by_reconstruction
 from yolo_prune.criteria.weights import find_criterion
@@ -20,17 +20,16 @@ from yolo_prune.cut.blocks import ResidualBlock
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.depth import saved_by_drop, worth_inside
 from yolo_prune.cut.plan import against_parent, check_possible, choose_channels, make_plan
-from yolo_prune.cut.proven import Anatomy, cut_proven_, offered_blocks
+from yolo_prune.cut.proven import Anatomy, Traced, cut_proven_, offered_blocks, until_exact
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Lineage, Widths
-from yolo_prune.errors import BudgetError, EquivalenceError
+from yolo_prune.errors import BudgetError
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.branches import branch_cost, drop_and_refit
+from yolo_prune.recover.cliff import score_around_cliffs
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
 from yolo_prune.recover.fold import fold_removed_
-
-_ATTEMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Recipe:
         steps: How many cuts.
         widths: Allowed widths.
         fold: Fold what removed channels did into the kept ones.
-        seed: Of pixels and of ``criterion="random"``.
+        seed: Of ``criterion="random"``.
         ridge: Regularisation of selection and folding.
         cost_power: Saved cost counts to this power.
         depth: Drop residual blocks as a whole too, where the model at the budget is better off without them.
@@ -94,27 +93,25 @@ def waypoints(target: float, steps: int) -> list[float]:
 
 
 def cut_in_steps(
-    parent: nn.Module,
-    anatomy: Anatomy,
+    parent: Traced,
     budget: Budget,
     recipe: Recipe,
+    calibration: Calibration | None = None,
     *,
-    batches: Sequence[Tensor] = (),
-    task: TaskLoss | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     lineage: Lineage | None = None,
 ) -> CutResult:
     """Cut a copy of ``parent`` to a budget.
 
     Args:
-        parent: The model; untouched.
-        anatomy: How to run it.
+        parent: The model, which stays as it is, and how to run it.
         budget: How much may stay.
         recipe: How.
-        batches: Calibration images, needed to fold and for ``reconstruction``.
-        task: As in :func:`yolo_prune.recover.collect_moments`.
-        validate: Scores the model after each step (for the cliff), and without blocks that ``depth`` may drop, which
-            else are judged by the error of the outputs on the calibration images; larger is better.
+        calibration: Images and how the model runs on them, needed to fold and for ``reconstruction``.
+        validate: Scores the models after the first and the last step, and after those between where it takes that to
+            find a cliff (:func:`yolo_prune.recover.cliff.score_around_cliffs`). With ``depth`` it scores models without
+            blocks that may be dropped, which else are judged by the error of the outputs on the calibration images.
+            Larger is better.
         lineage: Cuts that led to ``parent``, where floors are shares of widths before them; None: there are none.
 
     Returns:
@@ -125,130 +122,122 @@ def cut_in_steps(
         DataError: There are no images, but something has to be measured on them.
         EquivalenceError: No exact cut was found.
     """
-    before = anatomy.cost_of(parent)
-    everything = before.everything
-    full, limit = budget.measure(before, everything), budget.limit(before)
+    calibration = calibration or Calibration()
+    full, limit = parent.amount(budget), budget.limit(parent.cost)
     if limit >= full:
-        return CutResult(copy.deepcopy(parent), _identity_plan(before, budget), ())
-    lineage = lineage or Lineage.of(before.graph)
-    wholes = lineage.wholes(before.graph)
+        return CutResult(copy.deepcopy(parent.module), _identity_plan(parent.cost, budget), ())
+    lineage = lineage or Lineage.of(parent.cost.graph)
+    wholes = lineage.wholes(parent.cost.graph)
     recipe = replace(recipe, widths=recipe.widths.for_budget(limit / full))
-    check_possible(before, budget, recipe.widths, wholes)
-    module, plan, steps = copy.deepcopy(parent), None, []
+    check_possible(parent.cost, budget, recipe.widths, wholes)
+    current, plan = parent, None
     if recipe.depth:
-        judge = validate or fidelity_to(module, anatomy, batches)
-        last = Budget.of(budget.gradient, limit)
-        module, plan = _drop_blocks(module, anatomy, last, recipe, batches, task, judge)
-    start = _amount(module, anatomy, budget)
+        judge = validate or fidelity_to(parent, calibration)
+        current, plan = _drop_blocks(parent, budget.absolute(parent.cost), recipe, calibration, judge)
+    start = current.amount(budget)
+    models, steps = list[nn.Module](), list[Step]()
     for number, share in enumerate(waypoints(limit / start, recipe.steps), 1):
         target = Budget.of(budget.gradient, share * start)
         description = f"step {number}/{recipe.steps}"
         past = lineage if plan is None else lineage.then(plan)
-        module, made, anatomy = _one_step(module, anatomy, target, recipe, batches, task, description, past)
+        current, made = _one_step(current, target, recipe, calibration, description, past)
         plan = made if plan is None else plan.then(made)
-        kept = _amount(module, anatomy, budget) / full
-        score = validate(module) if validate else None
-        steps.append(Step(kept, made.equivalence, score))
-        LOGGER.info(
-            "%s: %.1f %% kept%s", description, 100 * kept, "" if score is None else f", score {score:.3f}"
-        )
+        steps.append(Step(current.amount(budget) / full, made.equivalence))
+        LOGGER.info("%s: %.1f %% kept", description, 100 * steps[-1].kept)
+        if validate is not None:
+            models = [*(model.cpu() for model in models), current.module]
     if plan is None:
-        return CutResult(module, _identity_plan(before, budget), ())
-    if steps[-1].kept * full > limit * (1 + 1e-9):
+        return CutResult(copy.deepcopy(parent.module), _identity_plan(parent.cost, budget), ())
+    _check_met(steps[-1].kept, limit / full, budget, recipe, current.anatomy)
+    if validate is not None:
+        steps = _scored(steps, models, validate)
+    return CutResult(current.module, _summarise(plan, parent, current, budget, recipe, steps), tuple(steps))
+
+
+def _scored(
+    steps: Sequence[Step], models: Sequence[nn.Module], validate: Callable[[nn.Module], float]
+) -> list[Step]:
+    """Return the steps with the scores that show where accuracy falls off; all models but the last wait on the CPU."""
+    device = next(models[-1].parameters()).device
+
+    def score(model: nn.Module) -> float:
+        try:
+            return validate(model.to(device))
+        finally:
+            model.to("cpu" if model is not models[-1] else device)
+
+    scores = score_around_cliffs(models, score)
+    for step, value in zip(steps, scores, strict=True):
+        if value is not None:
+            LOGGER.info("%.1f %% kept: score %.3f", 100 * step.kept, value)
+    return [replace(step, score=value) for step, value in zip(steps, scores, strict=True)]
+
+
+def _check_met(kept: float, limit: float, budget: Budget, recipe: Recipe, anatomy: Anatomy) -> None:
+    """Refuse a result that keeps more of the parent than was asked for."""
+    if kept > limit * (1 + 1e-9):
         frozen = ", ".join((*anatomy.keep_layers, *anatomy.held)) or "nothing"
         raise BudgetError(
-            f"cannot meet {budget.kind}={budget.value:g} by {recipe.criterion}: {100 * steps[-1].kept:.1f} % of the "
+            f"cannot meet {budget.kind}={budget.value:g} by {recipe.criterion}: {100 * kept:.1f} % of the "
             f"{budget.gradient} remain with everything at its floor that it can rank (not what attention sums over) "
             f"and that may go (frozen: {frozen}). Raise the budget or use criterion=bn_scale."
         )
-    return CutResult(module, _summarise(plan, before, module, anatomy, budget, recipe, steps), tuple(steps))
-
-
-def _amount(module: nn.Module, anatomy: Anatomy, budget: Budget) -> float:
-    """Return what a module costs in the budget's unit."""
-    cost = anatomy.cost_of(module)
-    return budget.measure(cost, cost.everything)
 
 
 def _one_step(
-    module: nn.Module,
-    anatomy: Anatomy,
+    current: Traced,
     budget: Budget,
     recipe: Recipe,
-    batches: Sequence[Tensor],
-    task: TaskLoss | None,
+    calibration: Calibration,
     description: str,
     lineage: Lineage | None = None,
-) -> tuple[nn.Module, PrunePlan, Anatomy]:
-    """Measure, choose, fold and cut once; a module whose cut is not exact is frozen and the step starts again."""
-    for _ in range(_ATTEMPTS):
-        cost = anatomy.cost_of(module)
+) -> tuple[Traced, PrunePlan]:
+    """Measure, choose, fold and cut a copy; a module whose cut is not exact is frozen and the step starts again."""
+
+    def attempt(traced: Traced) -> tuple[nn.Module, PrunePlan]:
+        module, cost = traced.module, traced.cost
         moments: dict[str, Moments] = {}
-        if (recipe.fold or recipe.criterion == RECONSTRUCTION) and batches:
+        if (recipe.fold or recipe.criterion == RECONSTRUCTION) and calibration.batches:
             moments = collect_moments(
-                module,
-                cost.graph,
-                batches,
-                task=task,
-                seed=recipe.seed,
-                description=f"{description}: measuring",
+                module, cost.graph, calibration, description=f"{description}: measuring"
             )
         keep = _choose(module, cost, moments, budget, recipe, lineage.wholes(cost.graph) if lineage else None)
         folded = copy.deepcopy(module)
         if recipe.fold and moments:
             fold_removed_(folded, cost.graph, keep, moments, ridge=recipe.ridge)
-        try:
-            made, _ = cut_proven_(folded, cost, keep, anatomy)
-            return folded, made, anatomy
-        except EquivalenceError as error:
-            anatomy = anatomy.without(error)
-            LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
-    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.held)}.")
+        return folded, cut_proven_(folded, cost, keep, traced.anatomy)[0]
+
+    (smaller, made), anatomy = until_exact(current, attempt)
+    return Traced.of(smaller, anatomy), made
 
 
 def _drop_blocks(
-    module: nn.Module,
-    anatomy: Anatomy,
+    parent: Traced,
     budget: Budget,
     recipe: Recipe,
-    batches: Sequence[Tensor],
-    task: TaskLoss | None,
+    calibration: Calibration,
     judge: Callable[[nn.Module], float],
-) -> tuple[nn.Module, PrunePlan | None]:
+) -> tuple[Traced, PrunePlan | None]:
     """Return a model without the blocks that are better dropped, and the plan, None when there are none."""
 
-    def drop(model: nn.Module, cost: CostModel, block: ResidualBlock) -> tuple[nn.Module, PrunePlan]:
-        return drop_and_refit(
-            model, cost, block, anatomy, batches, task=task, seed=recipe.seed, fold=recipe.fold
-        )
+    def drop(model: Traced, block: ResidualBlock) -> tuple[Traced, PrunePlan]:
+        return drop_and_refit(model, block, calibration, fold=recipe.fold)
 
-    def value(model: nn.Module) -> float:
-        return judge(_one_step(model, anatomy, budget, recipe, batches, task, "trying depth")[0])
+    def value(model: Traced) -> float:
+        return judge(_one_step(model, budget, recipe, calibration, "trying depth")[0].module)
 
-    order = _order_of_blocks(module, anatomy, budget, recipe, batches, task)
-    return drop_while_it_pays(module, anatomy, budget, order, drop, value)
+    order = _order_of_blocks(parent, budget, recipe, calibration)
+    return drop_while_it_pays(parent, budget, order, drop, value)
 
 
-def _order_of_blocks(
-    module: nn.Module,
-    anatomy: Anatomy,
-    budget: Budget,
-    recipe: Recipe,
-    batches: Sequence[Tensor],
-    task: TaskLoss | None,
-) -> list[str]:
+def _order_of_blocks(traced: Traced, budget: Budget, recipe: Recipe, calibration: Calibration) -> list[str]:
     """Return the names of the blocks, first the one that loses least for what it saves."""
-    cost, blocks = anatomy.cost_of(module), offered_blocks(module, anatomy)
+    module, cost = traced.module, traced.cost
+    blocks = offered_blocks(module, traced.anatomy)
     if recipe.criterion == RECONSTRUCTION:
         names = [block.name for block in blocks]
         moments = collect_moments(
-            module,
-            cost.graph,
-            batches,
-            task=task,
-            seed=recipe.seed,
-            description="measuring blocks",
-            blocks=names,
+            module, cost.graph, calibration, description="measuring blocks", blocks=names
         )
         lost = {
             block: branch_cost(moments[block.name], recipe.ridge) for block in blocks if block.name in moments
@@ -291,16 +280,15 @@ def _identity_plan(cost: CostModel, budget: Budget) -> PrunePlan:
 
 def _summarise(
     plan: PrunePlan,
-    before: CostModel,
-    module: nn.Module,
-    anatomy: Anatomy,
+    parent: Traced,
+    cut: Traced,
     budget: Budget,
     recipe: Recipe,
     steps: Sequence[Step],
 ) -> PrunePlan:
     """Give the composed plan the parent's terms: costs against the parent, and the settings."""
     return replace(
-        against_parent(plan, before, anatomy.cost_of(module), budget),
+        against_parent(plan, parent.cost, cut.cost, budget),
         settings={
             "criterion": recipe.criterion,
             "steps": recipe.steps,
@@ -310,7 +298,7 @@ def _summarise(
             "fold": recipe.fold,
             "depth": recipe.depth,
             "seed": recipe.seed,
-            "keep_layers": [*anatomy.keep_layers, *anatomy.held],
+            "keep_layers": [*cut.anatomy.keep_layers, *cut.anatomy.held],
             "cliff": [[round(r.kept, 4), r.score] for r in steps if r.score is not None],
         },
     )

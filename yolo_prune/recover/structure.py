@@ -16,7 +16,14 @@ from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.depth import choose_block, worth_inside
 from yolo_prune.cut.optimizer import check_can_follow, count_left_behind, follow_cut
 from yolo_prune.cut.plan import against_parent, check_possible, choose_channels
-from yolo_prune.cut.proven import Anatomy, cut_proven_, drop_proven_, offered_blocks
+from yolo_prune.cut.proven import (
+    Anatomy,
+    Traced,
+    cut_proven_,
+    drop_proven_,
+    offered_blocks,
+    until_exact,
+)
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
@@ -30,7 +37,6 @@ from yolo_prune.progress import LOGGER
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
-_ATTEMPTS = 8
 _TOLERANCE = 0.02  # share of the budget by which a result may miss it
 
 
@@ -124,8 +130,9 @@ def prune_module(
     limit = budget.absolute(before)
     check_possible(before, limit, ranking.widths)
     target = copy_with(module, Tensor.clone)  # the module itself changes when everything has worked
-    earlier, anatomy = _drop_blocks_(target, anatomy, limit, ranking) if depth else (None, anatomy)
-    plan, anatomy = _cut_widths_(target, anatomy, limit, ranking)
+    traced = Traced(target, anatomy, before)
+    earlier, traced = _drop_blocks_(traced, limit, ranking) if depth else (None, traced)
+    plan, anatomy = until_exact(traced, lambda traced: _cut_widths_(traced, limit, ranking))
     plan = against_parent(earlier.then(plan) if earlier else plan, before, anatomy.cost_of(target), budget)
     _check_met(plan, limit)
     cut_(module, plan, rules=rules)
@@ -178,28 +185,17 @@ class _Ranking:
         return self.criterion(module, cost.graph, self.seed)
 
 
-def _cut_widths_(
-    module: nn.Module, anatomy: Anatomy, budget: Budget, ranking: _Ranking
-) -> tuple[PrunePlan, Anatomy]:
-    """Cut channels in place; a module whose cut is not exact is frozen and the choice made again."""
-    for _ in range(_ATTEMPTS):
-        cost = anatomy.cost_of(module)
-        keep = ranking.choose(module, cost, budget)
-        try:
-            return cut_proven_(module, cost, keep, anatomy, budget=budget)[0], anatomy
-        except EquivalenceError as error:
-            anatomy = anatomy.without(error)
-            LOGGER.warning("%s Freezing %s and planning again.", error, ", ".join(error.freeze))
-    raise EquivalenceError(f"no exact cut was found after freezing {', '.join(anatomy.held)}.")
+def _cut_widths_(traced: Traced, budget: Budget, ranking: _Ranking) -> PrunePlan:
+    """Cut channels in place."""
+    keep = ranking.choose(traced.module, traced.cost, budget)
+    return cut_proven_(traced.module, traced.cost, keep, traced.anatomy, budget=budget)[0]
 
 
-def _drop_blocks_(
-    module: nn.Module, anatomy: Anatomy, budget: Budget, ranking: _Ranking
-) -> tuple[PrunePlan | None, Anatomy]:
+def _drop_blocks_(traced: Traced, budget: Budget, ranking: _Ranking) -> tuple[PrunePlan | None, Traced]:
     """Drop residual blocks in place as long as one is worth less than the channels that cost as much."""
     plan: PrunePlan | None = None
     while True:
-        cost = anatomy.cost_of(module)
+        module, anatomy, cost = traced.module, traced.anatomy, traced.cost
         scores = ranking.scores(module, cost)
         worth = {block: worth_inside(cost, scores, block) for block in offered_blocks(module, anatomy)}
 
@@ -208,12 +204,14 @@ def _drop_blocks_(
 
         block = choose_block(module, cost, worth, budget, worth_of_channels)
         if block is None:
-            return plan, anatomy
+            return plan, traced
         try:
             made, _ = drop_proven_(module, cost, block, anatomy)
         except EquivalenceError as error:
             LOGGER.warning("%s It stays.", error)
-            anatomy = replace(anatomy, undroppable=(*anatomy.undroppable, block.name))
+            held = replace(anatomy, undroppable=(*anatomy.undroppable, block.name))
+            traced = replace(traced, anatomy=held)
             continue
         LOGGER.info("dropped the residual block '%s'", block.name)
         plan = made if plan is None else plan.then(made)
+        traced = Traced.of(module, anatomy)

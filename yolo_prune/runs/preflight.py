@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from yolo_prune.adapters.stored import LoadedModel
+from yolo_prune.cost import CostModel
 from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.plan import check_possible
-from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError
 from yolo_prune.imgsz import ImageSize, rounded_up, size_text
 from yolo_prune.options import BUDGETS, PruneConfig
 
-_STRIDE = 32
 
-
-def size_of(config: PruneConfig, loaded: LoadedModel) -> ImageSize:
+def size_of(config: PruneConfig, loaded: LoadedModel, stride: int) -> ImageSize:
     """Return the size of the input in pixels: the one asked for, else the model's own as the host rounds it up."""
-    return config.imgsz or rounded_up(loaded.imgsz, _STRIDE)
+    return config.imgsz or rounded_up(loaded.imgsz, stride)
 
 
 def budget_of(config: PruneConfig) -> Budget:
@@ -25,14 +23,14 @@ def budget_of(config: PruneConfig) -> Budget:
     return one_budget(**{key: getattr(config, key) for key in BUDGETS})
 
 
-def check_budget(config: PruneConfig, loaded: LoadedModel, anatomy: Anatomy) -> None:
+def check_budget(config: PruneConfig, cost: CostModel, imgsz: ImageSize) -> None:
     """Refuse a budget that cannot be met, or that asks for nothing, before anything is measured or written."""
-    budget, cost = budget_of(config), anatomy.cost_of(loaded.module)
+    budget = budget_of(config)
     full = budget.measure(cost, cost.everything)
     if budget.limit(cost) >= full:
         raise BudgetError(
             f"{budget.kind}={budget.value:g} is no less than the model has: {full / 1e9:.4g} GMACs at "
-            f"{size_text(size_of(config, loaded))} px. There is nothing to cut."
+            f"{size_text(imgsz)} px. There is nothing to cut."
         )
     check_possible(cost, budget, Widths(config.round_to, config.min_width, config.min_keep))
 

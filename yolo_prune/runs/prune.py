@@ -10,22 +10,23 @@ from typing import Any
 
 from torch import nn
 
-from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.checkpoint import fingerprint, load_detector, save_detector
 from yolo_prune.adapters.hosts import file_of, find_host, guarding_host
-from yolo_prune.adapters.stored import LoadedModel, record_of_cut
-from yolo_prune.cut.proven import Anatomy
+from yolo_prune.adapters.stored import record_of_cut
+from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.cut.proven import Traced
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Widths
 from yolo_prune.device import resolve_device
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.files import write_text
-from yolo_prune.imgsz import ImageSize, plain_size
+from yolo_prune.imgsz import plain_size
 from yolo_prune.options import PruneConfig, to_yaml
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
 from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.runs.configure import make_config
+from yolo_prune.runs.job import PruneJob
 from yolo_prune.runs.measure import Evaluated, measure_run
 from yolo_prune.runs.preflight import budget_of, check_budget, choose_criterion, size_of
 from yolo_prune.runs.resume import ARGS_FILE, check_resumed
@@ -85,8 +86,9 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
         loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
     )
     task.check_training_images()  # better to know now
-    anatomy = host.anatomy(loaded.module, size_of(config, loaded), config.keep_layers)
-    check_budget(config, loaded, anatomy)
+    imgsz = size_of(config, loaded, host.stride(loaded.module))
+    parent = Traced.of(loaded.module, host.anatomy(loaded.module, imgsz, config.keep_layers))
+    check_budget(config, parent.cost, imgsz)
     space = open_workspace(
         config.project, config.name, "prune", exist_ok=config.exist_ok, resume=config.resume
     )
@@ -96,97 +98,81 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
         else:
             _make_room(space, loaded.path)
         with untouched_randomness():
-            return _run(config, loaded, task, space, device, anatomy)
+            return _run(PruneJob(config, host, loaded, parent, task, space, device, imgsz))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"{space.root} keeps what was finished; resume=true name={space.root.name} goes on"
         ) from None
 
 
-def _run(
-    config: PruneConfig,
-    loaded: LoadedModel,
-    task: Task,
-    space: Workspace,
-    device: str,
-    anatomy: Anatomy,
-) -> PruneResult:
+def _run(job: PruneJob) -> PruneResult:
     """Do the work in an open run folder."""
-    imgsz = size_of(config, loaded)
+    config, space = job.config, job.space
     write_text(space.root / ARGS_FILE, to_yaml(replace(config, resume=False)))  # to be run again, not resumed
     seed_generators(config.seed)
     with space.stage("evaluate parent", "evaluating the parent"):
-        role = {"role": "parent", "cut": record_of_cut(loaded.meta)}
-        parent_file = _save(config, space, "parent", loaded.module, loaded, imgsz, role)
-        models = [_evaluated("parent", parent_file, config, task, imgsz)]
-    loaded = replace(loaded, module=models[0].module)  # as the file has it: cut what was evaluated
-    cut, stages, anatomy = _cut_and_recover(config, loaded, task, space, anatomy, device, imgsz)
+        role = {"role": "parent", "cut": record_of_cut(job.loaded.meta)}
+        models = [_evaluated("parent", _save(job, "parent", job.loaded.module, role), job)]
+    job = job.with_parent(models[0].module)  # as the file has it: cut what was evaluated
+    cut, stages = _cut_and_recover(job)
     with space.stage("evaluate pruned", "evaluating the pruned model"):
-        models.append(_evaluated("pruned", space.weights / "pruned.pt", config, task, imgsz))
+        models.append(_evaluated("pruned", space.weights / "pruned.pt", job))
     if config.epochs:
         with space.stage("retrain", f"retraining for {config.epochs} epochs"):
-            _retrain(config, loaded, models, space, device, imgsz, cut.plan)
+            _retrain(job, models[-1].module, cut.plan)
         with space.stage("evaluate retrained", "evaluating the retrained model"):
-            models.append(_evaluated("retrained", space.weights / "best.pt", config, task, imgsz))
+            models.append(_evaluated("retrained", space.weights / "best.pt", job))
     final, failed = models[-1], dict[str, str]()
     if config.quantize:
         with space.stage("quantise", "quantising the final model to INT8"):
-            quantised, failed = _quantised(final, config, task, space)
+            quantised, failed = _quantised(final, job)
             models += quantised
-    report = measure_run(config, models, cut, stages, anatomy, task, space, device, failed)
+    report = measure_run(job, models, cut, stages, failed)
     write_report(report, space.root)
     return PruneResult(space.root, report, cut.plan, final.file)
 
 
-def _save(
-    config: PruneConfig,
-    space: Workspace,
-    name: str,
-    module: nn.Module,
-    loaded: LoadedModel,
-    imgsz: ImageSize,
-    meta: Mapping[str, Any],
-) -> Path:
+def _save(job: PruneJob, name: str, module: nn.Module, meta: Mapping[str, Any]) -> Path:
     """Write one of the run's checkpoints."""
+    loaded, imgsz = job.loaded, plain_size(job.imgsz)
     return save_detector(
-        space.weights / f"{name}.pt",
+        job.space.weights / f"{name}.pt",
         module,
         task=loaded.task,
-        train_args={**loaded.train_args, "imgsz": plain_size(imgsz), "task": loaded.task},
-        meta={**meta, "parent": str(loaded.path), "imgsz": plain_size(imgsz)},
-        trust=config.trust,
+        train_args={**loaded.train_args, "imgsz": imgsz, "task": loaded.task},
+        meta={**meta, "parent": str(loaded.path), "imgsz": imgsz},
+        trust=job.config.trust,
     )
 
 
-def _evaluated(name: str, file: Path, config: PruneConfig, task: Task, imgsz: ImageSize) -> Evaluated:
+def _evaluated(name: str, file: Path, job: PruneJob) -> Evaluated:
     """Load a checkpoint back from its file, as a user would, and evaluate it."""
-    module = load_detector(file, trust=config.trust, device=task.device).module
-    result = task.evaluate(module, imgsz)
+    task = job.task
+    module = load_detector(file, trust=job.config.trust, device=task.device).module
+    result = task.evaluate(module, job.imgsz)
     LOGGER.info("%s: %s (%d images)", name, METRICS[task.metric].sentence(result.scores), result.images)
-    return Evaluated(name, file, module, result, imgsz)
+    return Evaluated(name, file, module, result, job.imgsz)
 
 
-def _quantised(
-    final: Evaluated, config: PruneConfig, task: Task, space: Workspace
-) -> tuple[list[Evaluated], dict[str, str]]:
+def _quantised(final: Evaluated, job: PruneJob) -> tuple[list[Evaluated], dict[str, str]]:
     """Export the final model to INT8 and evaluate the file; what goes wrong there is why its row is empty."""
-    out = space.weights / f"{final.file.stem}_int8.onnx"
-    size, images = final.imgsz, config.calibration_images
+    config, out = job.config, job.space.weights / f"{final.file.stem}_int8.onnx"
     try:
-        result = find_host(config.model).export_int8(
+        result = job.host.export_int8(
             final.file,
             final.module,
             out,
-            task,
-            imgsz=size,
-            images=images,
+            job.task,
+            imgsz=final.imgsz,
+            images=config.calibration_images,
             seed=config.seed,
             trust=config.trust,
         )
     except (YoloPruneError, OSError) as error:
         LOGGER.warning("there is no INT8 model: %s", error)
         return [], {"int8": f"there is no INT8 model: {error}"}
-    LOGGER.info("int8: %s (%d images)", METRICS[task.metric].sentence(result.scores), result.images)
+    sentence = METRICS[job.task.metric].sentence(result.scores)
+    LOGGER.info("int8: %s (%d images)", sentence, result.images)
     return [Evaluated("int8", out, final.module, result, final.imgsz)], {}
 
 
@@ -197,24 +183,21 @@ def _make_room(space: Workspace, model: Path) -> None:
     space.clear()
 
 
-def _recall(
-    config: PruneConfig, loaded: LoadedModel, space: Workspace, device: str
-) -> tuple[CutResult, dict[str, float | None]] | None:
+def _recall(job: PruneJob) -> tuple[CutResult, dict[str, float | None]] | None:
     """Return the cut that an interrupted run finished, None when it had not come so far.
 
     Raises:
         ConfigError: It was a cut of another model than the file holds now.
     """
+    space = job.space
     done, file = space.recall("recovery"), space.weights / "pruned.pt"
     if not (done and space.plan.is_file() and file.is_file()):
         return None
-    plan, pruned = (
-        PrunePlan.from_json(space.plan.read_text(encoding="utf-8")),
-        load_detector(file, trust=config.trust, device=device),
-    )
-    if (pruned.meta or {}).get("of") != fingerprint(loaded.module):
+    plan = PrunePlan.from_json(space.plan.read_text(encoding="utf-8"))
+    pruned = load_detector(file, trust=job.config.trust, device=job.device)
+    if (pruned.meta or {}).get("of") != fingerprint(job.parent.module):
         raise ConfigError(
-            f"'{space.root}' was cut from another model than '{loaded.path}'. Choose another name=."
+            f"'{space.root}' was cut from another model than '{job.loaded.path}'. Choose another name=."
         )
     LOGGER.info("going on from %s", file)
     for stage, seconds in done["timing_s"].items():
@@ -222,82 +205,64 @@ def _recall(
     return CutResult(pruned.module, plan, ()), done["stages"]
 
 
-def _cut_and_recover(
-    config: PruneConfig,
-    loaded: LoadedModel,
-    task: Task,
-    space: Workspace,
-    anatomy: Anatomy,
-    device: str,
-    imgsz: ImageSize,
-) -> tuple[CutResult, dict[str, float | None], Anatomy]:
+def _cut_and_recover(job: PruneJob) -> tuple[CutResult, dict[str, float | None]]:
     """Cut, recover without training, choose by validation, and write ``pruned.pt`` and ``plan.json``."""
     from yolo_prune.recover.stages import recover_by_stages
 
-    done = _recall(config, loaded, space, device) if config.resume else None
+    config, space, imgsz = job.config, job.space, job.imgsz
+    done = _recall(job) if config.resume else None
     if done:
-        return *done, anatomy
+        return done
     budget = budget_of(config)
     recipe = Recipe(
-        criterion=choose_criterion(config, loaded),
+        criterion=choose_criterion(config, job.loaded),
         steps=config.steps,
         widths=Widths(config.round_to, config.min_width, config.min_keep),
         fold=config.fold,
         seed=config.seed,
         depth=config.depth,
     )
-    batches = task.calibration_batches(imgsz, config.calibration_images, config.seed)
-    score = task.scorer(imgsz)
+    calibration = Calibration(
+        job.task.calibration_batches(imgsz, config.calibration_images, config.seed),
+        job.host.projection(imgsz, config.seed, len(job.loaded.names)),
+        seed=config.seed,
+    )
+    score = job.task.scorer(imgsz)
     with space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"):
-        cut = cut_in_steps(
-            loaded.module,
-            anatomy,
-            budget,
-            recipe,
-            batches=batches,
-            task=find_host(config.model).projection(imgsz, config.seed, len(loaded.names)),
-            validate=score,
-        )
+        cut = cut_in_steps(job.parent, budget, recipe, calibration, validate=score)
     with space.stage("recover", "recovering without training"):
         module, stages = recover_by_stages(
-            loaded.module, cut, anatomy, batches, score, recalibrate=config.recalibrate_bn, folded=config.fold
+            job.parent, cut, calibration, score, recalibrate=config.recalibrate_bn, folded=config.fold
         )
     cut = replace(cut, module=module)
     meta = {
         "role": "pruned",
         "plan": cut.plan.budget,
         "kept_macs": cut.plan.kept_macs,
-        "of": fingerprint(loaded.module),
+        "of": fingerprint(job.parent.module),
     }
-    _save(config, space, "pruned", module, loaded, imgsz, meta)
+    _save(job, "pruned", module, meta)
     cut.plan.save(space.plan)
     space.remember("recovery", {"stages": stages, "timing_s": space.timing_s})
-    return cut, stages, anatomy
+    return cut, stages
 
 
-def _retrain(
-    config: PruneConfig,
-    loaded: LoadedModel,
-    models: list[Evaluated],
-    space: Workspace,
-    device: str,
-    imgsz: ImageSize,
-    plan: PrunePlan,
-) -> None:
-    """Retrain the pruned model with the parent as teacher."""
+def _retrain(job: PruneJob, module: nn.Module, plan: PrunePlan) -> None:
+    """Retrain a copy of the pruned model with the parent as teacher."""
+    config = job.config
     extra = dict(config.train_args)
     if config.optimizer != "auto":
         extra["optimizer"] = config.optimizer
-    find_host(config.model).retrain(
-        copy.deepcopy(models[-1].module),
+    job.host.retrain(
+        copy.deepcopy(module),
         data=config.data,
         epochs=config.epochs,
-        imgsz=imgsz,
+        imgsz=job.imgsz,
         batch=config.batch,
-        device=device,
+        device=job.device,
         seed=config.seed,
-        run_dir=space.root,
-        teacher=loaded.module if config.distill else None,
+        run_dir=job.space.root,
+        teacher=job.parent.module if config.distill else None,
         distill=config.distill,
         workers=config.workers,
         lr0=config.lr0,
@@ -308,7 +273,7 @@ def _retrain(
             "role": "retrained",
             "plan": plan.budget,
             "kept_macs": plan.kept_macs,
-            "imgsz": plain_size(imgsz),
+            "imgsz": plain_size(job.imgsz),
         },
-        task=loaded.task,
+        task=job.loaded.task,
     )

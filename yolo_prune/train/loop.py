@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 
@@ -48,10 +49,6 @@ class TrainingLoop(Protocol):
         """Steps of the optimizer in an epoch."""
 
     @property
-    def seed(self) -> int:
-        """Of what the cut draws at random."""
-
-    @property
     def is_first(self) -> bool:
         """Whether this process writes files: the only one, or the first of a distributed training."""
 
@@ -64,11 +61,8 @@ class TrainingLoop(Protocol):
     def anatomy(self) -> Anatomy:
         """Return how to run the model, and which modules keep their channels."""
 
-    def projection(self) -> Callable[[Any], Tensor]:
-        """Return a scalar of the model's outputs that says how much its predictions change."""
-
-    def calibration(self, count: int) -> Sequence[Any]:
-        """Return batches of ``count`` training images in all, as validation sees them."""
+    def calibration(self, count: int) -> Calibration:
+        """Return what a cut measures on: ``count`` training images in all, as validation sees them, and how."""
 
     def before_first_cut(self, parent: nn.Module) -> None:
         """Keep the uncut model: a teacher, and what a resumed training makes it of."""

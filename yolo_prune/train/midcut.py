@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.optimizer import follow_cut
-from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.proven import Anatomy, Traced
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Lineage, Widths
@@ -57,10 +58,8 @@ def recover(
     budget: Budget,
     settings: InRunSettings,
     criterion: str,
-    batches: Sequence[Any],
+    calibration: Calibration,
     *,
-    projection: Callable[[Any], Tensor],
-    seed: int,
     widths: Widths | None = None,
     lineage: Lineage | None = None,
 ) -> Recovered:
@@ -72,9 +71,7 @@ def recover(
         budget: How much may stay.
         settings: How.
         criterion: What a channel is worth, no longer "auto".
-        batches: Calibration images.
-        projection: A scalar of the outputs that says how much predictions change.
-        seed: Of pixels and projections.
+        calibration: What it is measured on; its seed is the cut's.
         widths: Allowed widths; None: those of the settings.
         lineage: Earlier cuts of the run; None: there are none.
 
@@ -87,18 +84,10 @@ def recover(
         steps=max(settings.steps // settings.cuts, 1),
         widths=widths or Widths(settings.round_to, settings.min_width, settings.min_keep),
         fold=settings.fold,
-        seed=seed,
+        seed=calibration.seed,
     )
     release_memory()  # what the training keeps for its next batch
-    cut = cut_in_steps(
-        parent,
-        anatomy,
-        budget,
-        recipe,
-        batches=batches,
-        task=projection,
-        lineage=lineage,
-    )
+    cut = cut_in_steps(Traced.of(parent, anatomy), budget, recipe, calibration, lineage=lineage)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in cut.module.state_dict().items()}
     return Recovered(cut.plan, weights)
 

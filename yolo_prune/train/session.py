@@ -193,7 +193,7 @@ class Session:
     def _recover(self, parent: nn.Module, number: int, criterion: str) -> Recovered:
         """Cut a copy; where layers are dead, so that no reconstruction ranks them, the scales have to do."""
         settings, loop = self.settings, self.loop
-        batches = loop.calibration(settings.calibration_images)
+        calibration = loop.calibration(settings.calibration_images)
         widths, lineage = allowed_widths(settings, self.state)
         anatomy, budget = loop.anatomy(), self._budget(number)
 
@@ -204,9 +204,7 @@ class Session:
                 budget,
                 settings,
                 criterion,
-                batches,
-                projection=loop.projection(),
-                seed=loop.seed,
+                calibration,
                 widths=widths,
                 lineage=lineage,
             )

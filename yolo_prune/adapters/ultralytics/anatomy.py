@@ -12,7 +12,7 @@ from yolo_prune.adapters.ultralytics.rules import block_rules, raw_outputs
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.imgsz import ImageSize, height_width
 
-STRIDE = 32.0
+STRIDE = 32
 """What the host rounds the sides of images up to."""
 
 
@@ -42,7 +42,7 @@ def smallest_image(module: nn.Module) -> Tensor:
 
 def stride_of(module: nn.Module) -> int:
     """Return what the sides of a model's images are multiples of: its largest stride, and no less than the host's."""
-    return int(max(float(torch.as_tensor(getattr(module, "stride", STRIDE)).max()), STRIDE))
+    return max(int(torch.as_tensor(getattr(module, "stride", STRIDE)).max()), STRIDE)
 
 
 def input_channels(module: nn.Module) -> int:

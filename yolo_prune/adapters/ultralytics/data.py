@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.accuracy.coco import coco_from_yolo
+from yolo_prune.accuracy.labels import coco_from_yolo
 from yolo_prune.adapters.ultralytics.anatomy import input_channels
 from yolo_prune.adapters.ultralytics.annotations import annotation_files, one_line, read_annotations
 from yolo_prune.adapters.ultralytics.verify import LabelRules, label_files_of, load_drawn, usable_images

@@ -13,6 +13,7 @@ from torch import nn
 
 from yolo_prune.accuracy.bootstrap import ImageMatches
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
+from yolo_prune.adapters.ultralytics.anatomy import STRIDE, stride_of
 from yolo_prune.adapters.ultralytics.data import (
     DetectionData,
     check_channels,
@@ -25,7 +26,6 @@ from yolo_prune.imgsz import ImageSize, is_square, rounded_up
 from yolo_prune.progress import track
 
 AP_FIELDS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-_STRIDE = 32  # the host rounds the image size up to it
 _NOT_SCORED = {
     "segment": "AP is that of the boxes: masks were not scored.",
     "pose": "AP is that of the boxes: key points were not scored.",
@@ -140,7 +140,7 @@ def evaluate_detector(
         notes += module.notes
     else:
         check_channels(module, resolved.yaml)
-    size = rounded_up(imgsz, _STRIDE)
+    size = rounded_up(imgsz, STRIDE)
     validator = validate(
         collecting_validator(module), module, size, names=names, options=options, exported=exported
     )
@@ -165,7 +165,7 @@ def class_names(module: nn.Module | ExportedModel, names: Mapping[int, str] | No
     return dict(known) if isinstance(known, Mapping) else dict(enumerate(known))
 
 
-def _score(validator: Any, data: DetectionData) -> tuple[CocoResult, ImageMatches]:
+def _score(validator: Any, data: DetectionData, by_size: bool = True) -> tuple[CocoResult, ImageMatches]:
     """Score what a validator collected; an image that the host left out is an error, not a lower AP."""
     seen = set(validator.files)
     missing = [path for path in data.image_ids if path not in seen]
@@ -183,7 +183,7 @@ def _score(validator: Any, data: DetectionData) -> tuple[CocoResult, ImageMatche
         }
         for path, index, box, score in validator.found
     ]
-    return coco_ap_by_image(data.ground_truth, detections)
+    return coco_ap_by_image(data.ground_truth, detections, by_size=by_size)
 
 
 class _Loaded:
@@ -225,6 +225,7 @@ class Evaluator:
         max_images: int | None = None,
         batch: int = 16,
         device: str = "cpu",
+        by_size: bool = True,
     ) -> None:
         """Choose the images; they are loaded at the first call.
 
@@ -235,14 +236,16 @@ class Evaluator:
             max_images: At most so many images, spread evenly over the sorted list; None takes all.
             batch: Images per batch.
             device: The host's ``device``.
+            by_size: Score small, medium and large boxes for themselves too, which takes longer.
 
         Raises:
             DataError: The data is missing or broken, or the chosen images hold no box.
         """
         self.data = _slice(resolve_data(data, split), max_images)
-        self._imgsz = rounded_up(imgsz, _STRIDE)
+        self._imgsz = rounded_up(imgsz, STRIDE)
         self._batch = batch
         self._device = str(device)
+        self._by_size = by_size
         self._loaded: dict[tuple[int, bool], _Loaded] = {}
 
     def __call__(self, module: nn.Module, names: Mapping[int, str] | None = None) -> CocoResult:
@@ -266,8 +269,6 @@ class Evaluator:
         check_classes(names, self.data)
         check_channels(module, self.data.yaml)
         validator_class = type("FastValidator", (collecting_validator(module),), {"host_score": False})
-        strides: Any = getattr(module, "stride", None)
-        stride = max(int(strides.max()), _STRIDE) if strides is not None else _STRIDE
         options: dict[str, Any] = {"task": task_of(module), "data": os.fspath(self.data.file)}
         options |= {
             **_RULES,
@@ -276,11 +277,11 @@ class Evaluator:
             "split": self.data.split,
             "workers": 0,
         }
-        loader = self._load(stride, is_stretched(module))
+        loader = self._load(stride_of(module), is_stretched(module))
         validator = validate(
             validator_class, module, self._imgsz, names=names, options=options, loader=loader
         )
-        return _score(validator, self.data)[0]
+        return _score(validator, self.data, self._by_size)[0]
 
     def _load(self, stride: int, stretched: bool) -> _Loaded:
         """Return the images for a stride, loading them when it is the first module that needs them."""

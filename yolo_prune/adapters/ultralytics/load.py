@@ -16,7 +16,7 @@ from torch import nn
 
 from yolo_prune.adapters.stored import METADATA_KEY, LoadedModel, check_file
 from yolo_prune.adapters.ultralytics.allowed import allow, wanted_by
-from yolo_prune.adapters.ultralytics.anatomy import input_channels
+from yolo_prune.adapters.ultralytics.anatomy import STRIDE, input_channels
 from yolo_prune.adapters.ultralytics.own import TrustedPickle, lend_classes_of, own_classes, where_from
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.errors import CheckpointError, ConfigError
@@ -205,7 +205,7 @@ def _loaded(
     host.pt_path = str(file)
     host.task = getattr(host, "task", None) or guess_model_task(module)
     if not hasattr(host, "stride"):
-        host.stride = torch.tensor([32.0])
+        host.stride = torch.tensor([float(STRIDE)])
     for layer in module.modules():
         if hasattr(layer, "inplace"):
             layer.inplace = True  # type: ignore[assignment]

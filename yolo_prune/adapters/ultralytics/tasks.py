@@ -54,7 +54,12 @@ class BoxTask:
     def scorer(self, imgsz: ImageSize) -> Callable[[nn.Module], float]:
         """Return a function that gives COCO AP on some images of ``val``."""
         quick = evaluate.Evaluator(
-            self.split, imgsz=imgsz, max_images=self.quick_images, batch=self.batch, device=self.device
+            self.split,
+            imgsz=imgsz,
+            max_images=self.quick_images,
+            batch=self.batch,
+            device=self.device,
+            by_size=False,
         )
         return lambda module: quick(module, self.names).ap
 

@@ -25,6 +25,7 @@ from ultralytics.models.yolo.segment import SegmentationValidator
 from ultralytics.nn.tasks import RTDETRDetectionModel, guess_model_task
 from ultralytics.utils import nms, ops
 
+from yolo_prune.adapters.ultralytics.anatomy import STRIDE
 from yolo_prune.adapters.ultralytics.annotations import one_line
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
@@ -38,7 +39,6 @@ _VALIDATORS: dict[str, type[DetectionValidator]] = {
     "pose": PoseValidator,
     "obb": OBBValidator,
 }
-_STRIDE = 32  # the least that the host pads images to
 _LOADING_ERRORS = (RuntimeError, ValueError, OSError, KeyError)
 
 
@@ -105,9 +105,7 @@ class Collecting:
     def get_dataloader(self, dataset_path: Any, batch_size: int) -> _Tracked:
         """Build the host's loader; what is wrong with the data becomes a DataError."""
         host: Any = super()
-        self.stride = max(
-            int(self.stride), _STRIDE
-        )  # a checkpoint's is never less, an exported file's may be
+        self.stride = max(int(self.stride), STRIDE)  # a checkpoint's is never less, an exported file's may be
         try:
             loader = host.get_dataloader(dataset_path, batch_size)
         except _LOADING_ERRORS as error:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import itertools
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from yolo_prune.accuracy.task import Task
-from yolo_prune.adapters.hosts import find_host
 from yolo_prune.bench import Comparison
 from yolo_prune.bench.resolution import lower_resolutions
-from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import BudgetError
 from yolo_prune.imgsz import ImageSize, is_square, longer_side, size_text
 from yolo_prune.options import PruneConfig
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.cliff import first_cliff
 from yolo_prune.recover.steps import CutResult
 from yolo_prune.report import (
     METRICS,
@@ -30,6 +28,7 @@ from yolo_prune.report import (
     RunReport,
     StageAp,
 )
+from yolo_prune.runs.job import PruneJob
 from yolo_prune.runs.measure.changes import layer_widths, plan_summary, scale_histogram
 from yolo_prune.runs.measure.speed import (
     BENCH_IMAGES,
@@ -41,40 +40,29 @@ from yolo_prune.runs.measure.speed import (
     speed_conditions,
     speed_warnings,
 )
-from yolo_prune.runs.workspace import Workspace
 from yolo_prune.runtimes.runtime import cpu_name
-
-_STEEP = 0.25
 
 
 def measure_run(
-    config: PruneConfig,
+    job: PruneJob,
     models: Sequence[Evaluated],
     cut: CutResult,
     stages: Mapping[str, float | None],
-    anatomy: Anatomy,
-    task: Task,
-    space: Workspace,
-    device: str,
     failed: Mapping[str, str],
 ) -> RunReport:
     """Measure speed and controls of a run's models and put everything together.
 
     Args:
-        config: The run's options.
+        job: The run.
         models: Parent first, then pruned and retrained.
         cut: The cut.
         stages: Score after each step of recovery.
-        anatomy: How to run the parent.
-        task: What was evaluated on.
-        space: The run folder.
-        device: Where the run trained and evaluated.
         failed: Name of a model that there should be -> why there is none.
 
     Returns:
         The report, not yet written.
     """
-    host = find_host(config.model)
+    config, host, task, space = job.config, job.host, job.task, job.space
     with space.stage("controls", "evaluating the controls: the parent at lower resolutions"):
         models = [*models, *_controls(models[0], cut, task, host.stride(models[0].module))]
     with space.stage("intervals", "drawing the images again and again: how sure the accuracies are"):
@@ -88,10 +76,10 @@ def measure_run(
     warnings: list[str] = []
     if config.bench:
         with space.stage("bench", "measuring speed, alternately"):
-            comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), device)
+            comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), job.device)
         warnings = speed_warnings(comparisons, space.root)
     parent, pruned = models[0], models[1]
-    graph = anatomy.cost_of(parent.module).graph
+    graph = job.parent.cost.graph
     return RunReport(
         rows=tuple(model_rows(timed, comparisons)),
         name=space.root.name,
@@ -212,11 +200,11 @@ def _shape_warnings(config: PruneConfig, imgsz: ImageSize) -> list[str]:
 def _cliff_warnings(cut: CutResult, metric: str) -> list[str]:
     """Name the budget behind which accuracy before training falls off."""
     points = [(float(kept), float(score)) for kept, score in cut.plan.settings.get("cliff", ())]
-    best = max((score for _, score in points), default=0.0)
-    for (kept, score), (fewer, lower) in itertools.pairwise(points):
-        if best > 0 and score - lower > _STEEP * best:
-            return [
-                f"{metric} before training falls from {score:.3f} at {100 * kept:.0f} % to {lower:.3f} at "
-                f"{100 * fewer:.0f} %: beyond that point the model lives on retraining."
-            ]
-    return []
+    cliff = first_cliff(points)
+    if cliff is None:
+        return []
+    (kept, score), (fewer, lower) = cliff
+    return [
+        f"{metric} before training falls from {score:.3f} at {100 * kept:.0f} % to {lower:.3f} at "
+        f"{100 * fewer:.0f} %: beyond that point the model lives on retraining."
+    ]

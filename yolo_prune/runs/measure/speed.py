@@ -13,6 +13,7 @@ from torch import nn
 from yolo_prune.accuracy.task import Result
 from yolo_prune.bench import Comparison, compare
 from yolo_prune.bench.comparison import check_threads
+from yolo_prune.bench.exports import Exports, shared_exports
 from yolo_prune.cost import count_macs, count_parameters
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.imgsz import ImageSize, height_width, size_text
@@ -95,28 +96,43 @@ def bench_models(
     """
     gpu = device if device.startswith("cuda") else "cuda:0" if torch.cuda.is_available() else None
     places = ["cpu", *([gpu] if gpu else [])]
-    found = []
-    for runtime, place in ((runtime, place) for runtime in config.runtimes for place in places):
-        timed = {model.name: model for model in models if model.file and model.runs_on(runtime, place)}
-        try:
-            comparison = compare(
-                {name: model.file for name, model in timed.items() if model.file},
-                runtime=runtime,
-                imgsz={name: model.row.imgsz or 0 for name, model in timed.items()},
-                device=place,
-                threads=config.threads,
-                images=images,
-                trust=config.trust,
-                imports=config.imports,
-            )
-        except (YoloPruneError, OSError) as error:
-            LOGGER.warning("%s on %s was not measured: %s", runtime, place, error)
-            comparison = Comparison(
-                next(iter(timed)), dict.fromkeys(timed), {}, conditions={}, not_measured=str(error)
-            )
-        where = {"runtime": runtime, "device": place, "threads": check_threads(config.threads)}
-        found.append(replace(comparison, conditions={**comparison.conditions, **where}))
-    return found
+    with shared_exports() as exports:
+        return [
+            _timed_on(runtime, place, config, models, images, exports)
+            for runtime in config.runtimes
+            for place in places
+        ]
+
+
+def _timed_on(
+    runtime: str,
+    place: str,
+    config: PruneConfig,
+    models: Sequence[Timed],
+    images: Sequence[Path],
+    exports: Exports,
+) -> Comparison:
+    """Time the models on one runtime and device."""
+    timed = {model.name: model for model in models if model.file and model.runs_on(runtime, place)}
+    try:
+        comparison = compare(
+            {name: model.file for name, model in timed.items() if model.file},
+            runtime=runtime,
+            imgsz={name: model.row.imgsz or 0 for name, model in timed.items()},
+            device=place,
+            threads=config.threads,
+            images=images,
+            trust=config.trust,
+            imports=config.imports,
+            exports=exports,
+        )
+    except (YoloPruneError, OSError) as error:
+        LOGGER.warning("%s on %s was not measured: %s", runtime, place, error)
+        comparison = Comparison(
+            next(iter(timed)), dict.fromkeys(timed), {}, conditions={}, not_measured=str(error)
+        )
+    where = {"runtime": runtime, "device": place, "threads": check_threads(config.threads)}
+    return replace(comparison, conditions={**comparison.conditions, **where})
 
 
 def model_rows(models: Sequence[Timed], comparisons: Sequence[Comparison]) -> list[Row]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.adapters.ultralytics.training import aftercut, midrun
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 
@@ -67,11 +68,6 @@ class HostLoop:
         return math.ceil(batches / int(self._trainer.batches_per_step))
 
     @property
-    def seed(self) -> int:
-        """The host's."""
-        return int(self._trainer.args.seed)
-
-    @property
     def is_first(self) -> bool:
         """Whether this process writes files."""
         return aftercut.is_first_process()
@@ -90,14 +86,13 @@ class HostLoop:
         frozen = midrun.frozen_modules(trainer.freeze_layer_names, trainer.pruning.keep_layers, self.model)
         return anatomy_of(self.model, midrun.size_of(trainer), frozen)
 
-    def projection(self) -> Callable[[Any], Tensor]:
-        """Return a random projection of the decoded predictions."""
-        size, classes = midrun.size_of(self._trainer), len(self._trainer.data["names"])
-        return detection_projection(size, self.seed, classes=classes)
-
-    def calibration(self, count: int) -> Sequence[Tensor]:
+    def calibration(self, count: int) -> Calibration:
         """Return the images that are trained on as validation would see them."""
-        return midrun.calibration_images(self._trainer, count, self.seed)
+        trainer, size = self._trainer, midrun.size_of(self._trainer)
+        seed = int(trainer.args.seed)
+        batches = midrun.calibration_images(trainer, count, seed)
+        projection = detection_projection(size, seed, classes=len(trainer.data["names"]))
+        return Calibration(batches, projection, seed=seed)
 
     def before_first_cut(self, parent: nn.Module) -> None:
         """Write ``weights/parent.pt``."""

@@ -31,10 +31,10 @@ from yolo_prune.adapters.ultralytics.load import check_run_files
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.save import marked
 from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, distil_
+from yolo_prune.adapters.ultralytics.training.writing import completed
 from yolo_prune.adapters.ultralytics.undisturbed import training_options
 from yolo_prune.cost import count_parameters
-from yolo_prune.errors import ConfigError, DataError
-from yolo_prune.files import replacing
+from yolo_prune.errors import CheckpointError, ConfigError, DataError
 from yolo_prune.imgsz import ImageSize, is_square, read_size, size_text
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.retrained import check_still_cut
@@ -246,25 +246,28 @@ class _StaysCut:
         with TemporaryDirectory(prefix=".save-", dir=self.wdir) as folder:
             self.last, self.best = Path(folder, last.name), Path(folder, best.name)
             try:
-                saved = super().save_model()  # type: ignore[misc]
-                for written, target in ((self.last, last), (self.best, best)):
-                    if written.is_file():
-                        self.stamp(written, target)
+                with completed(self.stamp) as checkpoints:
+                    saved = super().save_model()  # type: ignore[misc]
+                written = {file: at for file, at in ((self.last, last), (self.best, best)) if file.is_file()}
+                if written and not checkpoints:
+                    raise CheckpointError(
+                        f"the host wrote '{last}' by other means than torch.save, so that it cannot say what was cut. "
+                        "Train without the class that overrides save_model."
+                    )
+                for file, target in written.items():
+                    file.replace(target)
             finally:
                 self.last, self.best = last, best
         return bool(saved)
 
-    def stamp(self: Any, written: Path, target: Path) -> None:
-        """Move a checkpoint that the host has just written to ``target``, with our metadata inside."""
-        checkpoint = torch.load(written, map_location="cpu", weights_only=False)
+    def stamp(self: Any, checkpoint: dict[str, Any]) -> None:
+        """Put our metadata into a checkpoint that the host is about to write."""
         module = checkpoint.get("ema") or checkpoint["model"]
         self.check_size(module)
         history = {"epoch": self.epoch + 1, "fitness": self.fitness, "start_fitness": self.start_fitness}
         meta = self.settings.meta or self.resumed
         retrain = {key: plain(value) for key, value in history.items()}
         checkpoint[METADATA_KEY] = marked({**meta, "retrain": retrain}, module)
-        with replacing(target) as temporary:
-            torch.save(checkpoint, temporary)
 
     def check_size(self: Any, module: nn.Module) -> None:
         """Compare ``module`` with what was handed over; raise RebuiltError when they differ."""

@@ -1,0 +1,64 @@
+"""What a model is measured on: images, how a model runs on them, and what its task feels of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from yolo_prune.device import placed
+from yolo_prune.graph.values import change_tensors
+
+Forward = Callable[[nn.Module, Any], Any]
+Projection = Callable[[Any], Tensor]
+
+
+def call(module: nn.Module, batch: Any) -> Any:
+    """Run a module on a batch that is its one argument."""
+    return module(batch)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Images without labels that a model is measured on, and how.
+
+    Attributes:
+        batches: For images that are one tensor: shape (B, C, H, W), float32 in [0, 1], on any device. A list of images,
+            or a dict of tensors or lists of one length, is a batch too where ``forward`` takes it. Each batch is moved
+            when it is its turn; where memory does not suffice, batches are halved, in place if this is a list.
+        projection: Scalar random projection of the model's outputs, whose gradient says what the task feels. None: all
+            pixels count alike, and each layer counts relative to the energy of its own output.
+        forward: Runs a module on one batch and returns its outputs.
+        seed: For the choice of pixels.
+    """
+
+    batches: Sequence[Any] = ()
+    projection: Projection | None = None
+    forward: Forward = call
+    seed: int = 0
+
+    def run(self, module: nn.Module, batch: Any) -> Any:
+        """Return a module's outputs for a batch, which is moved to where its weights are."""
+        return self.forward(module, placed_batch(batch, module))
+
+
+def placed_batch(batch: Any, module: nn.Module) -> Any:
+    """Return a batch where a module's weights are; what is floating-point is in their precision."""
+    if isinstance(batch, Tensor):
+        return placed(batch, module)
+    device = next((p.device for p in module.parameters()), None)
+    return change_tensors(batch, lambda t: placed(t, module) if t.is_floating_point() else t.to(device))
+
+
+def images_in(batch: Any) -> int:
+    """Return how many images a batch holds."""
+    return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch)
+
+
+def part_of(batch: Any, images: slice) -> Any:
+    """Return some images of a batch."""
+    if isinstance(batch, Mapping):
+        return {key: value[images] for key, value in batch.items()}
+    return batch[images]
