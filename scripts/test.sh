@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Run the tests in two processes: scripts/test.sh [pytest options], -n 0 for one. Makes .venv on the first run.
+# Run the tests in two processes, the slow ones left out: scripts/test.sh [pytest options]. -m slow runs those alone,
+# -m "slow or not slow" all of them, -n 0 all in one process. Makes .venv on the first run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@" </dev/null
+# In the order of the folders: the many quick files come last, so that no process waits for the other at the end.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" </dev/null

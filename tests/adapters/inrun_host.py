@@ -28,7 +28,10 @@ def make(
 ):
     """A trainer that prunes, on a tiny model; or one that goes on from a checkpoint."""
     overrides = {**HOST, "data": str(data), "model": "x.pt", "project": str(folder), "name": "run", **host}
-    cls = inrun_trainer(base, **{**PRUNING, **dict(pruning)})
+    wide = (
+        {"round_to": 32} if task == "classify" else {}
+    )  # the host's head has 1280 channels, chosen one by one
+    cls = inrun_trainer(base, **{**PRUNING, **wide, **dict(pruning)})
     if resume is not None:
         overrides["resume"] = str(resume)
     made = cls(overrides=overrides)

@@ -6,6 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
+from tiny_host import description
 
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import export
@@ -88,7 +90,9 @@ def test_only_the_output_appears_and_the_checkpoint_is_untouched(checkpoint, tmp
 
 @pytest.mark.parametrize("end2end", [True, False])
 def test_of_two_heads_the_selected_one_is_exported(tmp_path, end2end):
-    path = save_lively(tmp_path / "e2e.pt", "yolo26n.yaml", 0, end2end)
+    architecture = tmp_path / "tiny.yaml"
+    architecture.write_text(yaml.safe_dump({**description(), "end2end": True, "reg_max": 1}))
+    path = save_lively(tmp_path / "e2e.pt", architecture, 0, end2end)
     if load_detector(path).module.end2end != end2end:
         pytest.skip("this version of the host has no choice of heads")
     out = export_onnx(path, tmp_path / "e2e.onnx", imgsz=IMGSZ)
@@ -96,7 +100,7 @@ def test_of_two_heads_the_selected_one_is_exported(tmp_path, end2end):
     assert parity.relative < 1e-3
     (shape,) = [output.shape for output in onnxruntime.InferenceSession(out).get_outputs()]
     assert (shape[2] == 6) == end2end
-    other = save_lively(tmp_path / "other.pt", "yolo26n.yaml", 1, end2end)
+    other = save_lively(tmp_path / "other.pt", architecture, 1, end2end)
     assert onnx_parity(load_detector(other), out, IMGSZ).relative > 1e-2
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -79,12 +80,17 @@ def draw(folder: Path, task: str = "detect", classes: int = 2, channels: int = 3
     return yaml
 
 
+def description(task: str = "detect") -> dict[str, Any]:
+    """What the host builds a tiny model from: the content of a yaml file."""
+    head = [-1 if task == "classify" else [6], 1, *MODELS[task][1]]
+    neck = [] if task == "classify" else NECK
+    return copy.deepcopy({"nc": 2, "kpt_shape": [1, 3], "backbone": BACKBONE, "head": [*neck, head]})
+
+
 def tiny(task: str = "detect", channels: int = 3) -> nn.Module:
     """A model with few channels, random weights and two classes."""
     torch.manual_seed(0)
-    cls, head = MODELS[task]
-    neck = [[-1, 1, *head]] if task == "classify" else [*NECK, [[6], 1, *head]]
-    config = copy.deepcopy({"nc": 2, "kpt_shape": [1, 3], "backbone": BACKBONE, "head": neck})
+    cls, config = MODELS[task][0], description(task)
     module = cls(config, ch=channels, nc=2, verbose=False)
     module.task, module.args = task, {"task": task, "imgsz": 64}
     return module
