@@ -24,9 +24,9 @@ from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError, YoloPruneError
+from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.train import RunState, midcut
-from yolo_prune.train.randomness import untouched_randomness
 from yolo_prune.train.sparse import SparsePhase, free_scales
 from yolo_prune.train.sparsify import batchnorm_scales
 

@@ -11,8 +11,8 @@ from yolo_prune.cost import cost_model
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.graph import trace_groups
 from yolo_prune.graph.modes import evaluating
+from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.recover import collect_moments
-from yolo_prune.train.randomness import untouched_randomness
 
 X = torch.rand(2, 3, 5, 5)
 

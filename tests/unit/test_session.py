@@ -74,7 +74,7 @@ def sgd(model):
 
 def test_a_loop_of_five_lines_is_cut_to_its_budget_and_goes_on():
     model = build()
-    before, weights = count_parameters(model), model[0].weight
+    before, weights = count_parameters(model), model[3].one.weight
     optimizer = sgd(model)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     session = make(model, optimizer)
@@ -89,7 +89,7 @@ def test_a_loop_of_five_lines_is_cut_to_its_budget_and_goes_on():
     assert 0.3 < plan.kept_macs <= 0.5
     assert sizes[0] == before > sizes[-1] == plan.params == count_parameters(model)
     assert plan.equivalence["exact"]
-    assert model[0].weight is not weights
+    assert model[3].one.weight is not weights
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters()}
     assert all(
@@ -181,9 +181,9 @@ def test_the_cut_starts_from_the_average():
 
 
 def _plan_of(session):
-    parent = copy.deepcopy(session.average)
+    parent = copy.deepcopy(session._loop.average)
     session.before_train()
-    session._average.module = parent  # as it was before the cut
+    session._loop.mean.module = parent  # as it was before the cut
     return session.plan
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel, FloatArray
+from yolo_prune.criteria import RECONSTRUCTION
+from yolo_prune.criteria.batches import calibration_of
+from yolo_prune.criteria.calibration import Calibration, Forward, Projection, call
 from yolo_prune.criteria.weights import Criterion, find_criterion
 from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.depth import choose_block, worth_inside
@@ -34,6 +37,8 @@ from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.stages import recover_by_stages
+from yolo_prune.recover.steps import Recipe, cut_in_steps
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -62,7 +67,7 @@ def prune_module(
     keep_macs: float | None = None,
     gmacs: float | None = None,
     keep_params: float | None = None,
-    criterion: str = "bn_scale",
+    criterion: str | None = None,
     keep_layers: Sequence[str] = (),
     round_to: int = 8,
     min_width: int = 8,
@@ -74,8 +79,17 @@ def prune_module(
     rules: ModuleRules | None = None,
     operators: Mapping[str, Operator] | None = None,
     select_outputs: OutputSelector | None = None,
+    calibration: Iterable[Any] = (),
+    calibration_images: int = 256,
+    forward: Forward = call,
+    projection: Projection | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+    steps: int = 12,
 ) -> PrunePlan:
-    """Prune any module, in place, without data: trace, rank, plan, cut, and prove that the cut is exact.
+    """Prune any module, in place: trace, rank, plan, cut, and prove that the cut is exact; with images recover, too.
+
+    With ``calibration`` channels are ranked by how well the others can stand in for them on these images, and what the
+    removed ones contributed is folded into the kept ones; no labels are needed. Without it weights alone rank.
 
     Parameters are replaced. An optimizer that was made before goes on training the old ones, unless it is given here
     or to :func:`yolo_prune.follow_cut` afterwards.
@@ -87,7 +101,8 @@ def prune_module(
         keep_macs: Fraction of the MACs that stays; give exactly one budget.
         gmacs: Absolute budget in 1e9 MACs.
         keep_params: Fraction of the parameters that stays.
-        criterion: Key of :data:`yolo_prune.criteria.weights.SCORES`.
+        criterion: ``reconstruction`` (needs ``calibration``) or a key of
+            :data:`yolo_prune.criteria.weights.SCORES`. None: ``reconstruction`` with images, else ``bn_scale``.
         keep_layers: Module names or patterns whose channels stay.
         round_to: Widths become multiples of this.
         min_width: Smallest width of a group.
@@ -101,14 +116,24 @@ def prune_module(
             :class:`yolo_prune.graph.ModuleRule`.
         operators: Rules for operators that have none, see :mod:`yolo_prune.graph.rules`.
         select_outputs: Picks the outputs of fixed width; default: all tensors.
+        calibration: Batches of training images as the module takes them: a loader, or a list. See
+            :class:`yolo_prune.criteria.calibration.Calibration`.
+        calibration_images: How many of them are looked at.
+        forward: ``forward(module, batch)`` runs the module on a batch that is not its one argument and returns its
+            outputs: ``lambda module, batch: module(batch[0])``.
+        projection: Scalar of the outputs whose squared gradient says how much predictions change. None:
+            :func:`yolo_prune.criteria.projection.output_projection`.
+        validate: Accuracy of a module, larger is better: BatchNorm statistics are estimated again where that
+            validates better, and ``depth`` is judged by it.
+        steps: Steps of measuring, choosing and folding on the way, with images.
 
     Returns:
         The plan: what stayed, ``kept_macs``, the proof in ``equivalence``, and what was frozen and why.
 
     Raises:
         BudgetError: The budget cannot be met, or not exactly one was given; the module is untouched.
-        ConfigError: The module does not run on the example, has no weights (the meta device) or runs in 16 bits alone,
-            or the optimizer holds none of its parameters or cannot follow a cut.
+        ConfigError: The module does not run on the example or on a calibration batch, has no weights (the meta device)
+            or runs in 16 bits alone, or the optimizer holds none of its parameters or cannot follow a cut.
         EquivalenceError: No exact cut was found, or none that could be proven; the module is untouched.
 
     Example:
@@ -120,7 +145,7 @@ def prune_module(
     budget = one_budget(keep_macs=keep_macs, gmacs=gmacs, keep_params=keep_params)
     if optimizer is not None:
         check_can_follow(optimizer, module)
-    ranking = _Ranking(find_criterion(criterion), seed, Widths(round_to, min_width, min_keep))
+    widths = Widths(round_to, min_width, min_keep)
     anatomy = Anatomy(
         *(example_input, cost_input, rules, select_outputs, tuple(keep_layers), operators),
         positions=Positions(),
@@ -128,9 +153,16 @@ def prune_module(
     check_has_weights(module, "a cut that is proven")
     before = anatomy.cost_of(module)
     limit = budget.absolute(before)
-    check_possible(before, limit, ranking.widths)
+    check_possible(before, limit, widths)
     target = copy_with(module, Tensor.clone)  # the module itself changes when everything has worked
     traced = Traced(target, anatomy, before)
+    images = calibration_of(module, calibration, calibration_images, forward, projection, seed)
+    if images is not None:
+        recipe = Recipe(criterion or RECONSTRUCTION, steps, widths, seed=seed, depth=depth)
+        plan = _cut_on_images_(module, traced, budget, recipe, images, validate)
+        _tell_optimizer(optimizer, module)
+        return plan
+    ranking = _Ranking(find_criterion(criterion or "bn_scale"), seed, widths)
     earlier, traced = _drop_blocks_(traced, limit, ranking) if depth else (None, traced)
     plan, anatomy = until_exact(traced, lambda traced: _cut_widths_(traced, limit, ranking))
     plan = against_parent(earlier.then(plan) if earlier else plan, before, anatomy.cost_of(target), budget)
@@ -140,8 +172,33 @@ def prune_module(
     floors = {"min_width": min_width, "min_keep": min_keep}
     return replace(
         plan,
-        settings={"criterion": criterion, "round_to": round_to, **floors, "seed": seed, "depth": depth},
+        settings={
+            "criterion": criterion or "bn_scale",
+            "round_to": round_to,
+            **floors,
+            "seed": seed,
+            "depth": depth,
+        },
     )
+
+
+def _cut_on_images_(
+    module: nn.Module,
+    traced: Traced,
+    budget: Budget,
+    recipe: Recipe,
+    images: Calibration,
+    validate: Callable[[nn.Module], float] | None,
+) -> PrunePlan:
+    """Cut in steps and fold, in place; nothing is changed when that fails."""
+    cut = cut_in_steps(traced, budget, recipe, images, validate=validate if recipe.depth else None)
+    _check_met(cut.plan, budget.absolute(traced.cost))
+    best = cut.module
+    if validate is not None and cut.steps:
+        best, _ = recover_by_stages(traced, cut, images, validate, folded=recipe.fold)
+    cut_(module, cut.plan, rules=traced.anatomy.rules)
+    module.load_state_dict(best.state_dict())
+    return cut.plan
 
 
 def _check_met(plan: PrunePlan, limit: Budget) -> None:

@@ -20,6 +20,7 @@ from yolo_prune.cut.widths import Widths
 from yolo_prune.device import resolve_device
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.files import write_text
+from yolo_prune.graph.randomness import seed_generators, untouched_randomness
 from yolo_prune.imgsz import plain_size
 from yolo_prune.options import PruneConfig, to_yaml
 from yolo_prune.progress import LOGGER
@@ -31,7 +32,6 @@ from yolo_prune.runs.measure import Evaluated, measure_run
 from yolo_prune.runs.preflight import budget_of, check_budget, choose_criterion, size_of
 from yolo_prune.runs.resume import ARGS_FILE, check_resumed
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
-from yolo_prune.train.randomness import seed_generators, untouched_randomness
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ Around an ordinary loop::
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.criteria.calibration import Calibration, Forward, call
+from yolo_prune.criteria.batches import calibration_of
+from yolo_prune.criteria.calibration import Forward, Projection, call
 from yolo_prune.cut.optimizer import check_can_follow, follow_cut
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
@@ -31,15 +32,12 @@ from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
 from yolo_prune.options.inrun import make_settings, same_settings
 from yolo_prune.progress import LOGGER
-from yolo_prune.train.calibrate import check_batch, gather_batches
 from yolo_prune.train.imitate import OutputTeacher
+from yolo_prune.train.own_loop import OwnLoop
 from yolo_prune.train.session import Session
 from yolo_prune.train.state import RunState
 from yolo_prune.train.wrappers import (
-    average_inside,
     check_prunable,
-    renew_wrappers_,
-    restart_average_,
     unwrapped,
 )
 
@@ -52,10 +50,6 @@ class PruningSession:
     The model object stays the same; its parameters are replaced by smaller ones at the cut, in the optimizer too, whose
     momenta are sliced. Schedulers, hooks and gradient scalers go on. DistributedDataParallel is set up anew in place,
     and an average of the weights starts afresh from the cut model.
-
-    Attributes:
-        model: The network without wrappers.
-        plan: From the model that the training began with to the present one; None before the first cut.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 4, 1))
@@ -81,7 +75,7 @@ class PruningSession:
         total: int,
         calibration: Iterable[Any] = (),
         forward: Forward = call,
-        projection: Callable[[Any], Tensor] | None = None,
+        projection: Projection | None = None,
         average: nn.Module | None = None,
         steps_per_epoch: int | None = None,
         cost_input: Any = None,
@@ -102,8 +96,8 @@ class PruningSession:
                 Without them channels are ranked by BatchNorm scales, and nothing is folded.
             forward: ``forward(model, batch)`` runs the network on one of them and returns its outputs, where a batch is
                 not its one argument: ``lambda model, batch: model(batch[0])``.
-            projection: Scalar of the outputs whose squared gradient says how much predictions change; None: every
-                position of every layer's output counts alike.
+            projection: Scalar of the outputs whose squared gradient says how much predictions change. None:
+                :func:`yolo_prune.criteria.projection.output_projection`.
             average: An average of the weights that goes on beside the training, such as
                 ``torch.optim.swa_utils.AveragedModel``; the cut starts from it.
             steps_per_epoch: For loops that count iterations: :meth:`after_step` then ends an epoch after so many.
@@ -119,37 +113,42 @@ class PruningSession:
                 cannot be cut (scripted, quantised, on the meta device, in DataParallel), or a calibration batch is not
                 what the model takes.
         """
-        self._wrapped, self.model = model, unwrapped(model)
         check_prunable(model)
         optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
         if not optimizers:
             raise ConfigError("there is no optimizer: a training without one cannot be pruned on the way.")
         for one in optimizers:
-            check_can_follow(one, self.model)
+            check_can_follow(one, unwrapped(model))
         if total < 1:
             raise ConfigError(f"total must be at least 1 epoch, got {total}.")
         without = isinstance(calibration, tuple) and not calibration
         settings = make_settings(_without_images(options) if without else options)
-        first = next(iter(calibration), None)
-        if first is None and not without:
-            raise ConfigError("calibration= yields no batch: give the training loader, or a list of batches.")
-        if first is not None:
-            check_batch(self.model, first, forward)
-        self.optimizers, self.epoch, self.epochs, self._seed = optimizers, 0, total, seed
-        self._average = average
-        self._calibration, self._forward, self._projection = calibration, forward, projection
-        self._anatomy = Anatomy(
+        checked = calibration_of(unwrapped(model), calibration, 1, forward, projection, seed)
+        how = Anatomy(
             *(example_input, cost_input, rules, select_outputs, settings.keep_layers, operators),
             positions=Positions(),
         )
+        felt = checked.projection if checked else None
+        self._loop = OwnLoop(
+            *(model, optimizers, total, how, calibration, forward, felt, seed, average, settings.distill),
+            counted=steps_per_epoch or 0,
+        )
+        self._session = Session(settings, self._loop)
         self._per_epoch, self._iterations = steps_per_epoch, 0
-        self._steps, self._counted = 0, steps_per_epoch or 0  # of this epoch, of the last one
         self._gentle: float | None = None
-        self._teacher: OutputTeacher | None = None
-        self._session = Session(settings, self)
         self._stage = "new"
         self._hooks: list[Any] = []
         self._rates: dict[int, list[float]] = {}
+
+    @property
+    def model(self) -> nn.Module:
+        """The network without wrappers."""
+        return self._loop.model
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are over."""
+        return self._loop.epoch
 
     # What the training calls.
 
@@ -163,7 +162,7 @@ class PruningSession:
         self._expect("new")
         state = getattr(self._session, "state", None)
         self._session.begin(state)
-        for optimizer in self.optimizers:
+        for optimizer in self._loop.optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         self._stage = "training"
@@ -175,7 +174,7 @@ class PruningSession:
         if self._per_epoch is None:
             return
         self._iterations += 1
-        if self._iterations % self._per_epoch == 0 and self.epoch < self.epochs:
+        if self._iterations % self._per_epoch == 0 and self.epoch < self._loop.epochs:
             self.after_epoch()
 
     def after_epoch(self, fitness: float | None = None) -> None:
@@ -188,9 +187,10 @@ class PruningSession:
         self._expect("training")
         self._session.end_epoch()
         self._session.judge(fitness)
-        self.epoch += 1
-        self._steps, self._counted = 0, max(self._steps, 1)
-        if self.epoch < self.epochs:
+        loop = self._loop
+        loop.epoch += 1
+        loop.steps, loop.counted = 0, max(loop.steps, 1)
+        if loop.epoch < loop.epochs:
             self._begin_epoch()
 
     def teacher_loss(self, batch: Any, outputs: Any) -> Tensor:
@@ -208,9 +208,10 @@ class PruningSession:
         Raises:
             ConfigError: The uncut model's outputs are of another kind or shape.
         """
-        if self._teacher is None:
+        teacher = self._loop.teacher
+        if teacher is None:
             return torch.zeros((), device=next(self.model.parameters()).device)
-        return self._teacher.distance(self.model, batch, outputs) * self._session.teacher_share()
+        return teacher.distance(self.model, batch, outputs) * self._session.teacher_share()
 
     def finish(self) -> PrunePlan | None:
         """Take every hook off and return the plan, None where nothing was cut.
@@ -227,7 +228,7 @@ class PruningSession:
                 LOGGER.warning("the training ended after %d of %d cuts: the budget is not met.", done, wanted)
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._teacher, self._stage = [], None, "finished"
+        self._hooks, self._loop.teacher, self._stage = [], None, "finished"
         return self.plan
 
     @property
@@ -240,11 +241,12 @@ class PruningSession:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold beside the model and its optimizers: plain values and tensors."""
-        teacher = self._teacher.module.state_dict() if self._teacher else None
+        loop = self._loop
+        teacher = loop.teacher.module.state_dict() if loop.teacher else None
         return {
             "version": _VERSION,
-            "epoch": self.epoch,
-            "steps": self._counted,
+            "epoch": loop.epoch,
+            "steps": loop.counted,
             "teacher": teacher,
             **self._session.to_dict(),
         }
@@ -269,75 +271,17 @@ class PruningSession:
             raise ConfigError(
                 "the session's state was saved with other pruning options: begin with the same."
             )
-        stored = RunState.from_dict(state["state"])
+        stored, loop = RunState.from_dict(state["state"]), self._loop
         if stored.plan:
             if state["teacher"] is not None:
                 uncut = copy.deepcopy(self.model)
                 uncut.load_state_dict(state["teacher"])
-                self._teacher = OutputTeacher(uncut, self._forward)
-            cut_(self.model, PrunePlan.from_json(stored.plan), rules=self._anatomy.rules)
-            for optimizer in self.optimizers:
+                loop.teacher = OutputTeacher(uncut, loop.forward)
+            cut_(self.model, PrunePlan.from_json(stored.plan), rules=loop.how.rules)
+            for optimizer in loop.optimizers:
                 follow_cut(optimizer, self.model)
-            self._renew()
-        self._session.state, self.epoch, self._counted = stored, int(state["epoch"]), int(state["steps"])
-
-    # What the session asks: see yolo_prune.train.loop.TrainingLoop.
-
-    @property
-    def average(self) -> nn.Module:
-        """The averaged weights, or the model itself."""
-        return self.model if self._average is None else average_inside(self._average)
-
-    @property
-    def elapsed(self) -> None:
-        """The length is a number of epochs."""
-        return None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """As counted in the last epoch."""
-        return max(self._counted, 1)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process is the only one or the first."""
-        here = torch.distributed
-        return not (here.is_available() and here.is_initialized()) or here.get_rank() == 0
-
-    def rate_factor(self, epoch: int) -> float:
-        """Return what has become of the initial rates by now: how the schedule goes on is not known."""
-        group = self.optimizers[0].param_groups[0]
-        first = float(group.get("initial_lr", group["lr"]))
-        return float(group["lr"]) / first if first else 1.0
-
-    def averaged(self) -> nn.Module:
-        """Return a float32 copy of the averaged weights in evaluation mode."""
-        return copy.deepcopy(self.average).float().eval()
-
-    def anatomy(self) -> Anatomy:
-        """Return how to run the model."""
-        return self._anatomy
-
-    def calibration(self, count: int) -> Calibration:
-        """Return batches of about ``count`` images in all."""
-        batches = gather_batches(self._calibration, count)
-        return Calibration(batches, self._projection, self._forward, self._seed)
-
-    def before_first_cut(self, parent: nn.Module) -> None:
-        """Make the uncut model the teacher."""
-        if self._session.settings.distill:
-            self._teacher = OutputTeacher(copy.deepcopy(parent), self._forward)
-
-    def after_cut(self, plan: PrunePlan, parent: nn.Module | None) -> None:
-        """Renew wrappers and average."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        self._renew()
-
-    def _renew(self) -> None:
-        renew_wrappers_(self._wrapped)
-        if self._average is not None:
-            restart_average_(self._average, self.model)
+            loop.renew()
+        self._session.state, loop.epoch, loop.counted = stored, int(state["epoch"]), int(state["steps"])
 
     # Inside.
 
@@ -347,9 +291,9 @@ class PruningSession:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Lower the rates for this step in the first epoch after a cut, so that it does not undo the recovery."""
-        if optimizer is self.optimizers[0]:
-            self._gentle = self._session.gentle(self.steps_per_epoch)
-            self._steps += 1
+        if optimizer is self._loop.optimizers[0]:
+            self._gentle = self._session.gentle(self._loop.steps_per_epoch)
+            self._loop.steps += 1
         if self._gentle is not None:
             self._rates[id(optimizer)] = [group["lr"] for group in optimizer.param_groups]
             for group in optimizer.param_groups:

@@ -27,6 +27,7 @@ from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.plan import check_possible
 from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError
+from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.loop import TrainingLoop
@@ -38,7 +39,6 @@ from yolo_prune.train.midcut import (
     share_of_parent,
     swap_,
 )
-from yolo_prune.train.randomness import untouched_randomness
 from yolo_prune.train.scales import is_separated
 from yolo_prune.train.schedule import cut_budget, cut_is_due, cut_shares
 from yolo_prune.train.sparse import SparsePhase, free_scales

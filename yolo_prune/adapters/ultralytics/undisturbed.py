@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.progress import LOGGER
-from yolo_prune.train.randomness import untouched_randomness
 
 _SWITCH = "YOLO_AUTOINSTALL"
 _KIND = "legacy"

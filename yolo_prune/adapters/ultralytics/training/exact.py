@@ -27,8 +27,8 @@ import torch
 
 from yolo_prune.adapters.ultralytics.training.trainer import _StaysCut, unwrap
 from yolo_prune.files import replacing
+from yolo_prune.graph.randomness import seed_generators
 from yolo_prune.progress import LOGGER
-from yolo_prune.train.randomness import seed_generators
 
 _PATTERN = "exact-*.pt"
 

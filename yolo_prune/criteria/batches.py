@@ -8,12 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.criteria.calibration import Forward, images_in, part_of, placed_batch
+from yolo_prune.criteria.calibration import (
+    Calibration,
+    Forward,
+    Projection,
+    images_in,
+    part_of,
+    placed_batch,
+)
+from yolo_prune.criteria.projection import output_projection
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.graph.modes import evaluating
 from yolo_prune.graph.passes import FAILURES
+from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.graph.values import tensors_in
-from yolo_prune.train.randomness import untouched_randomness
 
 
 def check_batch(model: nn.Module, batch: Any, forward: Forward) -> None:
@@ -55,6 +63,36 @@ def gather_batches(source: Iterable[Any], count: int) -> list[Any]:
         if left <= 0:
             break
     return batches
+
+
+def calibration_of(
+    module: nn.Module,
+    source: Iterable[Any],
+    images: int,
+    forward: Forward,
+    projection: Projection | None,
+    seed: int,
+) -> Calibration | None:
+    """Return what a module is measured on, None where there are no images.
+
+    Args:
+        module: It is run on the first batch.
+        source: Batches; an empty tuple stands for none.
+        images: How many images are looked at.
+        forward: Runs a module on a batch.
+        projection: What its task feels; None for that of any outputs.
+        seed: Of what is drawn at random.
+
+    Raises:
+        ConfigError: The module does not take the batches, or there is none.
+    """
+    if isinstance(source, tuple) and not source:
+        return None
+    batches = gather_batches(source, images)
+    if not batches:
+        raise ConfigError("calibration= yields no batch: give the training loader, or a list of batches.")
+    check_batch(module, batches[0], forward)
+    return Calibration(batches, projection or output_projection(seed), forward, seed)
 
 
 def _kind(batch: Any) -> str:

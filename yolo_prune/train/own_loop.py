@@ -1,0 +1,116 @@
+"""A training loop of the user's own, as a session sees it: see :class:`yolo_prune.train.loop.TrainingLoop`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from yolo_prune.criteria.batches import gather_batches
+from yolo_prune.criteria.calibration import Calibration, Forward, Projection
+from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.train.imitate import OutputTeacher
+from yolo_prune.train.wrappers import average_inside, renew_wrappers_, restart_average_, unwrapped
+
+
+@dataclass
+class OwnLoop:
+    """What is known of the loop, and where it is.
+
+    Attributes:
+        wrapped: The network as the loop holds it.
+        optimizers: They train it.
+        epochs: Length of the training.
+        how: How to run the network.
+        batches: Where calibration batches come from.
+        forward: Runs a network on one of them.
+        projection: What its task feels.
+        seed: Of what is drawn at random.
+        mean: The average of the weights, None where there is none.
+        distill: Keep the uncut network as a teacher.
+        epoch: Epochs that are over.
+        steps: Steps of the optimizer in this epoch.
+        counted: Steps of the optimizer in the last one.
+        teacher: The uncut network.
+    """
+
+    wrapped: nn.Module
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    epochs: int
+    how: Anatomy
+    batches: Iterable[Any]
+    forward: Forward
+    projection: Projection | None
+    seed: int
+    mean: nn.Module | None
+    distill: bool
+    epoch: int = 0
+    steps: int = 0
+    counted: int = 0
+    teacher: OutputTeacher | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The network without wrappers."""
+        return unwrapped(self.wrapped)
+
+    @property
+    def average(self) -> nn.Module:
+        """The averaged weights, or the model itself."""
+        return self.model if self.mean is None else average_inside(self.mean)
+
+    @property
+    def elapsed(self) -> None:
+        """The length is a number of epochs."""
+        return None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """As counted in the last epoch."""
+        return max(self.counted, 1)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the only one or the first."""
+        here = torch.distributed
+        return not (here.is_available() and here.is_initialized()) or here.get_rank() == 0
+
+    def rate_factor(self, epoch: int) -> float:
+        """Return what has become of the initial rates by now: how the schedule goes on is not known."""
+        group = self.optimizers[0].param_groups[0]
+        first = float(group.get("initial_lr", group["lr"]))
+        return float(group["lr"]) / first if first else 1.0
+
+    def averaged(self) -> nn.Module:
+        """Return a float32 copy of the averaged weights in evaluation mode."""
+        return copy.deepcopy(self.average).float().eval()
+
+    def anatomy(self) -> Anatomy:
+        """Return how to run the model."""
+        return self.how
+
+    def calibration(self, count: int) -> Calibration:
+        """Return batches of ``count`` images in all."""
+        return Calibration(gather_batches(self.batches, count), self.projection, self.forward, self.seed)
+
+    def before_first_cut(self, parent: nn.Module) -> None:
+        """Make the uncut model the teacher."""
+        if self.distill:
+            self.teacher = OutputTeacher(copy.deepcopy(parent), self.forward)
+
+    def after_cut(self, plan: PrunePlan, parent: nn.Module | None) -> None:
+        """Renew wrappers and average."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self.renew()
+
+    def renew(self) -> None:
+        """Set up anew what remembers parameters that are gone."""
+        renew_wrappers_(self.wrapped)
+        if self.mean is not None:
+            restart_average_(self.mean, self.model)
