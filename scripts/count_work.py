@@ -25,7 +25,8 @@ import torch
 from torch import nn
 
 import yolo_prune
-from yolo_prune.options import PruneConfig, make_config
+from yolo_prune.options import PruneConfig
+from yolo_prune.runs.configure import make_config
 
 WATCHED = {
     "yolo_prune.graph.groups.trace_groups": "traces",

@@ -41,8 +41,17 @@ def save_lively(path, architecture, seed, end2end=None):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_lively(tmp_path_factory.mktemp("weights") / "tiny.pt", "yolov5n.yaml", seed=0)
+def architecture(tmp_path_factory):
+    """A tiny detector with two blocks in a row, so that one of them can go."""
+    path, described = tmp_path_factory.mktemp("architecture") / "tiny.yaml", description()
+    described["backbone"][2][1] = 2
+    path.write_text(yaml.safe_dump(described))
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(architecture, tmp_path_factory):
+    return save_lively(tmp_path_factory.mktemp("weights") / "tiny.pt", architecture, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +65,8 @@ def test_the_exported_file_computes_what_the_checkpoint_computes(checkpoint, exp
     assert parity.relative < 1e-4
 
 
-def test_control_another_model_has_no_parity(exported, tmp_path):
-    path = save_lively(tmp_path / "other.pt", "yolov5n.yaml", seed=1)
+def test_control_another_model_has_no_parity(architecture, exported, tmp_path):
+    path = save_lively(tmp_path / "other.pt", architecture, seed=1)
     parity = onnx_parity(load_detector(path), exported, IMGSZ)
     assert parity.max_abs_diff > 1.0
     assert parity.score_diff > 0.05
@@ -119,8 +128,8 @@ def test_a_missing_package_is_named_and_nothing_is_installed(monkeypatch, checkp
 @pytest.mark.parametrize(
     ("name", "imgsz", "sentence"),
     [
-        ("a.onnx", 70, "imgsz must be a multiple of the model's stride 32, got 70."),
-        ("a.onnx", 0, "imgsz must be a multiple of the model's stride 32, got 0."),
+        ("a.onnx", 70, "imgsz must be a multiple of the model's stride 8, got 70."),
+        ("a.onnx", 0, "imgsz must be a multiple of the model's stride 8, got 0."),
         ("a.engine", 64, "an export needs a path that ends in .onnx"),
     ],
 )

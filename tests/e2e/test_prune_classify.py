@@ -14,6 +14,7 @@ from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 
+# The host's head has 1280 channels; round_to=32 chooses them by the dozen.
 ARCHITECTURE = """
 nc: 3
 backbone:
@@ -73,7 +74,7 @@ def finished(tmp_path_factory, data):
     )
     parent = folder / "parent" / "weights" / "last.pt"
     words = ["keep_macs=0.6", "epochs=1", "steps=2", "calibration_images=32", "batch=12", "workers=0"]
-    words += ["plots=false", "bench=false", "quantize=8", f"project={folder}", "name=run"]
+    words += ["plots=false", "bench=false", "quantize=8", "round_to=32", f"project={folder}", "name=run"]
     assert cli.main(["prune", f"model={parent}", f"data={data}", *words]) == 0
     return folder / "run"
 
@@ -165,7 +166,14 @@ def test_bench_and_inspect_take_it(finished, tmp_path, capsys):
 def test_pruning_inside_a_training(finished, data, tmp_path, capsys):
     parent = finished / "weights" / "parent.pt"
     words = ["keep_macs=0.6", "epochs=3", "prune_at=0.4", "imgsz=64", "batch=12", "workers=0", "steps=2"]
-    words += ["plots=false", "device=cpu", "calibration_images=32", f"project={tmp_path}", "name=run"]
+    words += [
+        "plots=false",
+        "device=cpu",
+        "calibration_images=32",
+        "round_to=32",
+        f"project={tmp_path}",
+        "name=run",
+    ]
     assert cli.main(["train", f"model={parent}", f"data={data}", *words]) == 0
     best = tmp_path / "run" / "weights" / "best.pt"
     assert count_parameters(load_detector(best).module) < count_parameters(load_detector(parent).module)

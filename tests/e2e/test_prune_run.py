@@ -369,8 +369,8 @@ def test_the_cut_begins_with_the_weights_that_were_evaluated(data, parent, tmp_p
     """Random weights have more digits than a checkpoint keeps: what is written, evaluated and cut must be one."""
     seen = []
 
-    def stop(module, *_, **__):
-        seen.append(fingerprint(module))
+    def stop(whole, *_, **__):
+        seen.append(fingerprint(whole.module))
         raise BudgetError("far enough")
 
     monkeypatch.setattr(run_of_prune, "cut_in_steps", stop)

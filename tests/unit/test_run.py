@@ -6,6 +6,7 @@ import functools
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -394,13 +395,15 @@ def test_the_hosts_own_numbers_stay_apart(host, options):
 
 
 def test_intervals_are_drawn_from_what_each_evaluation_found(host, options):
-    right = (1.0, 0.0, 1.0, 1.0)
-    host.task.changes["parent"] = {"sample": Weighted(right)}
-    host.task.changes["pruned"] = {"sample": Weighted((0.0, 0.0, 1.0, 0.0))}
-    report = prune_from_config(options()).report
-    assert [(one.model, one.imgsz) for one in report.resamples] == [
-        *(("parent", 64), ("pruned", 64), ("parent", 32), ("parent", 48))
-    ] or [one.model for one in report.resamples] == ["parent", "pruned", "control", "control"]
+    host.task.changes["parent"] = {"sample": Weighted((1.0, 0.0, 1.0, 1.0))}
+    host.task.changes["pruned"] = {"sample": Weighted((0.0, 0.0, 0.0, 0.0))}
+    report = prune_from_config(options(epochs=1)).report
+    found = {(one.model, one.imgsz): one.accuracies for one in report.resamples}
+    assert list(found) == [("parent", 64), ("pruned", 64), ("control", 32), ("control", 48)], (
+        "who has a sample"
+    )
+    assert found["parent", 64].mean() == pytest.approx(0.75, abs=0.05)
+    assert not found["pruned", 64].any()
 
 
 def test_versions_are_of_what_is_installed(whole):
@@ -666,3 +669,27 @@ def test_an_equivalence_that_is_none_is_said_as_it_is():
     assert (found.difference, found.scale, found.verdict) == (0.5, 2.0, "differs by more than 0.0001")
     Cut.plan.equivalence = {}
     assert measuring._equivalence(Cut) is None
+
+
+@pytest.mark.parametrize("file", ["report.json", "report.md", "report.html"])
+def test_a_disk_that_is_full_when_the_report_is_written_costs_no_more_than_the_report(
+    host, options, monkeypatch, file
+):
+    text = Path.write_text
+
+    def full(path, *args, **options):
+        if path.name.startswith(".report") and path.suffix == Path(file).suffix:
+            raise copy.copy(FULL)
+        return text(path, *args, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        prune_from_config(options())
+    order = ["report.json", "report.md", "report.csv", "report.html"]
+    assert files_of(host.diary.root) == CUT | set(order[: order.index(file)])
+    monkeypatch.undo()
+    monkeypatch.setattr(hosts, "hosts", lambda: (host,))
+    host.diary.entries.clear()
+    result = prune_from_config(options(resume=True))
+    assert host.diary.count("read calibration", "open the scorer", "score", "save pruned.pt") == 0
+    assert files_of(result.folder) == CUT | set(order)

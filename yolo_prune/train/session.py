@@ -193,7 +193,6 @@ class Session:
     def _recover(self, parent: nn.Module, number: int, criterion: str) -> Recovered:
         """Cut a copy; where layers are dead, so that no reconstruction ranks them, the scales have to do."""
         settings, loop = self.settings, self.loop
-        calibration = loop.calibration(settings.calibration_images)
         widths, lineage = allowed_widths(settings, self.state)
         anatomy, budget = loop.anatomy(), self._budget(number)
 
@@ -204,7 +203,7 @@ class Session:
                 budget,
                 settings,
                 criterion,
-                calibration,
+                loop.calibration(settings.calibration_images),  # each attempt draws the same
                 widths=widths,
                 lineage=lineage,
             )
