@@ -21,14 +21,14 @@ backbone:
   - [-1, 1, Conv, [32, 3, 2]]
   - [-1, 1, C2f, [32, True]]
   - [-1, 1, Conv, [48, 3, 2]]
-  - [-1, 1, C3k2, [48, True]]
+  - [-1, 1, C3k2, [48, False]]
   - [-1, 1, Conv, [64, 3, 2]]
   - [-1, 1, SPPF, [64, 5]]
   - [-1, 1, C2PSA, [64]]
 head:
   - [-1, 1, nn.Upsample, [None, 2, "nearest"]]
   - [[-1, 4], 1, Concat, [1]]
-  - [-1, 1, C2f, [48]]
+  - [-1, 1, Conv, [48, 1]]
   - [[10, 7], 1, Detect, [nc]]
 """
 NAMES = ("red", "blue")
