@@ -214,9 +214,13 @@ def test_a_block_is_cut_exactly_or_frozen_by_name(build):
         ("module rule", "2 * net.gate.half"),
         ("operator rule", "net[0].out_channels"),
         ("optimizer", "len(optimizer.state[net[0].weight]['exp_avg'])"),
+        ("calibration", "net[0].out_channels"),
+        ("session", "net[0].out_channels"),
+        ("restore", "again[0].out_channels"),
     ],
 )
-def test_the_examples_of_the_guide_run(mark, check):
+def test_the_examples_of_the_guide_run(mark, check, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code = re.search(rf"<!-- tested: {mark} -->\n```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)[1]
     scope = {"__name__": "guide"}
     exec(code, scope)
