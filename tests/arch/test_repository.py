@@ -43,8 +43,12 @@ def test_default_yaml_says_what_the_defaults_are():
 
 @pytest.mark.parametrize("text", [*TEXTS, *RECIPES], ids=lambda path: path.name)
 def test_every_command_in_the_text_is_one_that_parses(text):
-    for line in re.findall(r"^[#\s]*(?:\$ )?yolo-prune (.+)$", text.read_text("utf-8"), flags=re.MULTILINE):
-        name, *words = [word for word in shlex.split(line, comments=True) if word not in ("...", "-h")]
+    content = text.read_text("utf-8")
+    lines = re.findall(r"^[#\s]*(?:\$ )?yolo-prune (.+)$", content, flags=re.MULTILINE)
+    for line in [*lines, *re.findall(r"`yolo-prune ([a-z]+ [^`]*\bmodel=[^`]+)`", content)]:
+        name, *words = [
+            word for word in shlex.split(line, comments=True) if word not in ("...", "-h", "resume")
+        ]
         if name != "--version":
             words = [f"cfg={ROOT / word[4:]}" if word.startswith("cfg=") else word for word in words]
             if words:

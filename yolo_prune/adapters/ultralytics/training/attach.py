@@ -142,24 +142,11 @@ class Attachment:
 
 
 def attach(model: Any, **options: Any) -> Attachment:
-    """Let every training of a ``YOLO`` object prune it on the way, until the handle is removed.
-
-    The object's own ``model.train(...)`` line stays as it is. Nothing else is touched: other objects, and the host
-    itself, know nothing of it. Once the budget is met, later trainings of the object train what is left of it; a
-    further cut is asked for with ``remove()`` and a new ``attach``. ``model.tune()`` is refused: the host tunes in
-    processes that nothing attached reaches.
+    """See :func:`yolo_prune.attach`. ``model.tune()`` is refused: the host tunes in processes that nothing reaches.
 
     Args:
         model: An ``ultralytics.YOLO`` (or ``RTDETR``).
-        **options: Fields of :class:`yolo_prune.options.inrun.InRunSettings`, such as ``keep_macs=0.5``, a share
-            of the model as it is now: of a pruned one, of what is left. Without a budget the object must come from an
-            interrupted run (it is resumed with the options that it began with) or be pruned already (it stays so).
-
-    Returns:
-        A handle with ``remove()`` and, after the training, ``result``.
-
-    Raises:
-        ConfigError: An option is wrong, there is no budget, or pruning is attached already.
+        **options: Fields of :class:`yolo_prune.options.inrun.InRunSettings`.
 
     Example:
         >>> from ultralytics import YOLO  # doctest: +SKIP
