@@ -127,7 +127,7 @@ def small_prune(out: Path, device: str) -> dict:
         data=data,
         keep_macs=0.5,
         epochs=2 if large else 0,
-        rounds=5 if large else 1,
+        steps=5 if large else 1,
         calibration_images=96 if large else 4,
         imgsz=imgsz,
         batch=16,

@@ -40,8 +40,8 @@ from yolo_prune.bench.parity import onnx_parity
 from yolo_prune.cost import CostModel
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import choose_channels, least_channels
+from yolo_prune.cut.proof import Equivalence
 from yolo_prune.cut.proven import Anatomy, cut_proven_, drop_proven_, offered_blocks
-from yolo_prune.cut.surgery import Equivalence
 from yolo_prune.errors import YoloPruneError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,5 +1,6 @@
 """What a stranger reads and runs first is true: recipes load, commands parse, scripts are sound."""
 
+import ast
 import doctest
 import importlib
 import os
@@ -14,7 +15,8 @@ import pytest
 import yolo_prune
 from yolo_prune.cli.entry import COMMANDS
 from yolo_prune.options import PruneConfig, TrainConfig
-from yolo_prune.runs.configure import make_config
+from yolo_prune.options.fields import option_fields
+from yolo_prune.runs.configure import make_config, rest_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -110,3 +112,33 @@ def test_the_examples_in_the_docstrings_are_true(tmp_path, monkeypatch):
     results = {name: doctest.testmod(importlib.import_module(name), optionflags=options) for name in MODULES}
     assert not {name: result for name, result in results.items() if result.failed}
     assert sum(result.attempted for result in results.values()) >= 20
+
+
+def programs():
+    """The scripts that are written in Python, parsed."""
+    return {path.name: ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "scripts").glob("*.py"))}
+
+
+def test_what_a_script_takes_from_the_package_is_there():
+    missing = []
+    for name, tree in programs().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("yolo_prune"):
+                home = importlib.import_module(node.module)
+                names = [alias.name for alias in node.names if not hasattr(home, alias.name)]
+                missing += [f"{name}: {each}" for each in names if f"{node.module}.{each}" not in MODULES]
+    assert not missing
+
+
+def test_a_script_calls_a_run_by_options_that_there_are():
+    known = {"model", *option_fields(PruneConfig), *rest_keys(PruneConfig)}
+    calls = [
+        (name, keyword.arg)
+        for name, tree in programs().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "prune"
+        for keyword in node.keywords
+        if keyword.arg
+    ]
+    assert calls, "the control: some script prunes"
+    assert not [call for call in calls if call[1] not in known]
