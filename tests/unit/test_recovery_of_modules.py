@@ -146,6 +146,7 @@ REFUSED = {
     "another size": ({"calibration": [torch.rand(2, 7, 16, 16)]}, "a tensor of shape (2, 7, 16, 16)"),
     "nothing": ({"calibration": []}, "calibration= yields no batch"),
     "no image": ({"criterion": "reconstruction"}, "known without data are bn_scale"),
+    "unknown criterion": ({"criterion": "l3", "calibration": [images(1)]}, "unknown criterion 'l3'"),
     "filtered": (
         {"calibration": [images(1)], "forward": lambda m, b: m(b).detach()},
         "no output of the model has a gradient",

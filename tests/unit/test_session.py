@@ -289,6 +289,28 @@ def test_the_teacher_is_felt_after_the_cut_and_fades():
         session.teacher_loss(batch, other(batch[0]))
 
 
+def test_batches_that_can_be_read_once_are_still_there_at_the_cut():
+    plans = []
+    for calibration in (batches(), (batch for batch in batches())):
+        model = build()
+        session = make(model, sgd(model), calibration=calibration, prune_at=0, sparsify="off")
+        session.before_train()
+        plans.append(session.finish())
+    assert plans[0] == plans[1]
+
+
+def test_a_session_draws_nothing_from_the_random_numbers_of_the_training():
+    images = torch.utils.data.TensorDataset(torch.rand(8, 3, 12, 12), torch.zeros(8))
+    loader = torch.utils.data.DataLoader(images, batch_size=4, shuffle=True)
+    model, example = build(), torch.rand(1, 3, 12, 12)
+    options = {**OPTIONS, "calibration": loader, "forward": first, "prune_at": 0, "sparsify": "off"}
+    state = torch.get_rng_state()
+    session = PruningSession(model, sgd(model), example, **options)
+    session.before_train()
+    assert session.plan is not None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_without_images_the_scales_rank_and_nothing_is_folded():
     model = build()
     session = PruningSession(model, sgd(model), torch.rand(1, 3, 12, 12), **{**OPTIONS, "prune_at": 0})

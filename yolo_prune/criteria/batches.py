@@ -88,7 +88,8 @@ def calibration_of(
     """
     if isinstance(source, tuple) and not source:
         return None
-    batches = gather_batches(source, images)
+    with untouched_randomness():  # a loader draws a seed when it is read
+        batches = gather_batches(source, images)
     if not batches:
         raise ConfigError("calibration= yields no batch: give the training loader, or a list of batches.")
     check_batch(module, batches[0], forward)

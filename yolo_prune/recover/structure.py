@@ -151,6 +151,8 @@ def prune_module(
         positions=Positions(),
     )
     check_has_weights(module, "a cut that is proven")
+    if criterion not in (None, RECONSTRUCTION):
+        find_criterion(criterion)  # its name, before anything is measured
     before = anatomy.cost_of(module)
     limit = budget.absolute(before)
     check_possible(before, limit, widths)

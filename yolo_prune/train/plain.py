@@ -14,13 +14,13 @@ Around an ordinary loop::
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.criteria.batches import calibration_of
+from yolo_prune.criteria.batches import calibration_of, gather_batches
 from yolo_prune.criteria.calibration import Forward, Projection, call
 from yolo_prune.cut.optimizer import check_can_follow, follow_cut
 from yolo_prune.cut.proven import Anatomy
@@ -123,6 +123,8 @@ class PruningSession:
             raise ConfigError(f"total must be at least 1 epoch, got {total}.")
         without = isinstance(calibration, tuple) and not calibration
         settings = make_settings(_without_images(options) if without else options)
+        if isinstance(calibration, Iterator):  # it can be read once: now, and the cut is later
+            calibration = gather_batches(calibration, settings.calibration_images)
         checked = calibration_of(unwrapped(model), calibration, 1, forward, projection, seed)
         how = Anatomy(
             *(example_input, cost_input, rules, select_outputs, settings.keep_layers, operators),

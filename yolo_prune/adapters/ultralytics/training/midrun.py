@@ -1,18 +1,17 @@
-"""The cut in the middle of a training: plan it on the averaged weights, then put it under the running trainer."""
+"""What a cut in the middle of a training takes from the running trainer: average, frozen layers, size and images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from yolo_prune.imgsz import ImageSize, is_square, with_longer_side
 
-_Value = TypeVar("_Value")
 _BATCH = 16  # images that are measured together, where memory allows
 
 
