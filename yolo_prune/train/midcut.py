@@ -92,6 +92,11 @@ def recover(
     return Recovered(cut.plan, weights)
 
 
+def is_distributed() -> bool:
+    """Tell whether this process is one of several that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def from_first_process(make: Callable[[], _Value]) -> _Value:
     """Make a value in the first process of a distributed run and hand it to all; alone, just make it.
 
@@ -101,7 +106,7 @@ def from_first_process(make: Callable[[], _Value]) -> _Value:
     Raises:
         YoloPruneError: In the other processes, when ``make`` raised in the first.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not is_distributed():
         return make()
     box: list[Any] = [None, ""]
     if torch.distributed.get_rank() == 0:

@@ -15,6 +15,7 @@ from yolo_prune.criteria.calibration import Calibration, Forward, Projection
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.train.imitate import OutputTeacher
+from yolo_prune.train.midcut import is_distributed
 from yolo_prune.train.wrappers import average_inside, renew_wrappers_, restart_average_, unwrapped
 
 
@@ -77,8 +78,7 @@ class OwnLoop:
     @property
     def is_first(self) -> bool:
         """Whether this process is the only one or the first."""
-        here = torch.distributed
-        return not (here.is_available() and here.is_initialized()) or here.get_rank() == 0
+        return not is_distributed() or torch.distributed.get_rank() == 0
 
     def rate_factor(self, epoch: int) -> float:
         """Return what has become of the initial rates by now: how the schedule goes on is not known."""

@@ -37,6 +37,7 @@ from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError, DataError
 from yolo_prune.imgsz import ImageSize, is_square, read_size, size_text
 from yolo_prune.progress import LOGGER
+from yolo_prune.train.midcut import is_distributed
 from yolo_prune.train.retrained import check_still_cut
 
 
@@ -221,7 +222,7 @@ class _StaysCut:
     def from_first_rank(self: Any, value: float | None) -> float | None:
         """Return the first process's ``value``; without DDP that is ``value`` itself."""
         values = [value]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.broadcast_object_list(values, 0)
         return values[0]
 
