@@ -11,9 +11,13 @@ import torch
 from nets import Net, conv, randomise_
 from torch import nn
 
+from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.criteria.heads import last_layers, measured_at_heads
+from yolo_prune.criteria.moments import collect_moments
+from yolo_prune.criteria.projection import output_projection
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import choose_channels, make_plan
-from yolo_prune.cut.proof import prove_equivalence
+from yolo_prune.cut.proof import prove_equivalence, zero_removed_
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.recover.structure import prune_module
@@ -142,6 +146,78 @@ def test_a_broken_head_fails_the_proof(build):
         if layer:
             cut.get_submodule(layer).weight.data += 0.01
         assert prove_equivalence(net, cut, cost.graph, keep, X).exact == (layer is None)
+
+
+def pyramid():
+    """A detector of two maps, of which the second is for boxes that no image of this size has."""
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+    from torchvision.ops import MultiScaleRoIAlign
+
+    maps = Net(
+        lambda m, x: {"0": m.fine(m.stem(x)), "1": m.coarse(m.fine(m.stem(x)))},
+        stem=conv(32, 3, stride=4),
+        fine=conv(32, 32, stride=2),
+        coarse=conv(32, 32, stride=2),
+    )
+    maps.out_channels = 32
+    return detection.FasterRCNN(
+        maps,
+        rpn_anchor_generator=anchors(((16,), (32,))),
+        box_roi_pool=MultiScaleRoIAlign(["0", "1"], 3, 2),
+        box_head=TwoMLPHead(32 * 9, 64),
+        box_predictor=FastRCNNPredictor(64, 4),
+        rpn_post_nms_top_n_test=12,
+        **SIZES,
+    )
+
+
+def test_a_map_on_which_no_region_lies_is_cut_along_with_those_on_which_regions_lie():
+    net = built(pyramid)
+    cost = Anatomy(X).cost_of(net)
+    frozen = [group.name for group in cost.graph.groups if group.frozen]
+    assert not [name for name in frozen if name.startswith("backbone")]
+    scores = np.random.default_rng(0).random(cost.graph.channel_count)
+    keep = choose_channels(cost, scores, Budget("keep_macs", 0.5))
+    cut = cut_(copy.deepcopy(net), make_plan(cost, keep)).double()
+    assert cut.backbone.fine[0].out_channels == cut.backbone.coarse[0].out_channels < 32
+    zero_removed_(net.double(), cost.graph, keep)
+    boxes = [torch.tensor([[0.0, 0.0, 60.0, 60.0], [0.0, 0.0, 500.0, 500.0]]).double()]  # one of each map
+    made = [
+        model.roi_heads.box_head(model.roi_heads.box_roi_pool(model.backbone(X.double()), boxes, [(64, 64)]))
+        for model in (net, cut)
+    ]
+    both = [
+        model.roi_heads.box_predictor(features)[0] for model, features in zip((net, cut), made, strict=True)
+    ]
+    assert torch.allclose(*both, rtol=1e-10)
+    assert not torch.equal(both[0][0], both[0][1])
+
+
+@pytest.mark.parametrize("build", DETECTORS, ids=lambda build: build.__name__)
+def test_a_detector_that_filters_its_boxes_is_measured_at_its_heads(build):
+    net = built(build)
+    batches = [list(torch.rand(2, 3, 64, 64)) for _ in range(2)]
+    calibration = Calibration(batches, output_projection())
+    graph = Anatomy(X).cost_of(net).graph
+    felt = measured_at_heads(net, graph, calibration)
+    assert felt is not calibration
+    assert set(DETECTORS[build]) <= set(last_layers(net, graph))
+    moments = collect_moments(net, graph, felt)
+    assert {f"{name}.weight" for name in DETECTORS[build]} <= set(moments)
+    plan = prune_module(net, X, keep_macs=0.6, calibration=batches, steps=2)
+    assert plan.kept_macs <= 0.6
+    assert plan.equivalence["exact"]
+    assert plan.settings["criterion"] == "reconstruction"
+
+
+def test_a_projection_that_was_given_and_a_model_that_filters_nothing_are_measured_as_before():
+    net = built(retinanet)
+    graph = Anatomy(X).cost_of(net).graph
+    given = Calibration([X], lambda outputs: outputs[0]["boxes"].sum())
+    assert measured_at_heads(net, graph, given) is given
+    plain = built(backbone)
+    calibration = Calibration([X], output_projection())
+    assert measured_at_heads(plain, Anatomy(X).cost_of(plain).graph, calibration) is calibration
 
 
 def test_a_list_of_images_works_and_a_single_one_is_a_sentence():

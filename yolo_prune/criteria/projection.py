@@ -14,6 +14,37 @@ from yolo_prune.graph.values import tensors_in
 _LIKELY_ANYWHERE, _RARE = 0.2, 0.1  # mean over all locations of the best class, and of an objectness
 
 
+class OutputProjection:
+    """What :func:`output_projection` returns."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, outputs: Any) -> Tensor:
+        """Return the scalar of what a network returned in evaluation mode."""
+        found = _with_gradient(outputs)
+        known = [t for t in found if _has_scores(t)] or found
+        return torch.stack([_felt(t, self._generator) for t in known]).sum()
+
+
+class HeadProjection:
+    """A scalar of what the last layers of heads made: random signs, relative to each channel's spread.
+
+    Every tensor counts alike, however many positions it has: what is done with it afterwards is not known.
+
+    Args:
+        seed: Of the signs.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, outputs: Any) -> Tensor:
+        """Return the scalar."""
+        found = _with_gradient(outputs)
+        return torch.stack([_relative(t, self._generator) / max(t.numel(), 1) ** 0.5 for t in found]).sum()
+
+
 def output_projection(seed: int = 0) -> Projection:
     """Return a scalar whose squared gradient says how much a network's predictions change.
 
@@ -26,25 +57,26 @@ def output_projection(seed: int = 0) -> Projection:
       best score. A first score that is low nearly everywhere where the others are not is an objectness, and multiplies
       them. Where there are such predictions, raw maps beside them do not count.
 
+    Of a network whose outputs are filtered by their values, the results of its last layers count instead, see
+    :func:`yolo_prune.criteria.heads.measured_at_heads`.
+
     Args:
         seed: Of the signs.
 
     Returns:
         A function from what a network returns in evaluation mode to a scalar.
     """
-    generator = torch.Generator().manual_seed(seed)
+    return OutputProjection(seed)
 
-    def project(outputs: Any) -> Tensor:
-        found = [t for t in tensors_in(outputs) if t.is_floating_point() and t.numel() and t.requires_grad]
-        if not found:
-            raise ConfigError(
-                "no output of the model has a gradient: give projection=, a scalar of the outputs, or forward= that "
-                "returns predictions before they are filtered."
-            )
-        known = [t for t in found if _has_scores(t)] or found
-        return torch.stack([_felt(t, generator) for t in known]).sum()
 
-    return project
+def _with_gradient(outputs: Any) -> list[Tensor]:
+    found = [t for t in tensors_in(outputs) if t.is_floating_point() and t.numel() and t.requires_grad]
+    if not found:
+        raise ConfigError(
+            "no output of the model has a gradient: give projection=, a scalar of the outputs, or forward= that "
+            "returns predictions before they are filtered."
+        )
+    return found
 
 
 def _felt(output: Tensor, generator: torch.Generator) -> Tensor:
@@ -54,9 +86,14 @@ def _felt(output: Tensor, generator: torch.Generator) -> Tensor:
         return (balanced_signs(probabilities, generator) * probabilities).sum()
     if _has_scores(output):
         return _predictions(output, generator)
-    values = output.flatten(1) if output.dim() > 1 else output.reshape(1, -1)
+    return _relative(output, generator)
+
+
+def _relative(output: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the projection of an output of which nothing is known: each channel relative to its spread."""
     dim = _channel_dim(output)
-    scale = _spread(output.detach(), dim) if dim is not None else values.detach().std(correction=0)
+    values = output.detach()
+    scale = _spread(values, dim) if dim is not None else values.std(correction=0)
     return _signed_sum(output / scale.clamp(min=1e-6), generator)
 
 

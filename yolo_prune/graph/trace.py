@@ -61,6 +61,8 @@ class ParameterView:
 
 
 # Operators that are recorded even where no channel reaches them, because costs count them one by one.
+# Where no box lies on a map, its channels still are those of the regions.
+_OF_REGIONS = frozenset({"torchvision::roi_align", "torchvision::roi_pool", "index_put"})
 _COUNTED = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "torchvision::deform_conv2d"})
 
 
@@ -110,7 +112,7 @@ class Tracer(OperatorMode):
                 self.met.add(self._names[id(tensor)][0])
             elif isinstance(tensor, nn.Parameter):
                 self._freeze_stranger(tensor)
-        if call.outputs and reads_values(call.name) and not any(tensor.numel() for tensor in call.outputs):
+        if self._has_nothing(call):
             self._stop_at_nothing(call)
         elif call.name in _COUNTED or any(self.known(tensor) for tensor in call.tensors):
             handler = self.handlers.get(call.name)
@@ -121,6 +123,13 @@ class Tracer(OperatorMode):
             else:
                 handler(self, call)
         return out
+
+    def _has_nothing(self, call: Call) -> bool:
+        """Tell whether a result has no elements, or a part of it comes from what has none."""
+        if not call.outputs or not reads_values(call.name) or call.name in _OF_REGIONS:
+            return False
+        nothing = any(not tensor.numel() and id(tensor) in self._labels for tensor in call.tensors)
+        return nothing or not any(tensor.numel() for tensor in call.outputs)
 
     def _stop_at_nothing(self, call: Call) -> None:
         """A result without elements (no detection, no proposal) carries no labels: what led there stays."""

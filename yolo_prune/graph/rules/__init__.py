@@ -76,6 +76,7 @@ OPERATORS: dict[str, Operator] = {
     "topk": partial(positions.along_dim, position=2),
     "roll": positions.rolled,
     **dict.fromkeys(("index", "_unsafe_index", "index_select"), positions.indexed),
+    "index_put": positions.written_at,
     "gather": positions.gathered,
     "unfold": positions.windows,
     "im2col": positions.unfolded,

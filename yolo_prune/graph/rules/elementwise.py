@@ -40,7 +40,7 @@ def pointwise(tracer: Tracer, call: Call) -> None:
         if merged is not None:
             _freeze_against_constant(tracer, merged, constant)
     if merged is not None:
-        _store(tracer, call, merged.expand(shape))
+        store(tracer, call, merged.expand(shape))
 
 
 def _merge(tracer: Tracer, left: Tensor, right: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def _freeze_against_constant(tracer: Tracer, label: Tensor, constant: Tensor) ->
         tracer.freeze(label, "meets a constant of the same width")
 
 
-def _store(tracer: Tracer, call: Call, label: Tensor) -> None:
+def store(tracer: Tracer, call: Call, label: Tensor) -> None:
     """Attach ``label`` to the result; a result written in place must agree with what was there."""
     out = call.outputs[0]
     if not call.in_place:
@@ -89,7 +89,7 @@ def copy(tracer: Tracer, call: Call) -> None:
     source = tracer.label(call.args[1])
     target = tracer.label(call.args[0])
     if source is not None:
-        _store(tracer, call, source.expand(call.args[0].shape))
+        store(tracer, call, source.expand(call.args[0].shape))
     elif target is not None:
         tracer.freeze(target, "is overwritten by a constant")
     if source is None and (view := tracer.parameter(call.args[1])) is not None:
@@ -100,7 +100,7 @@ def first_operand(tracer: Tracer, call: Call) -> None:
     """An activation with tensors of its own beside its input (random slopes, a buffer for the backward pass)."""
     label = tracer.label(call.args[0])
     if label is not None:
-        _store(tracer, call, label)
+        store(tracer, call, label)
 
 
 def gated_half(tracer: Tracer, call: Call) -> None:

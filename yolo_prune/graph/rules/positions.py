@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from yolo_prune.graph.labels import per_channel, rows_along, varying_dims
+from yolo_prune.graph.rules import elementwise
 from yolo_prune.graph.rules.elementwise import named_dims
 from yolo_prune.graph.trace import Call, Tracer
 
@@ -60,6 +61,25 @@ def indexed(tracer: Tracer, call: Call) -> None:
     if dims & set(varying_dims(label)):
         tracer.freeze(label, f"is picked by index ('{call.name}')")
     tracer.set_label(call.outputs[0], call.func(label, *call.args[1:], **call.kwargs))
+
+
+def written_at(tracer: Tracer, call: Call) -> None:
+    """``x[positions] = values``: rows that are put in their places, as regions of several maps are."""
+    target, chosen, values = call.args[:3]
+    label, own = tracer.label(values), tracer.label(target)
+    indexed = sum(index.dim() if index.dtype is torch.bool else 1 for index in chosen if index is not None)
+    rows = values.dim() - (target.dim() - indexed)  # dimensions of the values that count the chosen places
+    if label is None or any(index is None for index in chosen) or rows < 0:
+        tracer.freeze_call(call, "is written at chosen positions")
+        return
+    if values.numel():
+        label = label.expand(values.shape)
+    if set(varying_dims(label)) & set(range(rows)) or (
+        own is not None and set(varying_dims(own)) & set(range(indexed))
+    ):
+        tracer.freeze_call(call, "is written at chosen channels")
+        return
+    elementwise.store(tracer, call, label[(0,) * rows].expand(target.shape))
 
 
 def gathered(tracer: Tracer, call: Call) -> None:
@@ -129,4 +149,7 @@ def regions(tracer: Tracer, call: Call) -> None:
         tracer.freeze_call(call, "is pooled by boxes")
         return
     for out in call.outputs:
-        tracer.set_label(out, per_channel(rows_along(label, 1)[0], 1, out.shape))
+        shape = (
+            out.shape if len(out) else torch.Size((1, *out.shape[1:]))
+        )  # as of a region that might be there
+        tracer.set_label(out, per_channel(rows_along(label, 1)[0], 1, shape))

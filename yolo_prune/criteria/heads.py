@@ -1,0 +1,102 @@
+"""Detectors that filter what they find: there is nothing in an empty list of boxes, so their heads are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from yolo_prune.criteria.calibration import Calibration, Forward, part_of
+from yolo_prune.criteria.projection import HeadProjection, OutputProjection
+from yolo_prune.graph.dispatch import OperatorMode
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.modes import evaluating
+from yolo_prune.graph.randomness import untouched_randomness
+from yolo_prune.graph.reading import last_weights
+from yolo_prune.progress import LOGGER
+
+
+def measured_at_heads(module: nn.Module, graph: ChannelGraph, calibration: Calibration) -> Calibration:
+    """Return what a model is measured on, felt at its last layers where its outputs are filtered by their values.
+
+    Behind a threshold or non-maximum suppression there may be nothing, of which nothing has a gradient, and a region
+    proposal network is cut off from the boxes on purpose. What the last layer of each head makes is always there.
+
+    Args:
+        module: The model.
+        graph: Its channels.
+        calibration: A projection that was given stays.
+    """
+    if not calibration.batches or not isinstance(calibration.projection, OutputProjection):
+        return calibration
+    if not _filters(module, calibration):
+        return calibration
+    names = last_layers(module, graph)
+    LOGGER.info("the outputs are filtered by their values: measuring at %s", ", ".join(names) or "no layer")
+    return replace(
+        calibration,
+        forward=HeadForward(calibration.forward, names),
+        projection=HeadProjection(calibration.seed),
+    )
+
+
+def last_layers(module: nn.Module, graph: ChannelGraph) -> tuple[str, ...]:
+    """Return the names of the layers that make what no other layer reads: one or more for each head."""
+    weights = last_weights(graph.axes, graph.channel_of, graph.contracted)
+    known = dict(module.named_modules())
+    owners = (name.rpartition(".")[0] for name in weights if name.endswith("weight"))
+    return tuple(sorted({owner for owner in owners if owner in known}))
+
+
+class HeadForward:
+    """Runs a model and returns what its last layers made, in the order in which they ran."""
+
+    def __init__(self, forward: Forward, layers: Sequence[str]) -> None:
+        self._forward, self._layers = forward, tuple(layers)
+
+    def __call__(self, module: nn.Module, batch: Any) -> list[Tensor]:
+        """Return a tensor for every call of such a layer."""
+        made: list[Tensor] = []
+
+        def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
+            made.append(output)
+
+        with ExitStack() as undo:
+            for name in self._layers:
+                undo.callback(module.get_submodule(name).register_forward_hook(keep).remove)
+            self._forward(module, batch)
+        return made
+
+
+def _filters(module: nn.Module, calibration: Calibration) -> bool:
+    """Tell whether the values in an image decide how many results there are."""
+    watch = _HowMany()
+    first = part_of(calibration.batches[0], slice(0, 1))
+    with untouched_randomness(), evaluating(module), torch.no_grad(), watch:
+        calibration.run(module, first)
+    return watch.depends
+
+
+class _HowMany(OperatorMode):
+    """Sees whether the size of some result depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depends = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if name == "index":  # by positions it is of their size, by a mask of as many as are true
+            leaves = pytree.tree_leaves(args[1:])
+            self.depends |= any(isinstance(at, Tensor) and at.dtype is torch.bool for at in leaves)
+        else:
+            self.depends |= torch.Tag.dynamic_output_shape in func.tags or name == "nms"
+        return func(*args, **kwargs)
