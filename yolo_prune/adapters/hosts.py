@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import pkgutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,9 +32,13 @@ _Result = TypeVar("_Result")
 
 @functools.cache
 def hosts() -> tuple[Host, ...]:
-    """Return the hosts that there is an adapter for; none of them is imported by it."""
-    folders = [found.name for found in pkgutil.iter_modules(yolo_prune.adapters.__path__) if found.ispkg]
-    homes = [importlib.import_module(f"{yolo_prune.adapters.__name__}.{name}.host") for name in folders]
+    """Return the hosts that there is an adapter for; none of them is imported by it.
+
+    A folder without ``host.py`` adapts a training loop and no files.
+    """
+    folders = [Path(place) for place in yolo_prune.adapters.__path__]
+    names = sorted(home.parent.name for folder in folders for home in folder.glob("*/host.py"))
+    homes = [importlib.import_module(f"{yolo_prune.adapters.__name__}.{name}.host") for name in names]
     return tuple(home.HOST for home in homes)
 
 

@@ -8,7 +8,7 @@ What went *into* a decision is a continuous function of the model, and that is w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -187,3 +187,17 @@ class Positions:
         with decisions:
             yield
         self._first.setdefault(run, decisions.made)
+
+    def state_dict(self) -> dict[str, list[list[Any]]]:
+        """Return what was decided, as plain values and tensors: for a process that goes on."""
+        return {
+            run: [[one.name, list(one.shapes), list(one.results)] for one in made]
+            for run, made in self._first.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Sequence[Sequence[Any]]]) -> None:
+        """Repeat what :meth:`state_dict` returned."""
+        self._first = {
+            run: [Decision(name, tuple(shapes), (), tuple(results)) for name, shapes, results in made]
+            for run, made in state.items()
+        }

@@ -36,10 +36,7 @@ from yolo_prune.train.imitate import OutputTeacher
 from yolo_prune.train.own_loop import OwnLoop
 from yolo_prune.train.session import Session
 from yolo_prune.train.state import RunState
-from yolo_prune.train.wrappers import (
-    check_prunable,
-    unwrapped,
-)
+from yolo_prune.train.wrappers import check_prunable, unwrapped
 
 _VERSION = 1
 
@@ -126,9 +123,10 @@ class PruningSession:
         if isinstance(calibration, Iterator):  # it can be read once: now, and the cut is later
             calibration = gather_batches(calibration, settings.calibration_images)
         checked = calibration_of(unwrapped(model), calibration, 1, forward, projection, seed)
+        self._positions = Positions()
         how = Anatomy(
             *(example_input, cost_input, rules, select_outputs, settings.keep_layers, operators),
-            positions=Positions(),
+            positions=self._positions,
         )
         felt = checked.projection if checked else None
         self._loop = OwnLoop(
@@ -141,6 +139,7 @@ class PruningSession:
         self._stage = "new"
         self._hooks: list[Any] = []
         self._rates: dict[int, list[float]] = {}
+        self._within: Mapping[str, int] = {}
 
     @property
     def model(self) -> nn.Module:
@@ -169,6 +168,8 @@ class PruningSession:
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         self._stage = "training"
         self._begin_epoch()
+        if self._within:  # stopped in the middle of an epoch
+            self._loop.steps, self._session.softened = self._within["steps"], self._within["softened"]
 
     def after_step(self) -> None:
         """End an epoch where the loop counts iterations and the session was told ``steps_per_epoch``."""
@@ -239,6 +240,16 @@ class PruningSession:
         state = getattr(self._session, "state", None)
         return PrunePlan.from_json(state.plan) if state is not None and state.plan else None
 
+    @property
+    def cuts_left(self) -> int:
+        """Cuts that are still to come."""
+        state = getattr(self._session, "state", None)
+        return self._session.settings.cuts - (len(state.cuts) if state is not None else 0)
+
+    def columns(self) -> dict[str, float]:
+        """Return what a line of a log of the training says of the pruning, once it has begun."""
+        return self._session.columns()
+
     # To stop and go on.
 
     def state_dict(self) -> dict[str, Any]:
@@ -249,6 +260,12 @@ class PruningSession:
             "version": _VERSION,
             "epoch": loop.epoch,
             "steps": loop.counted,
+            "within": {
+                "iterations": self._iterations,
+                "steps": loop.steps,
+                "softened": self._session.softened,
+            },
+            "positions": self._positions.state_dict() if self.cuts_left else {},
             "teacher": teacher,
             **self._session.to_dict(),
         }
@@ -284,6 +301,9 @@ class PruningSession:
                 follow_cut(optimizer, self.model)
             loop.renew()
         self._session.state, loop.epoch, loop.counted = stored, int(state["epoch"]), int(state["steps"])
+        self._within = state.get("within", {})
+        self._positions.load_state_dict(state.get("positions", {}))
+        self._iterations = self._within.get("iterations", 0)
 
     # Inside.
 

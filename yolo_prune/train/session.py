@@ -56,6 +56,7 @@ class Session:
         loop: The training.
         state: Where it is; there from :meth:`begin` on.
         sparse: Its sparse epochs; there from :meth:`begin` on.
+        softened: Steps of this epoch whose rates were lowered after a cut.
     """
 
     state: RunState
@@ -63,7 +64,7 @@ class Session:
 
     def __init__(self, settings: InRunSettings, loop: TrainingLoop) -> None:
         self.settings, self.loop = settings, loop
-        self._softened = 0
+        self.softened = 0
 
     @property
     def is_done(self) -> bool:
@@ -104,7 +105,7 @@ class Session:
         if self.is_due():
             with around_cut or nullcontext():
                 self.cut()
-        self._softened = 0
+        self.softened = 0
 
     def order_scales(self) -> None:
         """Put the hook on the optimizers in sparse epochs and take it off in others; call after a cut."""
@@ -228,8 +229,8 @@ class Session:
         cuts = self.state.cuts
         if not cuts or cuts[-1].epoch != self.loop.epoch:
             return None
-        share = min(self._softened / max(batches - 1, 1), 1.0)
-        self._softened += 1
+        share = min(self.softened / max(batches - 1, 1), 1.0)
+        self.softened += 1
         return _FIRST_RATE + (1 - _FIRST_RATE) * share
 
     def teacher_share(self) -> float:
@@ -262,4 +263,6 @@ class Session:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold, as plain values that a restricted loader reads."""
+        if hasattr(self, "sparse"):
+            self.sparse.count_steps()
         return {"settings": self.settings.to_dict(), "state": self.state.to_dict()}

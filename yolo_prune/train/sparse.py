@@ -134,10 +134,16 @@ class SparsePhase:
                 rest=state.rest,
             )
 
+    def count_steps(self) -> None:
+        """Note how far the sparse steps are."""
+        if self.sparsifier is not None:
+            self.state.sparse_steps = self.sparsifier.steps
+
     def detach(self) -> None:
         """Take the hook off; the scales stay as they are."""
         if self.sparsifier is not None:
-            self.state.sparse_steps, self.state.ramp_steps = self.sparsifier.steps, None
+            self.count_steps()
+            self.state.ramp_steps = None
         for hook in self.hooks:
             hook.remove()
         self.hooks, self._optimizers = [], ()
@@ -147,7 +153,7 @@ class SparsePhase:
         if self.sparsifier is None:
             return
         state, scales = self.state, self.scales(module)
-        state.sparse_steps = self.sparsifier.steps
+        self.count_steps()
         state.sparse_epochs += 1
         watch = ScaleWatch(
             summarise_scales(scales), state.first_mean or 0.0, self.sparsifier.current, state.sparse_epochs
