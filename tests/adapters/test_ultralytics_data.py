@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from yolo_prune.adapters.ultralytics.class_folders import find_class_folders
 from yolo_prune.adapters.ultralytics.data import (
     calibration_batches,
     check_classes,
-    find_class_folders,
     resolve_data,
 )
 from yolo_prune.adapters.ultralytics.verify import draw_files

@@ -153,9 +153,9 @@ def test_oriented_boxes_are_scored_by_the_upright_box_around_them():
     ratio_pad = ((0.5, 0.5), (0, 0))
     batch = {"img": torch.zeros(1, 3, 96, 96), "ori_shape": [(192, 192)], "ratio_pad": [ratio_pad]}
     validator._keep(prediction, {**batch, "im_file": ["a.jpg"]}, 0)
-    ((path, index, box, score),) = validator.found
-    assert (path, index, score) == ("a.jpg", 0, 0.5)
-    assert box == pytest.approx([90, 60, 20, 40], abs=1e-3)
+    (found,) = validator.found
+    assert (found.path, found.kind, found.score, found.shape) == ("a.jpg", 0, 0.5, None)
+    assert found.box == pytest.approx([90, 60, 20, 40], abs=1e-3)
 
 
 @pytest.mark.parametrize("task", ["detect", "segment"])

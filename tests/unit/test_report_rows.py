@@ -15,6 +15,12 @@ ROW_KEYS = {
     *(
         "top1",
         "top5",
+        "mask_ap",
+        "mask_ap50",
+        "keypoint_ap",
+        "keypoint_ap50",
+        "oriented_ap",
+        "oriented_ap50",
         "latency_ms",
         "fps",
         "pre_ms",

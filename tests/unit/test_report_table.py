@@ -68,6 +68,54 @@ def test_ap_of_boxes_alone_is_called_so():
     assert "COCO AP" in make_table(report()).columns
 
 
+@pytest.mark.parametrize(
+    ("metric", "title", "second", "line"),
+    [
+        (
+            "mask_ap",
+            "mask AP",
+            "box AP",
+            "The host's own mAP of masks, another number than mask AP: parent 0.480 (mAP50 0.700).",
+        ),
+        (
+            "keypoint_ap",
+            "keypoint AP",
+            "box AP",
+            "The host's own mAP of key points, another number than keypoint AP: parent 0.480 (mAP50 0.700).",
+        ),
+        ("oriented_ap", "oriented AP (the host's)", "upright box AP", None),
+    ],
+)
+def test_a_task_is_judged_by_its_own_metric_and_its_boxes_stand_beside_it(metric, title, second, line):
+    short = title.removesuffix(" (the host's)")
+    rows = [
+        {"model": "parent", "gmacs": 1.0, "ap": 0.6, metric: 0.5},
+        {"model": "pruned", "gmacs": 0.5, "ap": 0.61, metric: 0.42},
+    ]
+    own = [{"model": "parent", "map": 0.48, "map50": 0.7}] if line else []
+    stages = [{"name": "cut", metric: 0.3}]
+    made = RunReport.from_dict(
+        {"rows": rows, "stages": stages, "host_map": own, "conditions": {"ap_of": "boxes"}}
+    )
+    parent, pruned = cells(made)
+    assert (parent[title], parent[second]) == ("0.500", "0.600")
+    assert (pruned[title], pruned[f"{short} change"], pruned[second]) == ("0.420", "-0.080", "0.610")
+    text = render_table(made)
+    assert f"The pruned model reaches {short} 0.420 with 50 % of the MACs; the parent has 0.500" in text
+    assert made.stages[0].accuracy == 0.3
+    assert ("The host's own mAP" in text) == bool(line)
+    assert line is None or line in text.splitlines()
+
+
+def test_what_was_judged_by_its_boxes_in_an_earlier_release_still_is():
+    rows = [{"model": "parent", "ap": 0.6, "top1": None}, {"model": "pruned", "ap": 0.55}]
+    old = {"rows": rows, "stages": [{"name": "cut", "ap": 0.2}], "conditions": {"ap_of": "upright boxes"}}
+    made = RunReport.from_dict(old)
+    assert cells(made)[1]["COCO AP of upright boxes"] == "0.550"
+    assert "reaches AP 0.550" in render_table(made)
+    assert made.stages[0].accuracy == 0.2
+
+
 def test_a_missing_cell_says_so_and_a_missing_column_is_named_once():
     assert cells(report())[2]["FPS"] == "not measured"
     assert "Not measured: size MB, AP50, p50 ms." in render_table(report())

@@ -1,4 +1,4 @@
-"""From predictions to COCO AP; the numbers are those of pycocotools, bit for bit."""
+"""From predictions to COCO AP of boxes, masks or key points; the numbers are those of pycocotools, bit for bit."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from yolo_prune.accuracy.bootstrap import ImageMatches
 from yolo_prune.accuracy.matching import quick_evaluation
+from yolo_prune.accuracy.shapes import BOXES, Compared, Keypoints
 from yolo_prune.errors import DataError
 
 _AREAS = ("all", "small", "medium", "large")  # the third axis from the end of pycocotools' precision array
@@ -33,7 +34,7 @@ class CocoResult:
         ap_large: AP of boxes over 96 x 96 pixels, or None where there are none.
         per_class: AP (IoU 0.50 to 0.95) of every class that has a box in the ground truth.
         images: Number of images evaluated.
-        boxes: Number of ground-truth boxes that count (crowd regions do not).
+        boxes: Number of ground-truth boxes (masks, objects with key points) that count; crowd regions do not.
         evaluator: Name and version of the package that computed the numbers.
     """
 
@@ -76,22 +77,37 @@ def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, A
 
 
 def coco_ap_by_image(
-    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], *, by_size: bool = True
+    ground_truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    *,
+    by_size: bool = True,
+    compared: Compared = BOXES,
 ) -> tuple[CocoResult, ImageMatches]:
     """Score detections as :func:`coco_ap` does, and return the matches of each image as well.
 
+    Masks are scored with at most 100 detections per class and image as boxes are, key points with at most 20, by OKS in
+    place of IoU and without small objects, as COCO defines it. Objects without a labelled key point are ignored.
+
     Args:
-        ground_truth: As for :func:`coco_ap`.
-        detections: As for :func:`coco_ap`.
+        ground_truth: As for :func:`coco_ap`; with ``segmentation`` (and height and width of the images) for masks, with
+            ``keypoints`` (x, y, visibility of each) for key points.
+        detections: As for :func:`coco_ap`, with the same keys; masks as compressed run lengths.
         by_size: Match small, medium and large boxes too, each for itself: that is three quarters of the time. Without
             it there is no AP of theirs.
+        compared: Boxes, masks or key points.
+
+    Raises:
+        DataError: As for :func:`coco_ap`, or an object or a detection lacks what is compared.
     """
-    annotations = _checked_annotations(ground_truth)
-    _check_detections(ground_truth, detections)
-    boxes = sum(1 for each in annotations if not each["iscrowd"])
-    if not boxes:
-        raise DataError(f"no ground-truth boxes in {len(ground_truth['images'])} images: AP is not defined.")
-    evaluation = _evaluated(ground_truth, annotations, detections, _AREAS if by_size else _AREAS[:1])
+    annotations = _checked_annotations(ground_truth, compared)
+    _check_detections(ground_truth, detections, compared)
+    objects = sum(1 for each in annotations if not each["iscrowd"] and compared.counts(each))
+    if not objects:
+        raise DataError(
+            f"no ground-truth {compared.name} in {len(ground_truth['images'])} images: AP is not defined."
+        )
+    areas = _AREAS if by_size else _AREAS[:1]
+    evaluation = _evaluated(ground_truth, annotations, detections, areas, compared)
     precision, category_ids = np.asarray(evaluation.eval["precision"]), list(evaluation.params.catIds)
     names = {each["id"]: str(each.get("name", each["id"])) for each in ground_truth["categories"]}
     repeated = {name for name, count in Counter(names.values()).items() if count > 1}
@@ -113,7 +129,7 @@ def coco_ap_by_image(
         ap_large=sizes.get("large"),
         per_class=per_class,
         images=len(ground_truth["images"]),
-        boxes=boxes,
+        boxes=objects,
         evaluator=f"pycocotools {version('pycocotools')}",
     )
     return result, ImageMatches.from_coco(evaluation)
@@ -130,8 +146,9 @@ def _evaluated(
     annotations: list[dict[str, Any]],
     detections: Sequence[Mapping[str, Any]],
     areas: Sequence[str],
+    compared: Compared,
 ) -> Any:
-    """Run pycocotools quietly on boxes of some sizes.
+    """Run pycocotools quietly on objects of some sizes.
 
     The precision array of what it returns is (IoU, recall, class, area, limit).
     """
@@ -143,28 +160,31 @@ def _evaluated(
         truth.dataset = {**base, "annotations": annotations}
         truth.createIndex()
         if detections:
-            keys = ("image_id", "category_id", "bbox", "score")
+            keys = ("image_id", "category_id", compared.key, "score")
             found = truth.loadRes([{key: each[key] for key in keys} for each in detections])
         else:  # loadRes reads the first detection to learn the task, so it cannot take an empty list
             found.dataset = {**base, "annotations": []}
             found.createIndex()
-        evaluation = quick_evaluation()(truth, found, iouType="bbox")
+        evaluation = quick_evaluation()(truth, found, iouType=compared.iou_type)
         known = dict(zip(evaluation.params.areaRngLbl, evaluation.params.areaRng, strict=True))
-        evaluation.params.areaRngLbl = list(areas)
-        evaluation.params.areaRng = [known[area] for area in areas]
+        evaluation.params.areaRngLbl = [area for area in areas if area in known]
+        evaluation.params.areaRng = [known[area] for area in evaluation.params.areaRngLbl]
+        if isinstance(compared, Keypoints):
+            evaluation.params.kpt_oks_sigmas = np.array(compared.sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
 
 
-def _checked_annotations(ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Check the ground truth and return its boxes, renumbered, with area and iscrowd filled in."""
+def _checked_annotations(ground_truth: Mapping[str, Any], compared: Compared) -> list[dict[str, Any]]:
+    """Check the ground truth and return its objects, renumbered, with area and iscrowd filled in."""
     missing = [key for key in ("images", "annotations", "categories") if key not in ground_truth]
     if missing:
         raise DataError(f"the COCO ground truth has no {' and no '.join(repr(key) for key in missing)}.")
     images = _unique_ids(ground_truth["images"], "image")
     categories = _unique_ids(ground_truth["categories"], "category")
     _unique_ids((each for each in ground_truth["annotations"] if "id" in each), "annotation")
+    by_id = {each["id"]: each for each in ground_truth["images"]}
     annotations: list[dict[str, Any]] = []
     for number, each in enumerate(ground_truth["annotations"], start=1):
         what = f"annotation {each.get('id', number)}"
@@ -179,6 +199,7 @@ def _checked_annotations(ground_truth: Mapping[str, Any]) -> list[dict[str, Any]
                 "bbox": [x, y, width, height],
                 "area": width * height if area is None else area,
                 "iscrowd": int(each.get("iscrowd") or 0),
+                **compared.of_annotation(each, what, by_id[each["image_id"]]),
             }
         )
     return annotations
@@ -196,7 +217,9 @@ def _unique_ids(entries: Iterable[Mapping[str, Any]], kind: str) -> set[Any]:
     return ids
 
 
-def _check_detections(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> None:
+def _check_detections(
+    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], compared: Compared
+) -> None:
     """Check that every detection names a known image and class and holds finite numbers."""
     images = {each["id"] for each in ground_truth["images"]}
     categories = {each["id"] for each in ground_truth["categories"]}
@@ -205,6 +228,7 @@ def _check_detections(ground_truth: Mapping[str, Any], detections: Sequence[Mapp
         _check_box(each, what, images, categories)
         if not math.isfinite(each.get("score", math.nan)):
             raise DataError(f"{what} has score {each.get('score')}; a finite number is needed.")
+        compared.check_detection(each, what)
 
 
 def _check_box(box: Mapping[str, Any], what: str, images: set[Any], categories: set[Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,21 @@ from yolo_prune.errors import DataError
 _ROTATED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 _TURNED_FORMATS = {"JPEG", "MPO", "PNG", "AVIF"}  # formats whose orientation OpenCV applies when it decodes
 _TOLERANCE = 0.01  # how far outside [0, 1] the host accepts a label's coordinates
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One object of a label file, relative to the image.
+
+    Attributes:
+        box: Class index, centre x, centre y, width and height.
+        polygon: x and y of each corner in turn; empty where the row is a box.
+        keypoints: The numbers after the box of a pose data set; empty in others.
+    """
+
+    box: tuple[int, float, float, float, float]
+    polygon: tuple[float, ...] = ()
+    keypoints: tuple[float, ...] = ()
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
@@ -40,19 +56,23 @@ def coco_from_yolo(
     names: Mapping[int, str],
     *,
     keypoint_columns: int = 0,
+    keypoint_size: int = 0,
     size_of: Callable[[Path], tuple[int, int]] = image_size,
 ) -> dict[str, Any]:
     """Build a COCO ground truth from YOLO label files.
 
-    A row is ``class x y width height`` or ``class x1 y1 x2 y2 x3 y3 ...`` (a polygon, turned into the box
-    around it), all relative to the image. Rows that repeat another are dropped, as trainers drop them.
-    An image whose label file is missing or empty is background.
+    A row is ``class x y width height``, in a pose data set followed by its key points, or ``class x1 y1 x2 y2 x3 y3
+    ...`` (a polygon, of which the box around it is taken), all relative to the image. Polygons become
+    ``segmentation``, key points ``keypoints`` and ``num_keypoints``. Rows that repeat another are dropped, as trainers
+    drop them. An image whose label file is missing or empty is background.
 
     Args:
         image_files: The images; the first gets id 1.
         label_files: One path per image.
         names: Class index -> class name; class 0 becomes category 1.
-        keypoint_columns: How many numbers of a pose data set follow the box in each row; they are ignored.
+        keypoint_columns: How many numbers of a pose data set follow the box in each row.
+        keypoint_size: How many of them are of one key point: x, y and visibility (0: not labelled), or 2, where a
+            negative coordinate says so. With 0 they are ignored.
         size_of: Gives width and height in pixels of an image as it is decoded.
 
     Returns:
@@ -72,34 +92,52 @@ def coco_from_yolo(
         width, height = size_of(Path(image))
         name = Path(os.path.relpath(image, root)).as_posix()
         images.append({"id": number, "file_name": name, "width": width, "height": height})
-        for index, x, y, w, h in read_yolo_labels(label, len(names), keypoint_columns):
-            box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": index + 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                }
-            )
+        for row in read_label_rows(label, len(names), keypoint_columns, keypoint_size > 0):
+            where = {"id": len(annotations) + 1, "image_id": number, "category_id": row.box[0] + 1}
+            annotations.append({**where, **_in_pixels(row, width, height, keypoint_size)})
     categories = [{"id": index + 1, "name": name} for index, name in sorted(names.items())]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _in_pixels(row: LabelRow, width: int, height: int, keypoint_size: int) -> dict[str, Any]:
+    """Return what COCO says of an object, but for its numbers."""
+    _, x, y, w, h = row.box
+    box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+    found: dict[str, Any] = {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+    if row.polygon:
+        scale = (width, height)
+        found["segmentation"] = [[value * scale[at % 2] for at, value in enumerate(row.polygon)]]
+    if row.keypoints:
+        points = [
+            row.keypoints[at : at + keypoint_size] for at in range(0, len(row.keypoints), keypoint_size)
+        ]
+        seen = [point[2] if len(point) > 2 else 2.0 * (min(point) >= 0) for point in points]
+        triples = [(p[0] * width, p[1] * height, v) for p, v in zip(points, seen, strict=True)]
+        found["keypoints"] = [value for triple in triples for value in triple]
+        found["num_keypoints"] = sum(1 for visible in seen if visible > 0)
+    return found
 
 
 def read_yolo_labels(
     path: Path | str, classes: int, keypoint_columns: int = 0
 ) -> list[tuple[int, float, float, float, float]]:
+    """Return class index, centre x, centre y, width and height of each row: see :func:`read_label_rows`."""
+    return [row.box for row in read_label_rows(path, classes, keypoint_columns)]
+
+
+def read_label_rows(
+    path: Path | str, classes: int, keypoint_columns: int = 0, with_keypoints: bool = False
+) -> list[LabelRow]:
     """Read one YOLO label file.
 
     Args:
         path: The label file; a missing one means background.
         classes: Number of classes of the data set.
         keypoint_columns: How many numbers follow the box in each row of a pose data set.
+        with_keypoints: Keep them; else rows that differ in them alone are one.
 
     Returns:
-        Class index, centre x, centre y, width and height (relative to the image) of each different row.
+        Each different row.
 
     Raises:
         DataError: A row is malformed; the text names file and line.
@@ -110,24 +148,25 @@ def read_yolo_labels(
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the label file {path}: {error}.") from error
-    boxes: dict[tuple[float, ...], tuple[int, float, float, float, float]] = {}
+    rows: dict[tuple[float, ...], LabelRow] = {}
     lengths: set[bool] = set()
     for number, line in enumerate(lines, start=1):
         if not line.split():
             continue
         try:
-            row = [float(word) for word in line.split()]
+            row, keypoints = [float(word) for word in line.split()], list[float]()
             if keypoint_columns and len(row) == 5 + keypoint_columns:
-                row = row[:5]
-            box = _box_of_row(row, classes)
+                row, keypoints = row[:5], row[5:] if with_keypoints else []
+            polygon = () if len(row) == 5 else tuple(row[1:])
+            found = LabelRow(_box_of_row(row, classes), polygon, tuple(keypoints))
             lengths.add(len(row) == 5)
             if len(lengths) == 2:
                 raise ValueError("boxes and polygons are mixed in one file")
-            key = tuple(np.asarray(row, dtype=np.float32).tolist())
-            boxes.setdefault(key, box)
+            key = tuple(np.asarray([*row, *keypoints], dtype=np.float32).tolist())
+            rows.setdefault(key, found)
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}.") from error
-    return list(boxes.values())
+    return list(rows.values())
 
 
 def _box_of_row(row: list[float], classes: int) -> tuple[int, float, float, float, float]:

@@ -113,7 +113,7 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
 def _conditions(report: RunReport) -> dict[str, object]:
     """Return what the numbers were measured on, by the name that the page gives it."""
     one = report.conditions
-    boxes = {"Boxes": one.boxes} if metric_of(report).field == "ap" else {}
+    boxes = {} if metric_of(report).field == "top1" else {"Boxes": one.boxes}
     return {
         **{"Timed": one.timed, "Data": one.data, "Split": one.split, "Images": one.images, **boxes},
         **{"Evaluator": one.evaluator, "Machine": one.machine, "Load average": one.load1},

@@ -12,6 +12,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.report.codec import decode, encode
+from yolo_prune.report.metric import METRICS
 from yolo_prune.report.resampled import Resampled
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-ACCURACY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "top1", "top5")
+ACCURACY = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "top1", "top5"),
+    *("mask_ap", "mask_ap50", "keypoint_ap", "keypoint_ap50", "oriented_ap", "oriented_ap50"),
+)
 COST = ("gmacs", "params_m", "size_mb")
 SPEED = ("latency_ms", "fps", "pre_ms", "net_ms", "post_ms", "runtime", "device", "threads", "batch")
 
@@ -40,9 +44,10 @@ class Row:
 
     ``model`` is ``parent``, ``pruned``, ``retrained``, ``int8`` (the final model quantised) or ``control`` (the parent
     at fewer pixels).
-    ``ap*`` are COCO AP, ``top1`` and ``top5`` the accuracy of a classifier, all in [0, 1]; ``gmacs`` and
-    ``params_m`` count 1e9 and 1e6; ``size_mb`` is 1e6 bytes; ``fps`` is images per second at the median latency;
-    ``pre_ms``, ``net_ms``, ``post_ms`` are its parts.
+    ``ap*`` are COCO AP of boxes, ``mask_ap*`` and ``keypoint_ap*`` of masks and key points, ``oriented_ap*`` the host's
+    mAP of oriented boxes, ``top1`` and ``top5`` the accuracy of a classifier, all in [0, 1]; ``gmacs`` and ``params_m``
+    count 1e9 and 1e6; ``size_mb`` is 1e6 bytes; ``fps`` is images per second at the median latency; ``pre_ms``,
+    ``net_ms``, ``post_ms`` are its parts.
     """
 
     model: str
@@ -57,6 +62,12 @@ class Row:
     ap_large: float | None = None
     top1: float | None = None
     top5: float | None = None
+    mask_ap: float | None = None
+    mask_ap50: float | None = None
+    keypoint_ap: float | None = None
+    keypoint_ap50: float | None = None
+    oriented_ap: float | None = None
+    oriented_ap50: float | None = None
     latency_ms: Latency | None = None
     fps: float | None = None
     pre_ms: float | None = None
@@ -85,13 +96,19 @@ class Row:
 
     @property
     def accuracy(self) -> float | None:
-        """What models of this task are compared by: top-1 accuracy of a classifier, else COCO AP."""
-        return self.ap if self.top1 is None else self.top1
+        """What models of this task are compared by: the first of ``METRICS`` that was measured."""
+        return _compared_by(self)
 
     @property
     def p50_ms(self) -> float | None:
         """Median latency in milliseconds."""
         return self.latency_ms.p50 if self.latency_ms else None
+
+
+def _compared_by(one: Row | StageAp) -> float | None:
+    """Return the accuracy that models are compared by."""
+    found: tuple[float | None, ...] = tuple(getattr(one, field) for field in METRICS)
+    return next((value for value in found if value is not None), None)
 
 
 @dataclass(frozen=True)
@@ -112,11 +129,14 @@ class StageAp:
     ap: float | None = None
     note: str | None = None
     top1: float | None = None
+    mask_ap: float | None = None
+    keypoint_ap: float | None = None
+    oriented_ap: float | None = None
 
     @property
     def accuracy(self) -> float | None:
-        """Top-1 accuracy of a classifier, else COCO AP."""
-        return self.ap if self.top1 is None else self.top1
+        """What models of this task are compared by: the first of ``METRICS`` that was measured."""
+        return _compared_by(self)
 
 
 @dataclass(frozen=True)
@@ -140,7 +160,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class ClassAp:
-    """COCO AP (of a classifier: top-1 accuracy) of one class, and how many boxes or images of it there are."""
+    """What models are compared by, of one class, and how many boxes or images of it there are."""
 
     name: str
     parent: float | None = None
@@ -152,7 +172,7 @@ class ClassAp:
 
 @dataclass(frozen=True)
 class HostMap:
-    """The host's own mAP (its matching and interpolation): another number than COCO AP, kept apart."""
+    """The host's own mAP (its matching and interpolation) of what the task is about: another number than COCO AP."""
 
     model: str
     map: float | None = None
@@ -203,7 +223,7 @@ class Conditions:
     boxes: int | None = None
     evaluator: str | None = None
     ap_of: str | None = None
-    """Which boxes AP is of, where a model finds more than boxes: ``boxes`` or ``upright boxes``."""
+    """Which boxes ``ap`` is of, where a model finds more than boxes: ``boxes`` or ``upright boxes``."""
     machine: str | None = None
     load1: float | None = None
     """Load average of the machine while timing: above the idle cores, other work ran at the same time."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.report.intervals import difference_interval
-from yolo_prune.report.metric import AP, TOP1, Metric
+from yolo_prune.report.metric import AP, METRICS, Metric
 from yolo_prune.report.rows import ACCURACY, COST, Row, RunReport, Speedup
 
 if TYPE_CHECKING:
@@ -19,9 +19,10 @@ FINAL_ORDER = ("retrained", "pruned")
 
 
 def metric_of(report: RunReport) -> Metric:
-    """Return what the report's models are compared by, and of which boxes where they find more than boxes."""
-    if any(row.top1 is not None for row in report.rows):
-        return TOP1
+    """Return what the report's models are compared by; older reports know boxes alone, and say of which AP is."""
+    for field, metric in METRICS.items():
+        if field != AP.field and any(getattr(row, field) is not None for row in report.rows):
+            return metric
     boxes = report.conditions.ap_of
     return replace(AP, title=f"{AP.title} of {boxes}") if boxes else AP
 

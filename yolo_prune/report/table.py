@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from yolo_prune.imgsz import pixels, size_text
 from yolo_prune.report.intervals import METHOD, PERCENT, accuracy_interval, count_resamples
 from yolo_prune.report.markdown import cell
+from yolo_prune.report.metric import METRICS
 from yolo_prune.report.rows import Row, RunReport
 from yolo_prune.report.select import (
     accuracy_change,
@@ -223,4 +224,6 @@ def _host_line(report: RunReport) -> str:
         f"{_text(one.map, '.3f')} (mAP50 {_text(one.map50, '.3f')})"
         for one in report.host_map
     ]
-    return f"The host's own mAP, another number than COCO AP: {', '.join(found)}."
+    metric = METRICS[metric_of(report).field]
+    of = f" of {metric.of}" if metric.of else ""
+    return f"The host's own mAP{of}, another number than {metric.title}: {', '.join(found)}."

@@ -25,7 +25,7 @@ class Trial:
         kept_macs: What was kept, fraction of the parent's MACs.
         gmacs: 1e9 MACs.
         params_m: 1e6 parameters.
-        ap: COCO AP in [0, 1], of a classifier top-1.
+        ap: What the report compares models by, in [0, 1]: COCO AP, of a classifier top-1.
         low: Lower bound of its 95 % interval, None in trials of older releases.
         high: Upper bound.
         change_low: Lower bound of the 95 % interval of its difference to the parent's, on the same images.

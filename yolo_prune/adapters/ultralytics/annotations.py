@@ -19,7 +19,11 @@ def one_line(error: BaseException) -> str:
     )
 
 
-def annotation_files(yaml: Mapping[str, Any], split: str, image: Path) -> list[Path]:
+_NEEDED = {"segment": ("segmentation", "mask"), "pose": ("keypoints", "key points")}
+_KINDS = {"pose": ("person_keypoints", "instances")}
+
+
+def annotation_files(yaml: Mapping[str, Any], split: str, image: Path, task: str = "detect") -> list[Path]:
     """Return the COCO files that may belong to a split: named after it or after its images' folder."""
     folders = [Path(yaml["path"]), *image.parents]
     if "images" in image.parts:  # ROOT/images/SPLIT/x.jpg -> ROOT
@@ -29,14 +33,21 @@ def annotation_files(yaml: Mapping[str, Any], split: str, image: Path) -> list[P
         folders = [Path(yaml["path"]), root.parent]
     sources = yaml[split] if isinstance(yaml[split], list) else [yaml[split]]
     names = [split, *(Path(source).stem for source in sources)]
-    files = [folder / "annotations" / f"instances_{name}.json" for folder in folders for name in names]
+    kinds = _KINDS.get(task, ("instances",))
+    files = [
+        folder / "annotations" / f"{k}_{name}.json" for k in kinds for folder in folders for name in names
+    ]
     return [file for file in dict.fromkeys(files) if file.is_file()]
 
 
 def read_annotations(
-    file: Path, image_files: Sequence[Path], labels: Mapping[str, Any], names: Mapping[int, str]
+    file: Path,
+    image_files: Sequence[Path],
+    labels: Mapping[str, Any],
+    names: Mapping[int, str],
+    task: str = "detect",
 ) -> tuple[dict[str, Any], dict[str, int], dict[int, int]] | None:
-    """Read COCO ground truth if it covers these images and classes; else say why not and return None."""
+    """Read COCO ground truth if it covers these images, classes and shapes; else say why not and return None."""
     try:
         truth = json.loads(file.read_text(encoding="utf-8"))
         by_name = {entry["file_name"]: entry for entry in truth["images"]}
@@ -47,6 +58,7 @@ def read_annotations(
         LOGGER.warning("%s is not COCO ground truth (%s); the labels are used.", file, one_line(error))
         return None
     reason = _mismatch(entries, labels["images"], categories, annotated, names)
+    reason = reason or without_shape(truth["annotations"], task)
     if reason:
         LOGGER.warning("%s is not used: %s. The labels are used.", file, reason)
         return None
@@ -65,6 +77,13 @@ def read_annotations(
     }
     image_ids = {os.fspath(path): entry["id"] for path, entry in zip(image_files, kept, strict=True)}
     return ground_truth, image_ids, category_ids
+
+
+def without_shape(annotations: Sequence[Mapping[str, Any]], task: str) -> str:
+    """Say in words how many annotations lack the mask or the key points that a task needs; empty when none does."""
+    key, name = _NEEDED.get(task, ("bbox", "box"))
+    missing = sum(1 for each in annotations if not each.get(key))
+    return f"{missing} of the {len(annotations)} objects have no {name}" if missing else ""
 
 
 def _entry(path: Path, by_name: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:

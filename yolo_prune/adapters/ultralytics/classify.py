@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from yolo_prune.accuracy.bootstrap import ImageHits
 from yolo_prune.adapters.ultralytics.anatomy import input_channels
-from yolo_prune.adapters.ultralytics.data import find_class_folders, split_folder
+from yolo_prune.adapters.ultralytics.class_folders import find_class_folders, split_folder
 from yolo_prune.adapters.ultralytics.evaluate import class_names
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.adapters.ultralytics.verify import load_drawn, usable_images

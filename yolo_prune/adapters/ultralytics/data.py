@@ -14,12 +14,18 @@ from torch import nn
 
 from yolo_prune.accuracy.labels import coco_from_yolo
 from yolo_prune.adapters.ultralytics.anatomy import input_channels
-from yolo_prune.adapters.ultralytics.annotations import annotation_files, one_line, read_annotations
+from yolo_prune.adapters.ultralytics.annotations import (
+    annotation_files,
+    one_line,
+    read_annotations,
+    without_shape,
+)
 from yolo_prune.adapters.ultralytics.verify import LabelRules, label_files_of, load_drawn, usable_images
 from yolo_prune.errors import DataError
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.progress import LOGGER
 
+YOLO_LABELS = "YOLO labels"
 _HOST_ERRORS = (OSError, SyntaxError, TypeError, ValueError, KeyError, AttributeError, AssertionError)
 
 
@@ -59,20 +65,22 @@ def resolve_data(
 ) -> DetectionData:
     """Find the images and the ground truth of one split; what the host would leave out is left out with a warning.
 
-    Boxes come from ``annotations/instances_SPLIT.json`` near the images when that file covers these images
-    and classes, else from the YOLO labels; ``source`` says which. Nothing is downloaded unless the yaml has
-    a ``download`` key (or ``data`` is a URL), and then the host does it as in its own ``val``.
+    Boxes, and masks or key points where the task is about them, come from ``annotations/instances_SPLIT.json`` (of
+    poses from ``person_keypoints_SPLIT.json`` first) near the images when that file covers these images, classes and
+    shapes, else from the YOLO labels; ``source`` says which. Nothing is downloaded unless the yaml has a ``download``
+    key (or ``data`` is a URL), and then the host does it as in its own ``val``.
 
     Args:
         data: A data yaml, the name of one that Ultralytics ships, a folder with one, or a resolved split.
         split: ``train``, ``val`` or ``test``.
-        task: The host's name for what the model does; ``pose`` needs points in every label.
+        task: The host's name for what the model does; ``pose`` needs points in every label, ``segment`` masks.
 
     Returns:
         The split, with lengths in pixels in its ground truth.
 
     Raises:
-        DataError: The yaml, the split, the images or all labels are missing, or every image or its labels are broken.
+        DataError: The yaml, the split, the images or all labels are missing, every image or its labels are broken, or
+            labels lack what the task is about.
     """
     if isinstance(data, DetectionData):
         if data.split == split:
@@ -82,21 +90,14 @@ def resolve_data(
     image_files = images_in_use(yaml, split, task)
     label_files = label_files_of(image_files)
     names = {int(index): str(name) for index, name in yaml["names"].items()}
-    truth = coco_from_yolo(
-        image_files, label_files, names, keypoint_columns=_keypoint_columns(yaml), size_of=_host_image_size
-    )
-    if not truth["annotations"]:
-        raise DataError(
-            f"no labels for the {len(image_files)} images of '{split}' in {yaml['yaml_file']}: "
-            f"expected for example {label_files[0]}."
-        )
+    truth = _labelled(yaml, split, task, image_files, label_files)
     image_ids = {
         os.fspath(path): entry["id"] for path, entry in zip(image_files, truth["images"], strict=True)
     }
     category_ids = {index: index + 1 for index in names}
-    source = "YOLO labels"
-    for candidate in annotation_files(yaml, split, image_files[0]):
-        matched = read_annotations(candidate, image_files, truth, names)
+    source = YOLO_LABELS
+    for candidate in annotation_files(yaml, split, image_files[0], task):
+        matched = read_annotations(candidate, image_files, truth, names, task)
         if matched is not None:
             truth, image_ids, category_ids = matched
             source = f"COCO JSON {candidate}"
@@ -114,6 +115,33 @@ def resolve_data(
         category_ids=category_ids,
         task=task,
     )
+
+
+def _labelled(
+    yaml: Mapping[str, Any], split: str, task: str, image_files: Sequence[Path], label_files: Sequence[Path]
+) -> dict[str, Any]:
+    """Return the ground truth in the labels, with what a task is about."""
+    points, numbers = yaml.get("kpt_shape") or (0, 0)
+    truth = coco_from_yolo(
+        image_files,
+        label_files,
+        {int(index): str(name) for index, name in yaml["names"].items()},
+        keypoint_columns=int(points) * int(numbers),
+        keypoint_size=int(numbers) if task == "pose" else 0,
+        size_of=_host_image_size,
+    )
+    if not truth["annotations"]:
+        raise DataError(
+            f"no labels for the {len(image_files)} images of '{split}' in {yaml['yaml_file']}: "
+            f"expected for example {label_files[0]}."
+        )
+    lacking = without_shape(truth["annotations"], task)
+    if lacking:
+        raise DataError(
+            f"{lacking} in the labels of '{split}' in {yaml['yaml_file']}. "
+            "A segmenter's label rows are polygons: class x1 y1 x2 y2 x3 y3 ..."
+        )
+    return truth
 
 
 def check_classes(names: Mapping[int, str], data: DetectionData) -> None:
@@ -275,12 +303,6 @@ def list_images(yaml: Mapping[str, Any], split: str) -> list[Path]:
     return [Path(path) for path in images]
 
 
-def _keypoint_columns(yaml: Mapping[str, Any]) -> int:
-    """Return how many numbers follow the box in a label row of a pose data set; 0 in others."""
-    points, dimensions = yaml.get("kpt_shape") or (0, 0)
-    return int(points) * int(dimensions)
-
-
 def _host_image_size(path: Path) -> tuple[int, int]:
     """Return width and height in pixels as the host sees them, EXIF orientation applied."""
     from PIL import Image
@@ -292,43 +314,3 @@ def _host_image_size(path: Path) -> tuple[int, int]:
     except (OSError, ImportError) as error:  # ImportError: the host wants a plug-in for an unknown format
         raise DataError(f"cannot read the image {path}: {error}.") from error
     return int(width), int(height)
-
-
-def find_class_folders(data: str | Path, split: str) -> Path:
-    """Find a classification data set, here or in the host's ``datasets_dir``; nothing is downloaded or split.
-
-    Args:
-        data: A folder with ``train`` and the split, each with one folder of images per class.
-        split: ``train``, ``val`` or ``test``.
-
-    Returns:
-        The absolute path of the folder.
-
-    Raises:
-        DataError: The folder, ``train``, the split or its images are missing.
-    """
-    from ultralytics.data.utils import IMG_FORMATS
-    from ultralytics.utils import DATASETS_DIR
-
-    folder = next((each for each in (Path(data), Path(DATASETS_DIR) / data) if each.is_dir()), None)
-    if folder is None:
-        raise DataError(
-            f"the folder {data} does not exist; a classifier's data is a folder of folders of images."
-        )
-    part = split_folder(folder, split)
-    if part is None or not (folder / "train").is_dir():
-        raise DataError(
-            f"{folder} needs the folders 'train' and '{split}', with one folder of images per class."
-        )
-    if not any(path.suffix[1:].lower() in IMG_FORMATS for path in part.rglob("*.*")):
-        raise DataError(f"no images in {part}.")
-    return folder.resolve()
-
-
-def split_folder(folder: Path, split: str) -> Path | None:
-    """Return the folder that the host takes for a split of a classification set, None when there is none.
-
-    Like the host's, validation is on ``test`` where there is no ``val``, as in CIFAR and MNIST.
-    """
-    aliases = ("val", "validation", "valid", "test") if split == "val" else (split,)
-    return next((folder / name for name in aliases if (folder / name).is_dir()), None)

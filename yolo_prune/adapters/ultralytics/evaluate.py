@@ -1,17 +1,16 @@
-"""COCO AP of a module through the host's own validation: its letterbox, its NMS, its class order."""
+"""AP of a module through the host's own validation: its letterbox, its NMS, its class order."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from yolo_prune.accuracy.bootstrap import ImageMatches
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
 from yolo_prune.adapters.ultralytics.anatomy import STRIDE, stride_of
 from yolo_prune.adapters.ultralytics.data import (
@@ -21,72 +20,12 @@ from yolo_prune.adapters.ultralytics.data import (
     resolve_data,
 )
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
+from yolo_prune.adapters.ultralytics.scoring import EvalResult, detections_of, host_metric, own_score
 from yolo_prune.errors import DataError
 from yolo_prune.imgsz import ImageSize, is_square, rounded_up
 from yolo_prune.progress import track
 
-AP_FIELDS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-_NOT_SCORED = {
-    "segment": "AP is that of the boxes: masks were not scored.",
-    "pose": "AP is that of the boxes: key points were not scored.",
-    "obb": "AP is that of upright boxes: each oriented box, found or labelled, counts as the upright box around it.",
-}
 _RULES = {"rect": True, "iou": 0.7, "max_det": 300}  # the defaults of the host's own ``val``
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """What one evaluation found: two different mean APs, never to be mixed.
-
-    Attributes:
-        coco: AP as COCO defines it, by pycocotools.
-        host_map: mAP 0.50 to 0.95 as the host defines it, in [0, 1].
-        host_map50: mAP at IoU 0.50 as the host defines it, in [0, 1].
-        images: Number of images.
-        source: Where the ground truth of ``coco`` came from.
-        task: The host's name for what the model does.
-        notes: What AP leaves out of what the model finds, and other things to know, in sentences.
-        sample: What was found in each image.
-    """
-
-    coco: CocoResult
-    host_map: float
-    host_map50: float
-    images: int
-    source: str
-    task: str = "detect"
-    notes: tuple[str, ...] = ()
-    sample: ImageMatches | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def scores(self) -> dict[str, float | None]:
-        """AP by the names that a row of the report has for it."""
-        return {name: getattr(self.coco, name) for name in AP_FIELDS}
-
-    @property
-    def host_scores(self) -> dict[str, float]:
-        """The host's own numbers, by name."""
-        return {"map": self.host_map, "map50": self.host_map50}
-
-    @property
-    def per_class(self) -> dict[str, float]:
-        """AP of every class that has a box."""
-        return self.coco.per_class
-
-    @property
-    def boxes(self) -> int:
-        """Number of ground-truth boxes."""
-        return self.coco.boxes
-
-    @property
-    def ap_of(self) -> str:
-        """Which boxes AP is of."""
-        return "upright boxes" if self.task == "obb" else "boxes"
-
-    @property
-    def evaluator(self) -> str:
-        """What computed AP, from which ground truth."""
-        return f"{self.coco.evaluator}, {self.source}"
 
 
 def evaluate_detector(
@@ -104,7 +43,9 @@ def evaluate_detector(
 ) -> EvalResult:
     """Evaluate a detector in one pass of the host's validator (confidence 0.001, IoU 0.7, at most 300 boxes).
 
-    Segmentation and pose models are scored by their boxes, oriented ones by the upright boxes around theirs.
+    Segmentation models are scored by COCO's mask AP, masks compared at the size of the original image, pose models by
+    COCO's AP of key points (OKS), models of oriented boxes by the host's own mAP of those; and all of them by their
+    boxes, too, oriented ones by the upright boxes around theirs.
     Like the host's ``val``, images are batched by shape and padded to rectangles; where ``imgsz`` is no square, every
     image is padded to that shape, as a deployed model of fixed input sees it.
 
@@ -121,10 +62,11 @@ def evaluate_detector(
         rect: Pad images to rectangles as the host's ``val`` does; else to squares, as a file of fixed input needs them.
 
     Returns:
-        COCO AP and the host's own mAP of the same detections.
+        AP and the host's own mAP of the same detections.
 
     Raises:
-        DataError: The data is missing or broken or has other classes, or the model finds no boxes.
+        DataError: The data is missing or broken, has other classes or lacks what the task is about, or the model finds
+            no boxes.
     """
     from yolo_prune.adapters.ultralytics.validator import collecting_validator, task_of, validate
 
@@ -134,7 +76,7 @@ def evaluate_detector(
     options: dict[str, Any] = {"task": task_of(module), "batch": batch}
     options["data"] = os.fspath(resolved.file)
     options |= {"device": str(device), "split": split, "workers": workers, **_RULES, "rect": rect}
-    notes = tuple(note for task, note in _NOT_SCORED.items() if task == options["task"])
+    notes: tuple[str, ...] = ()
     if isinstance(module, ExportedModel):
         module.check_input(imgsz, int(resolved.yaml.get("channels", 3)))
         notes += module.notes
@@ -144,16 +86,20 @@ def evaluate_detector(
     validator = validate(
         collecting_validator(module), module, size, names=names, options=options, exported=exported
     )
-    coco, sample = _score(validator, resolved)
+    detections = detections_of(validator, resolved)
+    coco, sample = coco_ap_by_image(resolved.ground_truth, detections)
+    own, own_sample = own_score(validator, resolved, options["task"], detections)
+    host = host_metric(validator, options["task"])
     return EvalResult(
         coco=coco,
-        host_map=float(validator.metrics.box.map),
-        host_map50=float(validator.metrics.box.map50),
+        host_map=float(host.map),
+        host_map50=float(host.map50),
         images=len(validator.files),
         source=resolved.source,
         task=options["task"],
         notes=notes,
-        sample=sample,
+        own=own,
+        sample=own_sample or sample,
     )
 
 
@@ -163,27 +109,6 @@ def class_names(module: nn.Module | ExportedModel, names: Mapping[int, str] | No
     if not known:
         raise DataError("the model does not say which classes it finds: pass names={0: ...}.")
     return dict(known) if isinstance(known, Mapping) else dict(enumerate(known))
-
-
-def _score(validator: Any, data: DetectionData, by_size: bool = True) -> tuple[CocoResult, ImageMatches]:
-    """Score what a validator collected; an image that the host left out is an error, not a lower AP."""
-    seen = set(validator.files)
-    missing = [path for path in data.image_ids if path not in seen]
-    if missing:
-        raise DataError(
-            f"the host skipped {len(missing)} of {len(data.image_ids)} images as corrupt, "
-            f"for example {missing[0]}."
-        )
-    detections = [
-        {
-            "image_id": data.image_ids[path],
-            "category_id": data.category_ids[index],
-            "bbox": box,
-            "score": score,
-        }
-        for path, index, box, score in validator.found
-    ]
-    return coco_ap_by_image(data.ground_truth, detections, by_size=by_size)
 
 
 class _Loaded:
@@ -206,10 +131,10 @@ class _Loaded:
 
 
 class Evaluator:
-    """COCO AP of many modules on the same images, which are loaded and resized only once.
+    """AP of many modules on the same images, which are loaded and resized only once.
 
-    It gives the AP of ``evaluate_detector`` (same images, shapes and NMS) without reading them again; the
-    host's own mAP is not computed. Memory: 3 bytes a pixel, 0.3 MB an image at 320 pixels, 1.2 MB at 640.
+    It gives the AP of ``evaluate_detector`` (same images, shapes and NMS) without reading them again; the host's own
+    mAP is computed of oriented boxes alone. Memory: 3 bytes a pixel, 0.3 MB an image at 320 pixels, 1.2 MB at 640.
 
     Example:
         >>> evaluate = Evaluator("data.yaml", imgsz=320, max_images=64)  # doctest: +SKIP
@@ -226,6 +151,7 @@ class Evaluator:
         batch: int = 16,
         device: str = "cpu",
         by_size: bool = True,
+        task: str = "detect",
     ) -> None:
         """Choose the images; they are loaded at the first call.
 
@@ -237,11 +163,12 @@ class Evaluator:
             batch: Images per batch.
             device: The host's ``device``.
             by_size: Score small, medium and large boxes for themselves too, which takes longer.
+            task: The host's name for what the modules do; a resolved split has its own.
 
         Raises:
             DataError: The data is missing or broken, or the chosen images hold no box.
         """
-        self.data = _slice(resolve_data(data, split), max_images)
+        self.data = _slice(resolve_data(data, split, task=task), max_images)
         self._imgsz = rounded_up(imgsz, STRIDE)
         self._batch = batch
         self._device = str(device)
@@ -249,7 +176,7 @@ class Evaluator:
         self._loaded: dict[tuple[int, bool], _Loaded] = {}
 
     def __call__(self, module: nn.Module, names: Mapping[int, str] | None = None) -> CocoResult:
-        """Evaluate one module; it is not changed.
+        """Return COCO AP of one module's boxes; it is not changed.
 
         Args:
             module: A model of the host.
@@ -258,6 +185,26 @@ class Evaluator:
         Raises:
             DataError: The number of classes differs, an image is unreadable, or the model finds no boxes.
         """
+        found = detections_of(self._validated(module, names), self.data)
+        return coco_ap_by_image(self.data.ground_truth, found, by_size=self._by_size)[0]
+
+    def accuracy(self, module: nn.Module, names: Mapping[int, str] | None = None) -> float:
+        """Return AP of what one module's task is about, in [0, 1]: of masks, key points, oriented boxes, else boxes.
+
+        Args:
+            module: A model of the host.
+            names: Class index -> name, where the module has none or others.
+
+        Raises:
+            DataError: As for a call.
+        """
+        validator = self._validated(module, names)
+        found, task = detections_of(validator, self.data), str(validator.args.task)
+        own, _ = own_score(validator, self.data, task, found)
+        return own.ap if own else coco_ap_by_image(self.data.ground_truth, found, by_size=False)[0].ap
+
+    def _validated(self, module: nn.Module, names: Mapping[int, str] | None) -> Any:
+        """Run the host's validation on the loaded images."""
         from yolo_prune.adapters.ultralytics.validator import (
             collecting_validator,
             is_stretched,
@@ -268,8 +215,9 @@ class Evaluator:
         names = class_names(module, names)
         check_classes(names, self.data)
         check_channels(module, self.data.yaml)
-        validator_class = type("FastValidator", (collecting_validator(module),), {"host_score": False})
         options: dict[str, Any] = {"task": task_of(module), "data": os.fspath(self.data.file)}
+        scored = {"host_score": options["task"] == "obb"}
+        validator_class = type("FastValidator", (collecting_validator(module),), scored)
         options |= {
             **_RULES,
             "batch": self._batch,
@@ -277,15 +225,12 @@ class Evaluator:
             "split": self.data.split,
             "workers": 0,
         }
-        loader = self._load(stride_of(module), is_stretched(module))
-        validator = validate(
-            validator_class, module, self._imgsz, names=names, options=options, loader=loader
-        )
-        return _score(validator, self.data, self._by_size)[0]
+        loader = self._load(stride_of(module), is_stretched(module), options["task"])
+        return validate(validator_class, module, self._imgsz, names=names, options=options, loader=loader)
 
-    def _load(self, stride: int, stretched: bool) -> _Loaded:
+    def _load(self, stride: int, stretched: bool, task: str) -> _Loaded:
         """Return the images for a stride, loading them when it is the first module that needs them."""
-        from yolo_prune.adapters.ultralytics.images import listed
+        from yolo_prune.adapters.ultralytics.images import listed, oriented_labels
 
         key = (stride, stretched)
         if key not in self._loaded:
@@ -299,7 +244,16 @@ class Evaluator:
                 "stride": stride,
                 "pad": 0.5,
             }
-            images = listed(files, self._imgsz, self.data.yaml, sizes=sizes, stretched=stretched, **rules)
+            labels = oriented_labels(self.data.label_files, len(self.data.names)) if task == "obb" else None
+            images = listed(
+                files,
+                self._imgsz,
+                self.data.yaml,
+                sizes=sizes,
+                stretched=stretched,
+                labels=labels,
+                **rules,
+            )
             self._loaded[key] = _Loaded(images, self._batch)
         return self._loaded[key]
 

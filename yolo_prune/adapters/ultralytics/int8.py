@@ -110,7 +110,7 @@ def export_measured_int8(
     """
     batches = task.calibration_batches(imgsz, images, seed)
     export_int8(checkpoint, out, batches, imgsz=imgsz, trust=trust)
-    if task.metric != "ap" or is_stretched(module) or not is_square(imgsz):
+    if task.metric == "top1" or is_stretched(module) or not is_square(imgsz):
         return task.evaluate(module, imgsz, out)
     with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
         twin = Path(folder, "twin.onnx")

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.host import ExportedFile
 from yolo_prune.adapters.stored import LoadedModel
-from yolo_prune.adapters.ultralytics import classify, data, evaluate
+from yolo_prune.adapters.ultralytics import classify, data, evaluate, scoring
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.imgsz import ImageSize
 
 
 @dataclass
 class BoxTask:
-    """Models that find boxes, scored by COCO AP."""
+    """Models that find boxes, scored by COCO AP, or by AP of the masks, key points or oriented boxes they find, too."""
 
     split: data.DetectionData
     names: Mapping[int, str]
@@ -36,8 +36,8 @@ class BoxTask:
 
     def evaluate(
         self, module: nn.Module | ExportedModel, imgsz: ImageSize, exported: Path | None = None
-    ) -> evaluate.EvalResult:
-        """Return COCO AP and the host's own mAP."""
+    ) -> scoring.EvalResult:
+        """Return AP and the host's own mAP."""
         return evaluate.evaluate_detector(
             module,
             self.split,
@@ -52,7 +52,7 @@ class BoxTask:
         )
 
     def scorer(self, imgsz: ImageSize) -> Callable[[nn.Module], float]:
-        """Return a function that gives COCO AP on some images of ``val``."""
+        """Return a function that gives AP of what the task is about on some images of ``val``."""
         quick = evaluate.Evaluator(
             self.split,
             imgsz=imgsz,
@@ -61,7 +61,7 @@ class BoxTask:
             device=self.device,
             by_size=False,
         )
-        return lambda module: quick(module, self.names).ap
+        return lambda module: quick.accuracy(module, self.names)
 
     def calibration_batches(self, imgsz: ImageSize, images: int, seed: int) -> list[Tensor]:
         """Load letterboxed training images."""
@@ -181,4 +181,5 @@ def open_task(
     data.check_classes(loaded.names, boxes)
     if isinstance(loaded, LoadedModel):
         data.check_channels(loaded.module, boxes.yaml)
-    return BoxTask(boxes, loaded.names, batch, device, workers, rect=rect)
+    metric = scoring.METRIC_OF_TASK.get(loaded.task, "ap")
+    return BoxTask(boxes, loaded.names, batch, device, workers, metric, rect=rect)

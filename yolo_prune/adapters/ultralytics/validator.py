@@ -12,7 +12,7 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ from ultralytics.utils import nms, ops
 from yolo_prune.adapters.ultralytics.anatomy import STRIDE
 from yolo_prune.adapters.ultralytics.annotations import one_line
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
+from yolo_prune.adapters.ultralytics.masks import original_masks
+from yolo_prune.adapters.ultralytics.oriented import Matched
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.errors import DataError
 from yolo_prune.imgsz import ImageSize, is_square, longer_side, plain_size
@@ -39,6 +41,7 @@ _VALIDATORS: dict[str, type[DetectionValidator]] = {
     "pose": PoseValidator,
     "obb": OBBValidator,
 }
+_MATCHES = ("tp", "conf", "pred_cls", "target_cls")
 _LOADING_ERRORS = (RuntimeError, ValueError, OSError, KeyError)
 
 
@@ -84,23 +87,42 @@ class _Tracked:
         return track(self._loader, self._description, total=len(self._loader))
 
 
+class Found(NamedTuple):
+    """One detection.
+
+    ``kind`` is its class, ``box`` x, y, width and height in pixels of the file, ``shape`` its mask or its key points.
+    """
+
+    path: str
+    kind: int
+    box: list[float]
+    score: float
+    shape: Any = None
+
+
 class Collecting:
     """Mixin for the host's detection validators: keep every detection as a COCO result.
 
     Attributes:
         files: The images that went through, by path.
-        found: Path, class index, box (x, y, width, height in pixels of the file) and score of each detection.
+        found: The detections.
+        matched: Of oriented boxes: what the host matched in each image, where its own metrics are computed.
         host_score: Whether the host's own metrics are computed as well.
     """
 
     host_score = True
     threads = 1
     stride: int
+    metrics: Any
+    process: Any
+    args: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.files: list[str] = []
-        self.found: list[tuple[str, int, list[float], float]] = []
+        self.found: list[Found] = []
+        self.matched: list[Matched] = []
+        self._prototypes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def get_dataloader(self, dataset_path: Any, batch_size: int) -> _Tracked:
         """Build the host's loader; what is wrong with the data becomes a DataError."""
@@ -116,9 +138,18 @@ class Collecting:
         """Prepare the pass, without the host's own COCO evaluation and its choice of threads."""
         host: Any = super()
         host.init_metrics(model)
-        self.args: Any
         self.args.save_json = False
         torch.set_num_threads(self.threads)
+        if getattr(self, "process", None) is not None:
+            self.process = partial(self._masks, self.process)
+
+    def _masks(
+        self, make: Any, prototypes: torch.Tensor, coefficients: torch.Tensor, boxes: torch.Tensor, shape: Any
+    ) -> torch.Tensor:
+        """Make the small masks that the host compares, and keep what the large ones are made from."""
+        self._prototypes[id(boxes)] = (prototypes, coefficients)
+        masks: torch.Tensor = make(prototypes, coefficients, boxes, shape=shape) if self.host_score else boxes
+        return masks
 
     def preprocess(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device; masks and keypoints are needed for the host's own metrics alone."""
@@ -131,9 +162,13 @@ class Collecting:
         """Keep the detections of one batch, then let the host count them."""
         for index, prediction in enumerate(preds):
             self._keep(prediction, batch, index)
+        self._prototypes.clear()
         if self.host_score:
             host: Any = super()
             host.update_metrics(preds, batch)
+            if self.args.task == "obb":
+                stats = [self.metrics.stats[name][-len(preds) :] for name in _MATCHES]
+                self.matched += zip(*stats, strict=True)
 
     def get_stats(self) -> dict[str, Any]:
         """Return the host's metrics where they were computed."""
@@ -149,16 +184,33 @@ class Collecting:
         if boxes.shape[-1] == 5:  # rotated: the upright box around it
             corners = ops.xywhr2xyxyxyxy(boxes)
             boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
-        frame = {"imgsz": batch["img"].shape[2:]}
+        frame: dict[str, Any] = {"imgsz": batch["img"].shape[2:]}
         frame.update({key: batch[key][index] for key in ("ori_shape", "ratio_pad")})
         scaled = DetectionValidator.scale_preds(self, {"bboxes": boxes}, frame)["bboxes"]
         xywh = torch.cat([scaled[:, :2], scaled[:, 2:4] - scaled[:, :2]], dim=1).tolist()
         path = os.fspath(Path(batch["im_file"][index]))
         classes, scores = prediction["cls"].tolist(), prediction["conf"].tolist()
+        shapes = self._shapes(prediction, scaled, frame)
         self.files.append(path)
         self.found += [
-            (path, int(each), box, score) for each, box, score in zip(classes, xywh, scores, strict=True)
+            Found(path, int(each), box, score, shape)
+            for each, box, score, shape in zip(classes, xywh, scores, shapes, strict=True)
         ]
+
+    def _shapes(
+        self, prediction: Mapping[str, torch.Tensor], boxes: torch.Tensor, frame: Mapping[str, Any]
+    ) -> list[Any]:
+        """Return the masks or the key points of one image's detections, in pixels of the file; else nothing."""
+        if len(boxes) and "masks" in prediction:
+            return list(original_masks(*self._prototypes[id(prediction["bboxes"])], boxes, frame))
+        if len(boxes) and "keypoints" in prediction:
+            points = prediction["keypoints"].clone().float()
+            points = ops.scale_coords(
+                frame["imgsz"], points, frame["ori_shape"], ratio_pad=frame["ratio_pad"]
+            )
+            seen = points[..., 2:] if points.shape[-1] > 2 else torch.ones_like(points[..., :1])
+            return list(torch.cat([points[..., :2], seen], dim=-1).flatten(1).tolist())
+        return [None] * len(boxes)
 
 
 def task_of(module: nn.Module | ExportedModel) -> str:

@@ -90,7 +90,7 @@ def measure_run(
         stages=_stages(models, stages, task.metric),
         timing_s=dict(space.timing_s),
         versions=_versions(host.packages),
-        conditions=_conditions(config, parent, comparisons),
+        conditions=_conditions(config, parent, comparisons, task.metric),
         plan=plan_summary(config, cut.plan, parent.module, pruned.module, graph, parent.imgsz),
         layers=layer_widths(parent.module, pruned.module, graph),
         bn_scales=scale_histogram(parent.module, pruned.module),
@@ -111,7 +111,9 @@ def measure_run(
     )
 
 
-def _conditions(config: PruneConfig, parent: Evaluated, comparisons: Sequence[Comparison]) -> Conditions:
+def _conditions(
+    config: PruneConfig, parent: Evaluated, comparisons: Sequence[Comparison], metric: str
+) -> Conditions:
     """Say what everything was measured on."""
     return Conditions(
         data=str(config.data),
@@ -119,7 +121,7 @@ def _conditions(config: PruneConfig, parent: Evaluated, comparisons: Sequence[Co
         images=parent.result.images,
         boxes=parent.result.boxes,
         evaluator=parent.result.evaluator,
-        ap_of=parent.result.ap_of if parent.result.notes else None,
+        ap_of=parent.result.ap_of if parent.result.notes or metric != "ap" else None,
         machine=cpu_name(),
         **speed_conditions(comparisons),
     )

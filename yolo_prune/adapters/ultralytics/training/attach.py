@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.hosts import guarding_host
-from yolo_prune.adapters.ultralytics.data import find_class_folders, read_data_yaml
+from yolo_prune.adapters.ultralytics.class_folders import find_class_folders
+from yolo_prune.adapters.ultralytics.data import read_data_yaml
 from yolo_prune.adapters.ultralytics.load import check_named_files, check_run_files, load_detector
 from yolo_prune.adapters.ultralytics.options import (
     check_pruned_training_args,

@@ -19,7 +19,8 @@ from typing import Any
 from torch import nn
 
 from yolo_prune.adapters.stored import METADATA_KEY
-from yolo_prune.adapters.ultralytics.data import check_channels, find_class_folders, read_data_yaml
+from yolo_prune.adapters.ultralytics.class_folders import find_class_folders
+from yolo_prune.adapters.ultralytics.data import check_channels, read_data_yaml
 from yolo_prune.adapters.ultralytics.load import check_run_files, read_checkpoint
 from yolo_prune.adapters.ultralytics.training.history import carried
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, prune_trainer

@@ -1,0 +1,228 @@
+"""Masks, key points and oriented boxes are judged by their own AP: against the truth, the host and each other."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from oracle import NAMES, POINTS, Picture, disturbed, oracle, pictures, rectangle, write
+
+from yolo_prune.accuracy.bootstrap import draw_images
+from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_detector
+from yolo_prune.adapters.ultralytics.scoring import METRIC_OF_TASK
+from yolo_prune.errors import DataError
+
+TASKS = list(METRIC_OF_TASK)
+PERFECT = {"segment": 1.0, "pose": 1.0, "obb": 0.995}
+"""The host's curve falls from its last recall to zero at 1: its mAP of a perfect model is 0.995."""
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def made(request, tmp_path_factory):
+    """Images of all shapes, some empty or with an object over the border, and a class that nobody is of."""
+    things = pictures(request.param)
+    return (
+        request.param,
+        things,
+        write(tmp_path_factory.mktemp(request.param) / "data", request.param, things),
+    )
+
+
+def evaluated(task, told, data, imgsz=160):
+    return evaluate_detector(oracle(task, told), data, imgsz=imgsz, batch=3)
+
+
+def test_the_truth_itself_is_perfect_and_what_is_moved_is_not(made):
+    task, things, data = made
+    perfect, moved = (evaluated(task, told, data) for told in (things, disturbed(things, 0.1)))
+    assert perfect.own.ap == pytest.approx(PERFECT[task], abs=1e-9)
+    assert perfect.coco.ap == pytest.approx(1.0, abs=1e-9), "the boxes, too"
+    assert 0.2 < moved.own.ap < 0.96 * PERFECT[task]
+    assert perfect.scores[METRIC_OF_TASK[task]] == perfect.own.ap
+    assert perfect.scores["ap"] == perfect.coco.ap
+    assert list(perfect.per_class) == [NAMES[0], NAMES[1]], "a class without objects has no AP"
+
+
+@pytest.mark.parametrize("share", [0.03, 0.2])
+def test_it_agrees_with_the_host(made, share):
+    """The host compares masks of a quarter of the input's size, and does not ignore who has no labelled point."""
+    task, things, data = made
+    result = evaluated(task, disturbed(things, share), data, imgsz=480 if task == "segment" else 160)
+    tolerance = {"segment": 0.03, "pose": 0.006, "obb": 1e-9}[task]
+    assert result.own.ap == pytest.approx(result.host_map, abs=tolerance)
+    assert result.own.ap > 0.2
+    assert result.host_scores == (
+        {} if task == "obb" else {"map": result.host_map, "map50": result.host_map50}
+    )
+
+
+def test_the_quick_evaluation_and_the_sample_have_the_same_number(made):
+    task, things, data = made
+    module = oracle(task, disturbed(things, 0.1))
+    result = evaluate_detector(module, data, imgsz=160, batch=3)
+    quick = Evaluator(data, imgsz=160, batch=3, task=task)
+    before = sorted(data.parent.rglob("*"))
+    assert quick.accuracy(module) == pytest.approx(result.own.ap, abs=1e-9)
+    assert sorted(data.parent.rglob("*")) == before, "nothing is written into the data"
+    assert quick(module).ap == result.coco.ap
+    every = np.ones((1, len(things)), dtype=int)
+    assert result.sample.accuracy(every) == pytest.approx(result.own.ap, abs=1e-9)
+    assert result.own.ap != pytest.approx(result.coco.ap, abs=1e-3), "the control: boxes have another AP"
+
+
+def test_resampled_matches_are_the_hosts_of_repeated_images():
+    from ultralytics.utils.metrics import ap_per_class
+
+    from yolo_prune.adapters.ultralytics.oriented import HostMatches
+
+    rng = np.random.default_rng(0)
+    matched = []
+    for _ in range(15):
+        count, objects = int(rng.integers(0, 8)), rng.integers(0, 3, int(rng.integers(0, 4)))
+        right = rng.random((count, 1)) > np.linspace(0.2, 0.9, 10)
+        matched.append((right, rng.random(count), rng.integers(0, 4, count), objects))
+    draws = draw_images(len(matched), 6, seed=2)
+    expected = []
+    for draw in draws:
+        repeated = [each for each, weight in zip(matched, draw, strict=True) for _ in range(weight)]
+        columns = [np.concatenate(column) for column in zip(*repeated, strict=True)]
+        expected.append(ap_per_class(*columns)[5].mean())
+    found = HostMatches.from_images(matched).accuracy(draws)
+    assert found == pytest.approx(expected, abs=2e-3)
+    assert np.ptp(found) > 0.02, "the control: draws differ"
+    assert np.isnan(HostMatches.from_images(matched[:1]).accuracy(np.zeros((1, 1), dtype=int))).all()
+
+
+def test_a_mask_of_another_form_in_the_right_box_is_wrong(tmp_path):
+    things = pictures("segment")
+    data = write(tmp_path / "data", "segment", things)
+    told = []
+    for picture in things:
+        boxed = [thing.box(picture.size) for thing in picture.things]
+        outlines = [rectangle(None, (b[:2] + b[2:]) / 2, (b[2:] - b[:2]) / 2, 0.0) for b in boxed]
+        made = [
+            replace(thing, outline=outline) for thing, outline in zip(picture.things, outlines, strict=True)
+        ]
+        told.append(Picture(picture.size, made))
+    result = evaluated("segment", told, data)
+    assert result.coco.ap == pytest.approx(1.0)
+    assert result.own.per_class[NAMES[0]] < 0.8, "a disc is 79 % of its box"
+
+
+def test_only_labelled_key_points_count(tmp_path):
+    things = pictures("pose")
+    data = write(tmp_path / "data", "pose", things)
+
+    def shifted(which):
+        told = []
+        for picture in things:
+            moved = []
+            for thing in picture.things:
+                points = thing.points.copy()
+                points[(points[:, 2] > 0) == which, 0] += 15
+                moved.append(type(thing)(thing.kind, thing.outline, points))
+            told.append(Picture(picture.size, moved))
+        return evaluated("pose", told, data).own.ap
+
+    assert any((thing.points[:, 2] == 0).any() for picture in things for thing in picture.things)
+    assert shifted(False) == pytest.approx(1.0)
+    assert shifted(True) < 0.9
+
+
+def inward(thing, size):
+    """A thing whose outline and points are elsewhere, and still inside the image."""
+    points = thing.points.copy()
+    points[:, :2] += 6 * np.sign(np.array(size) / 2 - points[:, :2])
+    return replace(thing.moved(6, 4), points=points)
+
+
+def test_masks_and_key_points_come_from_annotations_where_there_are_some(tmp_path):
+    """The annotations' objects are elsewhere than the labels', so that it is seen which of them count."""
+    for task, name, key in (
+        ("segment", "instances", "segmentation"),
+        ("pose", "person_keypoints", "keypoints"),
+    ):
+        things = pictures(task)
+        data = write(tmp_path / task, task, things)
+        moved = [Picture(p.size, [inward(thing, p.size) for thing in p.things]) for p in things]
+        annotations = []
+        for number, picture in enumerate(moved):
+            for thing in picture.things:
+                left, top, right, bottom = thing.box(picture.size)
+                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": thing.kind + 5}
+                entry |= {"bbox": [left, top, right - left, bottom - top], "area": 60.0, "iscrowd": 0}
+                outline = thing.outline.clip(0, picture.size).ravel().tolist()
+                shapes = {"segmentation": [outline], "keypoints": thing.points.ravel().tolist()}
+                annotations.append({**entry, key: shapes[key]})
+        images = [
+            {"id": number, "file_name": f"{number}.png", "width": p.size[0], "height": p.size[1]}
+            for number, p in enumerate(moved)
+        ]
+        categories = [{"id": kind + 5, "name": name_} for kind, name_ in NAMES.items()]
+        file = tmp_path / task / "annotations" / f"{name}_val.json"
+        file.parent.mkdir()
+        file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+        result = evaluated(task, moved, data)
+        assert result.own.ap == pytest.approx(1.0)
+        assert result.source == f"COCO JSON {file}"
+        if task == "pose":
+            assert "an object's area its annotation" in result.evaluator
+        assert evaluated(task, things, data).own.ap < 0.9, "the control: the labels are no longer the truth"
+        without = [{k: v for k, v in each.items() if k != key} for each in annotations]
+        file.write_text(json.dumps({"images": images, "annotations": without, "categories": categories}))
+        assert evaluated(task, things, data).source == "YOLO labels"
+
+
+def test_sigmas_of_the_data_are_taken(tmp_path):
+    things = pictures("pose")
+    data = write(tmp_path / "data", "pose", things)
+    told = disturbed(things, 0.1)
+    usual = evaluated("pose", told, data)
+    assert usual.evaluator.endswith("(sigmas 0.333, an object's area 0.53 of its box), YOLO labels")
+    with data.open("a") as file:
+        file.write("kpt_oks_sigmas: [0.02, 0.03, 0.04]\n")
+    strict = evaluated("pose", told, data)
+    assert "(sigmas 0.02 0.03 0.04," in strict.evaluator
+    assert strict.own.ap < usual.own.ap - 0.2
+
+
+def test_labels_without_masks_are_an_error_for_a_segmenter(tmp_path):
+    data = write(tmp_path / "data", "segment", pictures("segment"))
+    for file in (tmp_path / "data" / "labels" / "val").glob("*.txt"):
+        kinds = [row.split()[0] for row in file.read_text().splitlines()]
+        file.write_text("".join(f"{kind} 0.5 0.5 0.2 0.{2 + at}\n" for at, kind in enumerate(kinds)))
+    with pytest.raises(DataError) as error:
+        evaluated("segment", pictures("segment"), data)
+    assert str(error.value) == (
+        f"14 of the 14 objects have no mask in the labels of 'val' in {data}. "
+        "A segmenter's label rows are polygons: class x1 y1 x2 y2 x3 y3 ..."
+    )
+
+
+def test_data_that_was_opened_for_another_task_is_an_error(tmp_path):
+    things = pictures("pose")
+    data = write(tmp_path / "data", "pose", things)
+    with pytest.raises(DataError) as error:
+        Evaluator(data, imgsz=160).accuracy(oracle("pose", things))
+    assert str(error.value) == (
+        "the data was opened for 'detect' and the model's task is 'pose': open it with task='pose'."
+    )
+
+
+def test_key_points_of_two_numbers_are_all_labelled_but_negative_ones(tmp_path):
+    from yolo_prune.accuracy.labels import coco_from_yolo
+
+    row = "0 0.5 0.5 0.2 0.4 0.1 0.2 -0.01 0.5\n"
+    (tmp_path / "a.txt").write_text(row)
+    found = coco_from_yolo(
+        ["a.png"],
+        [tmp_path / "a.txt"],
+        {0: "a"},
+        keypoint_columns=4,
+        keypoint_size=2,
+        size_of=lambda _: (100, 50),
+    )
+    (annotation,) = found["annotations"]
+    assert annotation["keypoints"] == pytest.approx([10, 10, 2, -1, 25, 0])
+    assert annotation["num_keypoints"] == 1
+    assert POINTS == 3

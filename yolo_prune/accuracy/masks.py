@@ -1,0 +1,37 @@
+"""Masks in run lengths, as COCO compares them: made of the part inside a box, without the empty image around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def run_lengths(part: NDArray[np.bool_], left: int, top: int, shape: tuple[int, int]) -> dict[str, Any]:
+    """Return a mask in COCO's compressed run lengths.
+
+    Args:
+        part: The mask's pixels in a window of the image, shape (rows, columns); all others are empty.
+        left: Column of the image at which the window begins.
+        top: Its row.
+        shape: Height and width of the image, in pixels.
+
+    Returns:
+        ``size`` (height, width) and ``counts`` (bytes: lengths of empty and filled runs, column by column).
+
+    Example:
+        >>> run_lengths(np.ones((2, 1), dtype=bool), left=1, top=0, shape=(3, 2))
+        {'size': [3, 2], 'counts': b'321'}
+    """
+    from pycocotools.mask import frPyObjects
+
+    height, width = shape
+    rows, columns = part.shape
+    canvas = np.zeros((columns, height), dtype=np.int8)
+    canvas[:, top : top + rows] = part.T
+    changes = np.flatnonzero(np.diff(canvas.ravel(), prepend=0, append=0)) + left * height
+    counts = np.diff(np.concatenate([[0], changes, [height * width]]))
+    counts = counts[: len(counts) - (counts[-1] == 0)]  # it reaches the last pixel
+    found: dict[str, Any] = frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return found
