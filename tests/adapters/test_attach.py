@@ -13,8 +13,10 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 import yolo_prune
-from yolo_prune.adapters.checkpoint import save_detector
+from yolo_prune.adapters.checkpoint import load_detector, save_detector
+from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
 from yolo_prune.adapters.ultralytics.training.attach import train_from_config
+from yolo_prune.adapters.ultralytics.training.final import accuracy_line
 from yolo_prune.adapters.ultralytics.training.history import read_result, run_state
 from yolo_prune.adapters.ultralytics.training.inrun import inrun_trainer
 from yolo_prune.cost import count_parameters
@@ -173,10 +175,35 @@ def test_with_a_budget_the_command_prunes(stock, data, tmp_path, attached):
     host = {**HOST, "project": str(tmp_path), "name": "command"}
     config = TrainConfig(model=str(stock), data=str(data), verbose=False, train_args=host, **PRUNING)
     lines = train_from_config(config)
-    assert lines[1] == f"run folder: {tmp_path / 'command'}\nbest: {tmp_path / 'command/weights/best.pt'}"
+    assert lines[1].startswith("accuracy: COCO AP 0.")
+    assert lines[2] == f"run folder: {tmp_path / 'command'}\nbest: {tmp_path / 'command/weights/best.pt'}"
     assert losses(tmp_path / "command") == losses(
         attached[2] / "run"
     )  # the command and the attachment are one
+
+
+@pytest.mark.parametrize(
+    ("task", "title"),
+    [("segment", "mask AP"), ("pose", "keypoint AP"), ("obb", "oriented AP (the host's)")],
+)
+def test_it_ends_with_the_accuracy_that_the_task_is_judged_by(tmp_path, task, title):
+    data, model = draw(tmp_path / "data", task), tiny(task)
+    model.names = {0: "kind0", 1: "kind1"}
+    stock = save_detector(tmp_path / "p.pt", model, task=task, train_args={"imgsz": 64}, meta={})
+    host = {**HOST, "project": str(tmp_path), "name": "command"}
+    config = TrainConfig(model=str(stock), data=str(data), verbose=False, train_args=host, **PRUNING)
+    _, line, _ = train_from_config(config)
+    best = load_detector(tmp_path / "command" / "weights" / "best.pt")
+    scores = evaluate_detector(best.module, data, imgsz=64).scores
+    second = "upright box AP" if task == "obb" else "box AP"
+    own = next(iter(scores.values()))
+    assert line.startswith(f"accuracy: {title} {own:.4f}, {second} {scores['ap']:.4f} (8 images, 64 px; ")
+
+
+def test_an_accuracy_that_cannot_be_measured_at_the_end_costs_a_line_and_not_the_run(tmp_path):
+    stock = save_detector(tmp_path / "p.pt", tiny(), task="detect", train_args={"imgsz": 64}, meta={})
+    line = accuracy_line(stock, {"data": str(tmp_path / "gone.yaml")}, trust=False)
+    assert line.startswith(f"accuracy: not measured: cannot use the data {tmp_path / 'gone.yaml'}: ")
 
 
 def test_the_hosts_own_file_of_options_is_a_recipe_and_takes_the_pruning_keys(

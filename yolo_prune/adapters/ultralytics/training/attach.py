@@ -21,6 +21,7 @@ from yolo_prune.adapters.ultralytics.options import (
 )
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.recognise import is_cut
+from yolo_prune.adapters.ultralytics.training.final import accuracy_line
 from yolo_prune.adapters.ultralytics.training.history import (
     RUN_KEY,
     InRunResult,
@@ -209,6 +210,7 @@ def train_from_config(config: TrainConfig) -> list[str]:
     result = handle.result
     return [
         f"parameters: {result.params_before:,} before, {result.params_after:,} after training",
+        accuracy_line(result.best, _host_arguments(config), trust=config.trust),
         f"run folder: {result.folder}\nbest: {result.best}",
     ]
 
@@ -276,5 +278,6 @@ def _train_pruned(config: TrainConfig) -> list[str]:
     )
     return [
         f"parameters: {result.params_before:,} before, {result.params_after:,} after training",
+        accuracy_line(result.best, {**arguments, "data": config.data}, trust=config.trust),
         f"epochs: {result.epochs_run}\nbest: {result.best}\nlast: {result.last}",
     ]
