@@ -334,6 +334,8 @@ drop or the cut. *loss* is one step of training: the host's own loss, or
 *sum* where that needs more than images and labels. *loaded* is the difference of the outputs after saving and loading
 in a fresh process of the plain host in its restricted mode; *ONNX* the relative difference of the exported file.
 
+By what models of each task are judged: [tasks.md](tasks.md).
+
 | architecture | task | GMACs | channels | least | blocks | kept | exact | loss | loaded | ONNX | plan, CPU s | result |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
 """

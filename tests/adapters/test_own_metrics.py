@@ -5,11 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from oracle import NAMES, POINTS, Picture, disturbed, oracle, pictures, rectangle, write
+from pycocotools import mask as coco_mask
+from tiny_host import draw, tiny
 
 from yolo_prune.accuracy.bootstrap import draw_images
+from yolo_prune.adapters.checkpoint import load_detector, save_detector
+from yolo_prune.adapters.ultralytics import evaluate
 from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_detector
-from yolo_prune.adapters.ultralytics.scoring import METRIC_OF_TASK
+from yolo_prune.adapters.ultralytics.export import export_onnx
+from yolo_prune.adapters.ultralytics.scoring import METRIC_OF_TASK, detections_of
 from yolo_prune.errors import DataError
 
 TASKS = list(METRIC_OF_TASK)
@@ -83,8 +89,8 @@ def test_resampled_matches_are_the_hosts_of_repeated_images():
         matched.append((right, rng.random(count), rng.integers(0, 4, count), objects))
     draws = draw_images(len(matched), 6, seed=2)
     expected = []
-    for draw in draws:
-        repeated = [each for each, weight in zip(matched, draw, strict=True) for _ in range(weight)]
+    for weights in draws:
+        repeated = [each for each, weight in zip(matched, weights, strict=True) for _ in range(weight)]
         columns = [np.concatenate(column) for column in zip(*repeated, strict=True)]
         expected.append(ap_per_class(*columns)[5].mean())
     found = HostMatches.from_images(matched).accuracy(draws)
@@ -171,6 +177,45 @@ def test_masks_and_key_points_come_from_annotations_where_there_are_some(tmp_pat
         without = [{k: v for k, v in each.items() if k != key} for each in annotations]
         file.write_text(json.dumps({"images": images, "annotations": without, "categories": categories}))
         assert evaluated(task, things, data).source == "YOLO labels"
+
+
+def distance(one, other):
+    """How far a detection is from another, in pixels; scores count a hundred times, other classes are far away."""
+    if (one["image_id"], one["category_id"]) != (other["image_id"], other["category_id"]):
+        return np.inf
+    places = [[*each["bbox"], *each.get("keypoints", ()), 100 * each["score"]] for each in (one, other)]
+    return np.abs(np.subtract(*places)).max()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_exported_file_finds_the_same_shapes_as_its_checkpoint(task, tmp_path, monkeypatch):
+    """Of a network that was never trained: it finds many things, and none of them is right."""
+    model = tiny(task).eval()
+    model.names = {0: "kind0", 1: "kind1"}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv2d) and module.out_channels == 2 and ".cv3." in name:
+            module.bias.data.fill_(-1.0)
+    data = draw(tmp_path / "data", task)
+    stock = save_detector(tmp_path / "p.pt", model, task=task, train_args={"imgsz": 64}, meta={})
+    file = export_onnx(stock, tmp_path / "p.onnx", imgsz=64)
+    kept = []
+    monkeypatch.setattr(
+        evaluate, "detections_of", lambda *arguments: kept.append(detections_of(*arguments)) or kept[-1]
+    )
+    module = load_detector(stock).module
+    results = [
+        evaluate_detector(module, data, imgsz=64, exported=each, rect=False, batch=1) for each in (None, file)
+    ]
+    ours, theirs = kept
+    assert len(ours) == len(theirs) > 20
+    assert [result.own.ap for result in results] == pytest.approx([results[0].own.ap] * 2, abs=1e-3)
+    for mine in sorted(ours, key=lambda each: -each["score"])[:50]:
+        other = min(theirs, key=lambda each: distance(mine, each))
+        assert distance(mine, other) < 0.05
+        if task == "segment":
+            overlap = coco_mask.iou([mine["segmentation"]], [other["segmentation"]], [0])[0, 0]
+            assert overlap > 0.9 or coco_mask.area(mine["segmentation"]) < 5
+    assert task != "segment" or max(coco_mask.area(each["segmentation"]) for each in ours) > 100
 
 
 def test_sigmas_of_the_data_are_taken(tmp_path):
