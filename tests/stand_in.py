@@ -158,7 +158,7 @@ class StandIn:
         self.diary.note("guard")
         yield
 
-    def load(self, path, *, trust=False, device="cpu", seed=0):
+    def load(self, path, *, weights=None, trust=False, device="cpu", seed=0):
         self.diary.note(f"load {Path(path).name}")
         if not Path(path).is_file():
             raise CheckpointError(f"checkpoint '{path}' does not exist.")
@@ -167,7 +167,7 @@ class StandIn:
             held["module"].eval(), "detect", CLASSES, 64, 3, Path(path), held["meta"], {"lr0": 0.1}
         )
 
-    def save(self, path, module, *, task, train_args, meta, trust=False):
+    def save(self, path, module, *, task, train_args, meta, trust=False, plan=None):
         self.diary.note(f"save {path.name}")
         role, module.role = module.role, meta.get("role", "parent")
         with replacing(path) as temporary:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from yolo_prune import bench, cli
 from yolo_prune.runs.measure import speed
@@ -62,6 +63,27 @@ def draw_squares(folder: Path, train: int = 24, val: int = 8, side: int = 64) ->
     yaml = folder / "data.yaml"
     yaml.write_text(f"train: images/train\nval: images/val\nnames: [{', '.join(NAMES)}]\n")
     return yaml
+
+
+def draw_bars(folder: Path) -> None:
+    """Draw bars of three directions on noise, some of them hard to tell: a folder of images a class."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 12)):
+        for kind in ("across", "both", "down"):
+            (folder / split / kind).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 110, (64, 64, 3), dtype=np.uint8)
+                at, strength = random.integers(8, 48), random.integers(20, 140)
+                if kind != "down":
+                    pixels[at : at + 8] += np.uint8(strength)
+                if kind != "across":
+                    pixels[:, at : at + 8] += np.uint8(strength if kind == "down" else strength // 2)
+                Image.fromarray(pixels).save(folder / split / kind / f"{index}.png")
+
+
+@pytest.fixture(scope="session")
+def bars(made_once) -> Path:
+    return made_once("bars", draw_bars)
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from yolo_prune import cli
 from yolo_prune.adapters.checkpoint import load_detector
@@ -41,21 +39,8 @@ print(json.dumps(said))
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Bars of three directions on noise, some of them hard to tell."""
-    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("bars")
-    for split, count in (("train", 24), ("val", 12)):
-        for kind in ("across", "both", "down"):
-            (folder / split / kind).mkdir(parents=True)
-            for index in range(count):
-                pixels = random.integers(0, 110, (64, 64, 3), dtype=np.uint8)
-                at, strength = random.integers(8, 48), random.integers(20, 140)
-                if kind != "down":
-                    pixels[at : at + 8] += np.uint8(strength)
-                if kind != "across":
-                    pixels[:, at : at + 8] += np.uint8(strength if kind == "down" else strength // 2)
-                Image.fromarray(pixels).save(folder / split / kind / f"{index}.png")
-    return folder
+def data(bars) -> Path:
+    return bars
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ OTHER = {
         "calibration_images": 8,
         "distill": False,
     },
-    **{"lr0": 0.1, "optimizer": "SGD", "split": "test"},
+    **{"lr0": 0.1, "optimizer": "SGD", "split": "test", "weights": "other.pth"},
 }
 
 

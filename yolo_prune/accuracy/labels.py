@@ -15,6 +15,8 @@ from yolo_prune.errors import DataError
 
 _ROTATED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 _TURNED_FORMATS = {"JPEG", "MPO", "PNG", "AVIF"}  # formats whose orientation OpenCV applies when it decodes
+IMAGE_ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+"""What OpenCV decodes, among the endings that data sets of images have."""
 _TOLERANCE = 0.01  # how far outside [0, 1] the host accepts a label's coordinates
 
 
@@ -116,6 +118,15 @@ def _in_pixels(row: LabelRow, width: int, height: int, keypoint_size: int) -> di
         found["keypoints"] = [value for triple in triples for value in triple]
         found["num_keypoints"] = sum(1 for visible in seen if visible > 0)
     return found
+
+
+def class_sizes(ground_truth: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of boxes of each class of a COCO ground truth, by its name."""
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    sizes = dict.fromkeys(names.values(), 0)
+    for annotation in ground_truth["annotations"]:
+        sizes[names[annotation["category_id"]]] += 1
+    return sizes
 
 
 def read_yolo_labels(

@@ -14,13 +14,19 @@ from yolo_prune.adapters.stored import LoadedModel
 
 
 def load_detector(
-    path: Path | str, *, trust: bool = False, device: str = "cpu", seed: int = 0
+    path: Path | str,
+    *,
+    weights: Path | str | None = None,
+    trust: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
 ) -> LoadedModel:
     """Load a checkpoint without running any code of its own.
 
     Args:
         path: A ``*.pt`` file, the name of an official model that the host may download, or a ``*.yaml``
-            architecture, which gets random weights.
+            architecture, which gets random weights; or the name of an architecture of a library, for ``weights``.
+        weights: State dict of such an architecture, or a checkpoint that holds one.
         trust: Allow classes that are not stock. Their code runs: only for files of your own.
         device: Where the module goes, in torch's notation.
         seed: Seed of the random weights of a ``*.yaml``.
@@ -35,7 +41,7 @@ def load_detector(
         >>> load_detector("yolov8n.yaml").task
         'detect'
     """
-    return find_host(path).load(path, trust=trust, device=device, seed=seed)
+    return find_host(path).load(path, weights=weights, trust=trust, device=device, seed=seed)
 
 
 def save_detector(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from yolo_prune.accuracy.task import Result, Task
     from yolo_prune.adapters.stored import LoadedModel
     from yolo_prune.cut.proven import Anatomy
+    from yolo_prune.cut.record import PrunePlan
     from yolo_prune.imgsz import ImageSize
     from yolo_prune.options import TrainConfig
     from yolo_prune.options.host_keys import HostKeys
@@ -87,7 +88,13 @@ class Host(Protocol):
         """Import Python files or modules that hold the user's own classes."""
 
     def load(
-        self, path: Path | str, *, trust: bool = False, device: str = "cpu", seed: int = 0
+        self,
+        path: Path | str,
+        *,
+        weights: Path | str | None = None,
+        trust: bool = False,
+        device: str = "cpu",
+        seed: int = 0,
     ) -> LoadedModel:
         """See :func:`yolo_prune.adapters.checkpoint.load_detector`."""
 
@@ -100,8 +107,12 @@ class Host(Protocol):
         train_args: Mapping[str, Any],
         meta: Mapping[str, Any],
         trust: bool = False,
+        plan: PrunePlan | None = None,
     ) -> Path:
-        """See :func:`yolo_prune.adapters.checkpoint.save_detector`."""
+        """See :func:`yolo_prune.adapters.checkpoint.save_detector`.
+
+        ``plan`` is what was cut of the module since it was loaded, for files that do not hold the module itself.
+        """
 
     def read_metadata(self, path: Path | str, *, trust: bool = False) -> dict[str, Any] | None:
         """See :func:`yolo_prune.adapters.checkpoint.read_metadata`."""

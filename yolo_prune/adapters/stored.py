@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class LoadedModel:
         path: The file it came from.
         meta: What yolo_prune recorded when it wrote the file (plan, parent, versions); None for other files.
         train_args: The options of the training that made it, as the host recorded them.
+        deployed: Makes of the module a copy as it is exported and timed, which returns class scores (B, C) or ranked
+            boxes (B, N, 6); None: the module is run as it is, with BatchNorm folded where it knows how.
     """
 
     module: nn.Module
@@ -42,6 +44,7 @@ class LoadedModel:
     path: Path
     meta: dict[str, Any] | None = None
     train_args: dict[str, Any] = field(default_factory=dict)
+    deployed: Callable[[nn.Module], nn.Module] | None = None
 
 
 def record_of_cut(meta: Mapping[str, Any] | None) -> bool | None:

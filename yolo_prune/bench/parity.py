@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from yolo_prune.imgsz import ImageSize, height_width
 from yolo_prune.runtimes.images import holds_queries
 from yolo_prune.runtimes.onnxruntime import open_runtime
-from yolo_prune.runtimes.pytorch import first_tensor, fuse
+from yolo_prune.runtimes.pytorch import deployed, first_tensor
 from yolo_prune.runtimes.runtime import Settings
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def onnx_parity(loaded: LoadedModel, onnx_path: Path | str, imgsz: ImageSize) ->
     pixels = np.random.default_rng(0).random((1, loaded.channels, *height_width(imgsz)), dtype=np.float32)
     opened = open_runtime(Path(onnx_path), imgsz, Settings("cpu", torch.get_num_threads(), 1))
     theirs = opened.infer(pixels)[0]
-    module = fuse(loaded.module)
+    module = deployed(loaded)
     with torch.inference_mode():
         ours = first_tensor(module(torch.from_numpy(pixels))).numpy()
     return compare_outputs(ours, theirs, len(loaded.names))

@@ -101,7 +101,9 @@ def evaluate(config: EvalConfig) -> None:
 
     device = resolve_device(config.device)
     host = find_host(config.model)
-    opened = host.open_export(config.model) or host.load(config.model, trust=config.trust)
+    opened = host.open_export(config.model) or host.load(
+        config.model, weights=config.weights, trust=config.trust
+    )
     imgsz = config.imgsz or opened.imgsz
     task = host.open_task(
         opened,
@@ -223,7 +225,7 @@ def inspect(config: InspectConfig) -> None:
     """Print the groups of channels of a model, and the residual blocks that may go as a whole."""
     from yolo_prune.runs.inspection import inspect_all
 
-    rows, blocks = inspect_all(config.model, config.imgsz, trust=config.trust)
+    rows, blocks = inspect_all(config.model, config.imgsz, weights=config.weights, trust=config.trust)
     say(aligned_table(rows))
     frozen = sum(bool(row.get("frozen")) for row in rows)
     say(f"{len(rows)} groups, {frozen} of them frozen")

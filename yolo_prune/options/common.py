@@ -19,7 +19,8 @@ TITLES = (
 )
 """What the options of a command stand under in its help, in this order."""
 
-_MODEL = "checkpoint (*.pt), official model name or architecture (*.yaml)"
+_MODEL = "checkpoint (*.pt), official model name, architecture (*.yaml), or LIBRARY:NAME with weights="
+_WEIGHTS = "state dict (*.pth) of an architecture that model= names, as LIBRARY:NAME"
 _DATA = "data set in the host's format: a data.yaml, a folder of classes, or a name it knows"
 _IMGSZ = "side of the square input in pixels, or height,width; the checkpoint's own when not given"
 _TRUST = "load classes that are not stock: they can run any code, so only for files of your own"
@@ -43,6 +44,7 @@ _BATCH = "images per batch of evaluation and training"
 
 _SHARED = {
     "model": partial(option, help=_MODEL, group=MODEL),
+    "weights": partial(option, help=_WEIGHTS, default=None, group=MODEL),
     "data": partial(option, help=_DATA, group=MODEL),
     "imgsz": partial(option, help=_IMGSZ, default=None, group=MODEL, low=32, multiple=32, read=read_size),
     "trust": partial(option, help=_TRUST, default=False, group=MODEL),

@@ -31,6 +31,7 @@ class PruneConfig:
 
     model: str = shared("model")
     data: str = shared("data")
+    weights: str | None = shared("weights")
     keep_macs: float | None = shared("keep_macs")
     gmacs: float | None = shared("gmacs")
     keep_params: float | None = shared("keep_params")
@@ -120,6 +121,7 @@ class TrainConfig(InRunSettings):
         help="checkpoint (*.pt), official model name or architecture (*.yaml); with resume, a last.pt",
     )
     data: str | None = shared("data", default=None)
+    weights: str | None = shared("weights")
     teacher: str | None = option(
         "parent of a model that is already pruned, to learn from", None, group=TRAINING
     )
@@ -145,6 +147,7 @@ class SweepConfig:
 
     model: str = shared("model")
     data: str = shared("data")
+    weights: str | None = shared("weights")
     keep_macs: tuple[float, ...] = option(
         "fractions of the MACs that stay", (0.8, 0.65, 0.5, 0.35), group=BUDGET, low=0.01, high=1
     )

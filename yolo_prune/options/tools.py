@@ -18,6 +18,7 @@ class EvalConfig:
         "model", help="checkpoint, architecture, or a deployed *.onnx, *.torchscript, *_openvino_model"
     )
     data: str = shared("data")
+    weights: str | None = shared("weights")
     imgsz: ImageSize | None = shared("imgsz")
     batch: int = shared("batch", help="images per batch; a file of fixed input has its own")
     device: str | None = shared("device")
@@ -108,6 +109,7 @@ class InspectConfig:
     """Options of ``inspect``: the groups of channels that live and die together, and what each costs."""
 
     model: str = shared("model")
+    weights: str | None = shared("weights")
     imgsz: ImageSize | None = shared("imgsz")
     json: str | None = shared("json", help="file for the groups as JSON")
     trust: bool = shared("trust")

@@ -19,26 +19,33 @@ from yolo_prune.imgsz import ImageSize
 
 
 def inspect_all(
-    model: str | Path, imgsz: ImageSize | None = None, *, trust: bool = False
+    model: str | Path,
+    imgsz: ImageSize | None = None,
+    *,
+    weights: str | Path | None = None,
+    trust: bool = False,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """List groups and residual blocks of a model that is loaded and traced once.
 
     Args:
         model: As for :func:`yolo_prune.adapters.checkpoint.load_detector`.
         imgsz: Size of the input that costs are counted for, in pixels; None: the model's own.
+        weights: As for :func:`yolo_prune.adapters.checkpoint.load_detector`.
         trust: Allow classes that are not stock.
 
     Returns:
         What :func:`describe_groups` and :func:`describe_blocks` return.
     """
-    module, anatomy = _opened(model, imgsz, trust)
+    module, anatomy = _opened(model, imgsz, weights, trust)
     cost = anatomy.cost_of(module)
     return describe_groups(module, cost), describe_blocks(module, cost, anatomy)
 
 
-def _opened(model: str | Path, imgsz: ImageSize | None, trust: bool) -> tuple[nn.Module, Anatomy]:
+def _opened(
+    model: str | Path, imgsz: ImageSize | None, weights: str | Path | None, trust: bool
+) -> tuple[nn.Module, Anatomy]:
     host = find_host(model)
-    loaded = host.load(model, trust=trust)
+    loaded = host.load(model, weights=weights, trust=trust)
     return loaded.module, host.anatomy(loaded.module, imgsz or loaded.imgsz)
 
 

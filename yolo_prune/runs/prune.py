@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from yolo_prune.adapters.checkpoint import fingerprint, load_detector, save_detector
+from yolo_prune.adapters.checkpoint import fingerprint, load_detector
 from yolo_prune.adapters.hosts import file_of, find_host, guarding_host
 from yolo_prune.adapters.stored import record_of_cut
 from yolo_prune.criteria.calibration import Calibration
@@ -81,7 +81,9 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
     rate = {} if config.lr0 is None else {"lr0": config.lr0}
     host.check_training({**config.train_args, "optimizer": config.optimizer, **rate}, of_cut_model=True)
     device = resolve_device(config.device)
-    loaded = load_detector(config.model, trust=config.trust, device=device, seed=config.seed)
+    loaded = load_detector(
+        config.model, weights=config.weights, trust=config.trust, device=device, seed=config.seed
+    )
     task = host.open_task(
         loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
     )
@@ -132,16 +134,19 @@ def _run(job: PruneJob) -> PruneResult:
     return PruneResult(space.root, report, cut.plan, final.file)
 
 
-def _save(job: PruneJob, name: str, module: nn.Module, meta: Mapping[str, Any]) -> Path:
+def _save(
+    job: PruneJob, name: str, module: nn.Module, meta: Mapping[str, Any], plan: PrunePlan | None = None
+) -> Path:
     """Write one of the run's checkpoints."""
     loaded, imgsz = job.loaded, plain_size(job.imgsz)
-    return save_detector(
+    return job.host.save(
         job.space.weights / f"{name}.pt",
         module,
         task=loaded.task,
         train_args={**loaded.train_args, "imgsz": imgsz, "task": loaded.task},
         meta={**meta, "parent": str(loaded.path), "imgsz": imgsz},
         trust=job.config.trust,
+        plan=plan,
     )
 
 
@@ -241,7 +246,7 @@ def _cut_and_recover(job: PruneJob) -> tuple[CutResult, dict[str, float | None]]
         "kept_macs": cut.plan.kept_macs,
         "of": fingerprint(job.parent.module),
     }
-    _save(job, "pruned", module, meta)
+    _save(job, "pruned", module, meta, cut.plan)
     cut.plan.save(space.plan)
     space.remember("recovery", {"stages": stages, "timing_s": space.timing_s})
     return cut, stages

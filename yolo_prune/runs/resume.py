@@ -20,7 +20,7 @@ FREE_ON_RESUME = frozenset(
 )
 """What may change when a run goes on: where and how it computes, and what is measured when all is done."""
 
-_PATHS = ("model", "data")
+_PATHS = ("model", "data", "weights")
 _Config = TypeVar("_Config")
 
 

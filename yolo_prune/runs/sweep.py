@@ -75,7 +75,7 @@ def run_sweep(config: SweepConfig) -> SweepResult:
 def trials_of(config: SweepConfig, folder: Path) -> list[PruneConfig]:
     """Return the options of every trial: all budgets with all criteria."""
     keys = (
-        *("model", "data", "imgsz", "device", "seed", "epochs", "batch", "workers", "steps"),
+        *("model", "data", "weights", "imgsz", "device", "seed", "epochs", "batch", "workers", "steps"),
         *("round_to", "min_width", "min_keep"),
     )
     shared = {key: getattr(config, key) for key in keys}

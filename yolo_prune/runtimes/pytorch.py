@@ -27,7 +27,7 @@ class TorchRuntime:
         module: nn.Module,
         imgsz: ImageSize,
         channels: int,
-        classes: int,
+        classes: int | None,
         half: bool,
         facts: dict[str, Any],
         around: Surroundings = DETECTOR,
@@ -113,7 +113,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader)
         raise ConfigError("half=true needs a CUDA device, got device=cpu.")
     check_device(torch, settings.device)
     opened = load(path)
-    module = fuse(opened.module).to(settings.device)
+    module = deployed(opened).to(settings.device)
     module = module.half() if settings.half else module
     if settings.compile:
         module.compile()  # in place: it stays the module that it was
@@ -128,7 +128,8 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader)
         "threads": settings.threads,
     }
     around = CLASSIFIER if opened.task == "classify" else DETECTOR
-    return TorchRuntime(module, imgsz, opened.channels, len(opened.names), settings.half, facts, around)
+    classes = len(opened.names) if opened.deployed is None else None
+    return TorchRuntime(module, imgsz, opened.channels, classes, settings.half, facts, around)
 
 
 def check_device(torch: Any, device: str) -> None:
@@ -141,6 +142,12 @@ def check_device(torch: Any, device: str) -> None:
         raise DeviceUnavailableError(
             f"torch finds {torch.cuda.device_count()} CUDA devices, {device} is not among them"
         )
+
+
+def deployed(opened: Any) -> nn.Module:
+    """Return a copy of what a host has loaded, as it is deployed."""
+    made: nn.Module = opened.deployed(opened.module) if opened.deployed else fuse(opened.module)
+    return made
 
 
 def fuse(module: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from yolo_prune.accuracy.classes import split_folder
 from yolo_prune.errors import DataError
 
 
@@ -36,12 +37,3 @@ def find_class_folders(data: str | Path, split: str) -> Path:
     if not any(path.suffix[1:].lower() in IMG_FORMATS for path in part.rglob("*.*")):
         raise DataError(f"no images in {part}.")
     return folder.resolve()
-
-
-def split_folder(folder: Path, split: str) -> Path | None:
-    """Return the folder that the host takes for a split of a classification set, None when there is none.
-
-    Like the host's, validation is on ``test`` where there is no ``val``, as in CIFAR and MNIST.
-    """
-    aliases = ("val", "validation", "valid", "test") if split == "val" else (split,)
-    return next((folder / name for name in aliases if (folder / name).is_dir()), None)

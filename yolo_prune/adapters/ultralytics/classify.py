@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.accuracy.bootstrap import ImageHits
+from yolo_prune.accuracy.classes import ClassificationData, ClassifierResult, split_folder
 from yolo_prune.adapters.ultralytics.anatomy import input_channels
-from yolo_prune.adapters.ultralytics.class_folders import find_class_folders, split_folder
+from yolo_prune.adapters.ultralytics.class_folders import find_class_folders
 from yolo_prune.adapters.ultralytics.evaluate import class_names
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.adapters.ultralytics.verify import load_drawn, usable_images
@@ -23,71 +23,6 @@ from yolo_prune.errors import DataError
 from yolo_prune.graph.modes import evaluating
 from yolo_prune.imgsz import ImageSize, longer_side, plain_size
 from yolo_prune.progress import track
-
-
-@dataclass(frozen=True)
-class ClassifierResult:
-    """What one evaluation of a classifier found.
-
-    Attributes:
-        top1: Share of the images whose best class is the right one, in [0, 1].
-        top5: Share of the images whose best five classes hold the right one, in [0, 1].
-        images: Number of images.
-        per_class: Top-1 accuracy on the images of each class that has any, in [0, 1].
-        evaluator: What computed it.
-        sample: Whether it was right on each image.
-    """
-
-    top1: float
-    top5: float
-    images: int
-    per_class: dict[str, float]
-    evaluator: str
-    sample: ImageHits | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def scores(self) -> dict[str, float | None]:
-        """Accuracy by the names that a row of the report has for it."""
-        return {"top1": self.top1, "top5": self.top5}
-
-    @property
-    def host_scores(self) -> dict[str, float]:
-        """Nothing: the host's own numbers are these."""
-        return {}
-
-    @property
-    def ap_of(self) -> None:
-        """A classifier has no AP."""
-        return
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Nothing is left out."""
-        return ()
-
-    @property
-    def boxes(self) -> None:
-        """A classifier's images have none."""
-        return
-
-
-@dataclass(frozen=True)
-class ClassificationData:
-    """One split of a folder of folders of images.
-
-    Attributes:
-        folder: The data set.
-        split: Name of the split: ``train``, ``val`` or ``test``.
-        root: The split's own folder.
-        image_files: Its images, sorted.
-        names: Class index -> name of its folder, in the host's order.
-    """
-
-    folder: Path
-    split: str
-    root: Path
-    image_files: tuple[Path, ...] = field(repr=False)
-    names: dict[int, str]
 
 
 def resolve_classes(data: str | Path, split: str = "val") -> ClassificationData:

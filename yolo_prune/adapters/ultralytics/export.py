@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.adapters.ultralytics.annotations import one_line
+from yolo_prune.accuracy.annotations import one_line
 from yolo_prune.adapters.ultralytics.load import load_detector
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
 from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_prune.adapters.host import Attached, ExportedFile, Host
 from yolo_prune.adapters.ultralytics.keys import KEYS
+from yolo_prune.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from yolo_prune.accuracy.task import Result, Task
     from yolo_prune.adapters.stored import LoadedModel
     from yolo_prune.cut.proven import Anatomy
+    from yolo_prune.cut.record import PrunePlan
     from yolo_prune.imgsz import ImageSize
     from yolo_prune.options import TrainConfig
     from yolo_prune.train.retrained import RetrainResult
@@ -55,9 +57,17 @@ class UltralyticsHost:
         import_classes(imports)
 
     def load(
-        self, path: Path | str, *, trust: bool = False, device: str = "cpu", seed: int = 0
+        self,
+        path: Path | str,
+        *,
+        weights: Path | str | None = None,
+        trust: bool = False,
+        device: str = "cpu",
+        seed: int = 0,
     ) -> LoadedModel:
         """Load a checkpoint without running any code of its own."""
+        if weights is not None:
+            raise ConfigError(f"'{path}' holds its own weights or is trained: leave weights= out.")
         from yolo_prune.adapters.ultralytics.load import load_detector
 
         return load_detector(path, trust=trust, device=device, seed=seed)
@@ -71,8 +81,9 @@ class UltralyticsHost:
         train_args: Mapping[str, Any],
         meta: Mapping[str, Any],
         trust: bool = False,
+        plan: PrunePlan | None = None,
     ) -> Path:
-        """Write a checkpoint that the plain host loads."""
+        """Write a checkpoint that the plain host loads; it holds the module, and needs no plan."""
         from yolo_prune.adapters.ultralytics.save import save_detector
 
         return save_detector(path, module, task=task, train_args=train_args, meta=meta, trust=trust)
@@ -186,6 +197,10 @@ class UltralyticsHost:
 
     def train(self, config: TrainConfig) -> list[str]:
         """Train like ``yolo train``, and prune inside the training."""
+        if config.weights is not None:
+            raise ConfigError(
+                "weights= is for architectures of other libraries: give the checkpoint as model=."
+            )
         from yolo_prune.adapters.ultralytics.training.attach import train_from_config
 
         return train_from_config(config)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from yolo_prune.accuracy.classes import ClassificationData, ClassifierResult
+from yolo_prune.accuracy.labels import class_sizes
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.host import ExportedFile
 from yolo_prune.adapters.stored import LoadedModel
@@ -73,19 +75,14 @@ class BoxTask:
 
     def class_sizes(self) -> dict[str, int]:
         """Return the number of ground-truth boxes of each class."""
-        truth = self.split.ground_truth
-        names = {category["id"]: category["name"] for category in truth["categories"]}
-        sizes = dict.fromkeys(names.values(), 0)
-        for annotation in truth["annotations"]:
-            sizes[names[annotation["category_id"]]] += 1
-        return sizes
+        return class_sizes(self.split.ground_truth)
 
 
 @dataclass
 class ClassTask:
     """Models that tell the class of an image, scored by top-1 accuracy."""
 
-    split: classify.ClassificationData
+    split: ClassificationData
     names: Mapping[int, str]
     batch: int
     device: str
@@ -100,7 +97,7 @@ class ClassTask:
 
     def evaluate(
         self, module: nn.Module | ExportedModel, imgsz: ImageSize, exported: Path | None = None
-    ) -> classify.ClassifierResult:
+    ) -> ClassifierResult:
         """Return top-1 and top-5 accuracy."""
         return classify.evaluate_classifier(
             module,
@@ -132,16 +129,11 @@ class ClassTask:
 
     def image_files(self, count: int) -> list[Path]:
         """Return images spread over the classes of the split."""
-        files = self.split.image_files
-        return list(files[:: max(len(files) // count, 1)][:count])
+        return self.split.spread(count)
 
     def class_sizes(self) -> dict[str, int]:
         """Return the number of images in each class's folder."""
-        sizes: dict[str, int] = {}
-        for file in self.split.image_files:
-            name = file.relative_to(self.split.root).parts[0]
-            sizes[name] = sizes.get(name, 0) + 1
-        return sizes
+        return self.split.class_sizes()
 
 
 def open_task(

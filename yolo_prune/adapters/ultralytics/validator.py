@@ -25,8 +25,8 @@ from ultralytics.models.yolo.segment import SegmentationValidator
 from ultralytics.nn.tasks import RTDETRDetectionModel, guess_model_task
 from ultralytics.utils import nms, ops
 
+from yolo_prune.accuracy.annotations import one_line
 from yolo_prune.adapters.ultralytics.anatomy import STRIDE
-from yolo_prune.adapters.ultralytics.annotations import one_line
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.adapters.ultralytics.masks import original_masks
 from yolo_prune.adapters.ultralytics.oriented import Matched

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from yolo_prune.adapters.ultralytics.annotations import one_line
+from yolo_prune.accuracy.annotations import one_line
 from yolo_prune.adapters.ultralytics.classify import class_images
 from yolo_prune.adapters.ultralytics.data import label_rules, list_images
 from yolo_prune.adapters.ultralytics.training import aftercut

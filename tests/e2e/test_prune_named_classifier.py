@@ -1,0 +1,199 @@
+"""A classifier by its library's name: trained by the package's own loop, pruned, retrained, reported, resumed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+pytest.importorskip("timm")
+
+from yolo_prune import cli
+from yolo_prune.adapters.checkpoint import load_detector
+from yolo_prune.cost import count_parameters
+from yolo_prune.cut.record import PrunePlan
+
+NAME = "timm:test_resnet"
+TRAIN = ["imgsz=64", "epochs=8", "batch=12", "workers=0", "lr0=0.03", "device=cpu", "seed=1"]
+PRUNE = [
+    "keep_macs=0.6",
+    "steps=2",
+    "calibration_images=32",
+    "batch=12",
+    "workers=0",
+    "bench=false",
+    "device=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, bars):
+    folder = tmp_path_factory.mktemp("named")
+    assert (
+        cli.main(["train", f"model={NAME}", f"data={bars}", *TRAIN, f"project={folder}", "name=parent"]) == 0
+    )
+    return folder / "parent"
+
+
+@pytest.fixture(scope="module")
+def finished(trained, bars):
+    """The state dict alone goes in, as a user of the library has it."""
+    stored = torch.load(trained / "weights" / "best.pt", weights_only=True)
+    torch.save({"model": stored["state_dict"]}, trained / "checkpoint.pth")
+    words = [f"model={NAME}", f"weights={trained / 'checkpoint.pth'}", f"data={bars}", *PRUNE]
+    where = ["imgsz=64", "epochs=2", f"project={trained.parent}", "name=run"]
+    assert cli.main(["prune", *words, *where]) == 0
+    return trained.parent / "run"
+
+
+def rows_of(folder):
+    report = json.loads((folder / "report.json").read_text())
+    return {row["model"]: row for row in report["rows"]}
+
+
+def lines_of(folder):
+    return [line.split(",") for line in (folder / "results.csv").read_text().splitlines()]
+
+
+def test_the_loop_learns(trained):
+    header, *lines = lines_of(trained)
+    assert header == ["epoch", "seconds", "rate", "loss", "top1"]
+    assert len(lines) == 8
+    assert float(lines[-1][3]) < float(lines[0][3])
+    assert max(float(line[4]) for line in lines) > 0.6, "chance is 0.33"
+    rates = [float(line[2]) for line in lines]
+    assert max(rates) == rates[0] > rates[-1], "it warms up for an epoch and falls"
+
+
+def test_the_cut_is_exact_in_the_budget_and_stays(finished):
+    report, rows = json.loads((finished / "report.json").read_text()), rows_of(finished)
+    assert report["equivalence"]["verdict"] == "exact"
+    assert rows["pruned"]["gmacs"] <= 0.6 * rows["parent"]["gmacs"] * 1.0001
+    counts = {n: count_parameters(load_detector(finished / "weights" / f"{n}.pt").module) for n in FILES}
+    assert counts["best"] == counts["last"] == counts["pruned"] < counts["parent"]
+    assert rows["retrained"]["params_m"] == counts["best"] / 1e6
+
+
+FILES = ("parent", "pruned", "best", "last")
+
+
+def test_the_rows_say_top1_of_all_and_of_the_control(finished, trained):
+    rows = rows_of(finished)
+    assert list(rows) == ["parent", "pruned", "retrained", "control"]
+    best = max(float(line[4]) for line in lines_of(trained)[1:])
+    assert rows["parent"]["top1"] == pytest.approx(best, abs=1e-5), "read back from the state dict"
+    assert rows["parent"]["top5"] == 1.0
+    assert rows["pruned"]["top1"] > 0.45
+    report = json.loads((finished / "report.json").read_text())
+    assert [entry["name"] for entry in report["per_class"]] == ["across", "both", "down"]
+    assert "timm" in report["versions"]
+    assert "top-1" in (finished / "report.html").read_text()
+
+
+def test_the_file_holds_name_plan_and_classes_as_plain_values(finished):
+    stored = torch.load(finished / "weights" / "best.pt", weights_only=True)
+    assert (stored["architecture"], stored["outputs"], stored["imgsz"]) == (NAME, 3, 64)
+    assert stored["names"] == ["across", "both", "down"]
+    plan = PrunePlan.from_json(stored["plan"])
+    assert plan.keep == PrunePlan.from_json((finished / "plan.json").read_text()).keep
+    assert stored["yolo_prune"]["role"] == "retrained"
+
+
+def test_eval_and_inspect_and_bench_take_it(finished, bars, tmp_path, capsys):
+    best = finished / "weights" / "best.pt"
+    out = tmp_path / "eval.json"
+    assert cli.main(["eval", f"model={best}", f"data={bars}", "workers=0", f"json={out}"]) == 0
+    assert json.loads(out.read_text())["top1"] == rows_of(finished)["retrained"]["top1"]
+    assert (
+        cli.main(["inspect", f"model={NAME}", f"weights={finished.parent / 'parent' / 'checkpoint.pth'}"])
+        == 0
+    )
+    assert "groups" in capsys.readouterr().out
+    files = f"model={finished}/weights/parent.pt,{best}"
+    assert cli.main(["bench", files, "rounds=2", "seconds=0.2", "threads=1", f"json={tmp_path}/b.json"]) == 0
+    for comparison in json.loads((tmp_path / "b.json").read_text()):
+        assert comparison["conditions"]["timed"].startswith("centre crop")
+        assert comparison["ratios"]["best"]["latency"]["value"] > 0
+
+
+def test_an_exported_file_computes_what_its_checkpoint_does(finished, tmp_path, capsys):
+    file = tmp_path / "best.onnx"
+    assert cli.main(["export", f"model={finished}/weights/best.pt", f"out={file}"]) == 0
+    difference = float(capsys.readouterr().out.split("checkpoint: ")[1].split()[0])
+    assert difference < 1e-5
+
+
+def test_a_retraining_that_was_killed_goes_on_to_the_same_weights(
+    finished, trained, bars, tmp_path, monkeypatch
+):
+    from yolo_prune.adapters.torchvision.training.loop import Training
+
+    whole, step = Training._train_epoch, []
+
+    def stopping(self):
+        if len(step) == 1:
+            raise KeyboardInterrupt
+        step.append(1)
+        whole(self)
+
+    words = [f"model={NAME}", f"weights={trained / 'checkpoint.pth'}", f"data={bars}", *PRUNE]
+    words += ["imgsz=64", "epochs=2", f"project={tmp_path}", "name=run"]
+    monkeypatch.setattr(Training, "_train_epoch", stopping)
+    assert cli.main(["prune", *words]) == 130
+    monkeypatch.setattr(Training, "_train_epoch", whole)
+    assert cli.main(["prune", *words, "resume=true"]) == 0
+    first, second = (
+        torch.load(folder / "weights" / "last.pt", weights_only=True)["state_dict"]
+        for folder in (finished, tmp_path / "run")
+    )
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_a_pruned_file_can_be_pruned_again(finished, bars, tmp_path):
+    words = [f"model={finished}/weights/best.pt", f"data={bars}", *PRUNE, f"project={tmp_path}", "name=again"]
+    assert cli.main(["prune", *words]) == 0
+    rows = rows_of(tmp_path / "again")
+    assert rows["pruned"]["gmacs"] < 0.61 * rows["parent"]["gmacs"]
+    assert rows["parent"]["gmacs"] == pytest.approx(rows_of(finished)["retrained"]["gmacs"])
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([f"model={NAME}", "keep_macs=0.5"], "an untrained network has no accuracy to keep: give weights="),
+        (["model=timm:test_resnett", "keep_macs=0.5"], "Did you mean 'timm:test_resnet'?"),
+        (
+            [f"model={NAME}", "keep_macs=0.5", "epochs=2", "mosaic=0"],
+            "'mosaic' is no option of this host's training.",
+        ),
+    ],
+)
+def test_prune_says_in_a_sentence_what_is_wrong(words, text, bars, tmp_path, capsys):
+    assert cli.main(["prune", *words, f"data={bars}", f"project={tmp_path}"]) == 2
+    assert text in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_of_other_classes_is_refused(finished, bars, tmp_path, capsys):
+    shutil.copytree(bars, tmp_path / "four")
+    for split in ("train", "val"):
+        shutil.copytree(tmp_path / "four" / split / "down", tmp_path / "four" / split / "up")
+    best = finished / "weights" / "best.pt"
+    assert cli.main(["prune", f"model={best}", f"data={tmp_path / 'four'}", "keep_macs=0.5"]) == 2
+    assert f"the model has 3 classes and {tmp_path / 'four'} has 4." in capsys.readouterr().err
+    checkpoint = finished.parent / "parent" / "checkpoint.pth"
+    words = [f"model={NAME}", f"weights={checkpoint}", f"data={tmp_path / 'four'}", "keep_macs=0.5"]
+    assert cli.main(["prune", *words]) == 2
+    assert "the weights tell 3 classes apart" in capsys.readouterr().err
+
+
+def test_training_says_in_a_sentence_what_is_wrong(bars, tmp_path, capsys):
+    base = ["train", f"model={NAME}", f"data={bars}", f"project={tmp_path}", "workers=0", "imgsz=32"]
+    for words, text in (
+        (["epochs=0"], "epochs must be at least 1, got 0."),
+        (["optimizer=Adamm"], "unknown optimizer 'Adamm'; this host's training has SGD, AdamW."),
+        (["epochs=1", "lr0=1e9"], "the training diverged. Give a lower lr0 than 1e+09."),
+        (["epochs=1", "cuts=2"], "cuts: for pruning in the training, and no budget is given"),
+    ):
+        assert cli.main([*base, *words]) == 2
+        assert text in capsys.readouterr().err

@@ -1,0 +1,210 @@
+"""torchvision and timm as a host; the libraries are imported when a method is called that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from yolo_prune.adapters.host import ExportedFile, Host
+from yolo_prune.adapters.torchvision.keys import KEYS
+from yolo_prune.adapters.torchvision.names import is_ours, names_architecture
+from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from yolo_prune.accuracy.task import Result, Task
+    from yolo_prune.adapters.stored import LoadedModel
+    from yolo_prune.cut.proven import Anatomy
+    from yolo_prune.cut.record import PrunePlan
+    from yolo_prune.imgsz import ImageSize
+    from yolo_prune.options import TrainConfig
+    from yolo_prune.train.retrained import RetrainResult
+
+_NO_TRAINER = (
+    "torchvision and timm have no trainer to prune in: use yolo_prune.PruningSession in your own loop, or "
+    "'yolo-prune train model=torchvision:... keep_macs=...'."
+)
+
+
+class TorchvisionHost:
+    """See :class:`yolo_prune.adapters.host.Host`."""
+
+    packages: tuple[str, ...] = ("torchvision", "timm")
+    objects = "torchvision:NAME with weights="
+    demo_model = "torchvision:ssdlite320_mobilenet_v3_large"
+    keys = KEYS
+
+    def takes(self, model: Any) -> bool:
+        """Tell whether a model belongs here: ``torchvision:...``, ``timm:...``, or a file of this host."""
+        return isinstance(model, (str, Path)) and is_ours(model)
+
+    def file_of(self, model: Any) -> Path | str | None:
+        """Return the name or path itself."""
+        return model if isinstance(model, (str, Path)) else None
+
+    def guarded(self, *, trust: bool, imports: Sequence[str] = ()) -> AbstractContextManager[None]:
+        """Do nothing: the files are plain values, and are read as such."""
+        return nullcontext()
+
+    def import_classes(self, imports: Sequence[str]) -> None:
+        """Do nothing: no file names a class."""
+
+    def load(
+        self,
+        path: Path | str,
+        *,
+        weights: Path | str | None = None,
+        trust: bool = False,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> LoadedModel:
+        """Load a file of this host, or build an architecture with weights of the user."""
+        from yolo_prune.adapters.torchvision.files import load
+
+        return load(path, weights=weights, device=device, seed=seed)
+
+    def save(
+        self,
+        path: Path,
+        module: nn.Module,
+        *,
+        task: str,
+        train_args: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        trust: bool = False,
+        plan: PrunePlan | None = None,
+    ) -> Path:
+        """Write name, plan and state dict of a network."""
+        from yolo_prune.adapters.torchvision.files import save
+
+        return save(path, module, train_args=train_args, meta=meta, plan=plan)
+
+    def read_metadata(self, path: Path | str, *, trust: bool = False) -> dict[str, Any] | None:
+        """Return what yolo_prune recorded in a file."""
+        from yolo_prune.adapters.torchvision.files import read_metadata
+
+        return read_metadata(Path(path))
+
+    def write_metadata(self, path: Path, meta: Mapping[str, Any], *, trust: bool = False) -> Path:
+        """Replace what yolo_prune recorded in a file."""
+        from yolo_prune.adapters.torchvision.files import write_metadata
+
+        return write_metadata(path, meta)
+
+    def anatomy(self, module: nn.Module, imgsz: ImageSize, keep_layers: tuple[str, ...] = ()) -> Anatomy:
+        """Return what to trace a network on, and at which size its MACs count."""
+        from yolo_prune.adapters.torchvision.anatomy import anatomy_of
+
+        return anatomy_of(module, imgsz, keep_layers)
+
+    def stride(self, module: nn.Module) -> int:
+        """Return what the sides of images are multiples of."""
+        from yolo_prune.adapters.torchvision.anatomy import stride_of
+
+        return stride_of(module)
+
+    def channels(self, module: nn.Module) -> int:
+        """Return 3: the images are in colour."""
+        return 3
+
+    def projection(self, imgsz: ImageSize, seed: int, classes: int) -> Callable[[Any], Tensor]:
+        """Return the random projection of any network's outputs."""
+        from yolo_prune.criteria.projection import output_projection
+
+        return output_projection(seed)
+
+    def open_task(
+        self,
+        loaded: LoadedModel | ExportedFile,
+        source: str | Path,
+        *,
+        split: str,
+        batch: int,
+        device: str,
+        workers: int,
+        rect: bool = True,
+    ) -> Task:
+        """Find the data that a model is measured on: images are always framed to the size of the input."""
+        from yolo_prune.adapters.torchvision.tasks import open_task
+
+        module: Any = getattr(loaded, "module", None)
+        path = getattr(loaded, "path", "")
+        if names_architecture(path):
+            raise CheckpointError(
+                f"'{path}' has random weights, and an untrained network has no accuracy to keep: give weights= with "
+                f"its state dict, or train it with 'yolo-prune train model={path} data=...'."
+            )
+        return open_task(module, source, split=split, batch=batch, device=device)
+
+    def open_export(self, path: str | Path) -> ExportedFile | None:
+        """Return None: exported files are timed, not evaluated."""
+        return None
+
+    def export(
+        self,
+        checkpoint: Path | str,
+        out: Path | str,
+        *,
+        imgsz: ImageSize,
+        batch: int = 1,
+        trust: bool = False,
+    ) -> Path:
+        """Export a file of this host to ONNX, with suppression inside."""
+        from yolo_prune.adapters.torchvision.deploy import export_onnx
+
+        return export_onnx(checkpoint, out, imgsz=imgsz, batch=batch)
+
+    def export_int8(
+        self,
+        checkpoint: Path,
+        module: nn.Module,
+        out: Path,
+        task: Task,
+        *,
+        imgsz: ImageSize,
+        images: int,
+        seed: int,
+        trust: bool = False,
+    ) -> Result:
+        """Refuse: 8 bits are not measured for this host."""
+        raise BenchmarkError(
+            "quantize=8 is for models of the first host: export to ONNX and quantise the file."
+        )
+
+    def check_training(self, train_args: Mapping[str, Any], *, of_cut_model: bool = False) -> None:
+        """Refuse options that the training loop does not know or whose values it would not take."""
+        from yolo_prune.adapters.torchvision.training.recipe import check_options
+
+        check_options(train_args)
+
+    def retrain(self, module: nn.Module, **options: Any) -> RetrainResult:
+        """Train a cut network with the package's own loop."""
+        from yolo_prune.adapters.torchvision.training.train import retrain
+
+        return retrain(module, **options)
+
+    def train(self, config: TrainConfig) -> list[str]:
+        """Train a named network, and with a budget prune it on the way."""
+        from yolo_prune.adapters.torchvision.training.train import train_from_config
+
+        return train_from_config(config)
+
+    def train_demo(
+        self, data: Path, folder: Path, *, epochs: int, imgsz: int, device: str, seed: int
+    ) -> Path:
+        """Refuse: the demonstration is the first host's."""
+        raise ConfigError("the demonstration trains a model of the first host: leave model= out.")
+
+    def attach(self, model: Any, **options: Any) -> NoReturn:
+        """Refuse: there is no trainer."""
+        raise ConfigError(_NO_TRAINER)
+
+    def inrun_trainer(self, base: type, settings: Any = None, **options: Any) -> NoReturn:
+        """Refuse: there is no trainer."""
+        raise ConfigError(_NO_TRAINER)
+
+
+HOST: Host = TorchvisionHost()

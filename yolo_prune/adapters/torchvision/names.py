@@ -1,0 +1,30 @@
+"""Which models belong to this host, told without torch: help and errors need none."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+FORMAT = "yolo_prune state dict by architecture, 1"
+LIBRARIES = ("torchvision", "timm")
+
+
+def names_architecture(model: str | Path) -> bool:
+    """Tell whether a text is ``torchvision:NAME`` or ``timm:NAME``."""
+    library, colon, _ = str(model).partition(":")
+    return bool(colon) and library.strip().lower() in LIBRARIES
+
+
+def is_file_of_ours(path: str | Path) -> bool:
+    """Tell whether a path is a file that this host wrote."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+            return name is not None and FORMAT.encode() in archive.read(name)
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def is_ours(model: str | Path) -> bool:
+    """Tell whether a model belongs to this host."""
+    return names_architecture(model) or is_file_of_ours(model)

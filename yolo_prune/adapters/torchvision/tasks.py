@@ -1,0 +1,325 @@
+"""How models of this host are measured: COCO AP of boxes, top-1 of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from yolo_prune.accuracy.bootstrap import ImageMatches
+from yolo_prune.accuracy.box_data import BoxData, read_boxes
+from yolo_prune.accuracy.classes import (
+    ClassificationData,
+    ClassifierResult,
+    read_class_folders,
+    score_classes,
+)
+from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
+from yolo_prune.accuracy.labels import class_sizes
+from yolo_prune.accuracy.task import Task
+from yolo_prune.adapters.torchvision import files as stored
+from yolo_prune.adapters.torchvision.build import coco_names, may_lack_background
+from yolo_prune.adapters.torchvision.described import CLASSIFY, Described, described
+from yolo_prune.adapters.torchvision.detector import is_stretched
+from yolo_prune.adapters.torchvision.framing import Frame, drawn, load_cropped, load_framed
+from yolo_prune.errors import DataError
+from yolo_prune.graph.modes import evaluating
+from yolo_prune.imgsz import ImageSize
+from yolo_prune.progress import LOGGER, track
+
+_Framed = tuple[Tensor, list[Frame], tuple[int, ...]]  # images, where they lie, their ids
+_SCORES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+
+
+@dataclass(frozen=True)
+class BoxResult:
+    """What one evaluation of a detector found.
+
+    Attributes:
+        coco: AP as COCO defines it, by pycocotools.
+        source: Where the ground truth came from.
+        notes: What AP leaves out of what the model finds, in sentences.
+        sample: What was found in each image.
+    """
+
+    coco: CocoResult
+    source: str
+    notes: tuple[str, ...] = ()
+    sample: ImageMatches | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.coco.images
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """AP by the names that a row of the report has for it."""
+        return {name: getattr(self.coco, name) for name in _SCORES}
+
+    @property
+    def host_scores(self) -> dict[str, float]:
+        """Nothing: the host has no numbers of its own."""
+        return {}
+
+    @property
+    def per_class(self) -> dict[str, float]:
+        """AP of every class that has a box."""
+        return self.coco.per_class
+
+    @property
+    def boxes(self) -> int:
+        """Number of ground-truth boxes."""
+        return self.coco.boxes
+
+    @property
+    def ap_of(self) -> str:
+        """Which boxes AP is of."""
+        return "boxes"
+
+    @property
+    def evaluator(self) -> str:
+        """What computed AP, from which ground truth."""
+        return f"{self.coco.evaluator}, {self.source}"
+
+
+@dataclass
+class BoxTask:
+    """Detectors, scored by COCO AP of their boxes at the thresholds that they were built with."""
+
+    split: BoxData
+    source: str
+    labels: tuple[int, ...]
+    notes: tuple[str, ...]
+    stretched: bool
+    batch: int
+    device: str
+    metric: str = "ap"
+    counted: str = "boxes"
+    quick_images: int = 128
+
+    def check_training_images(self) -> None:
+        """Raise DataError when there are no training images."""
+        read_boxes(self.source, "train")
+
+    def evaluate(self, module: nn.Module, imgsz: ImageSize, exported: Path | None = None) -> BoxResult:
+        """Return COCO AP."""
+        batches = self._loaded(self.split, imgsz)
+        found = self._find(module, track(batches, "Evaluating", total=self._steps(self.split)))
+        coco, sample = coco_ap_by_image(self.split.ground_truth, found)
+        return BoxResult(coco, self.split.source, self.notes, sample)
+
+    def scorer(self, imgsz: ImageSize) -> Callable[[nn.Module], float]:
+        """Return a function that gives COCO AP on some images of ``val``."""
+        part = read_boxes(self.source, "val").part(self.quick_images)
+        return self.scorer_on(part, imgsz)
+
+    def scorer_on(self, part: BoxData, imgsz: ImageSize) -> Callable[[nn.Module], float]:
+        """Return a function that gives COCO AP on these images, which are loaded once."""
+        held: list[_Framed] = []
+
+        def score(module: nn.Module) -> float:
+            if not held:
+                loading = self._loaded(part, imgsz)
+                held.extend(
+                    (_as_bytes(x), frames, ids)
+                    for x, frames, ids in track(loading, "Loading images", self._steps(part))
+                )
+            found = self._find(module, ((x.float() / 255, frames, ids) for x, frames, ids in held))
+            return coco_ap_by_image(part.ground_truth, found, by_size=False)[0].ap
+
+        return score
+
+    def calibration_batches(self, imgsz: ImageSize, images: int, seed: int) -> list[Tensor]:
+        """Load framed training images."""
+        files = drawn(read_boxes(self.source, "train").image_files, images, seed)
+        loaded = load_framed(files, imgsz, self.stretched)[0]
+        return list(torch.split(loaded, self.batch))
+
+    def image_files(self, count: int) -> list[Path]:
+        """Return the first images of the split."""
+        return list(self.split.image_files[:count])
+
+    def class_sizes(self) -> dict[str, int]:
+        """Return the number of ground-truth boxes of each class."""
+        return class_sizes(self.split.ground_truth)
+
+    def _steps(self, part: BoxData) -> int:
+        return -(-len(part.image_files) // self.batch)
+
+    def _loaded(self, part: BoxData, imgsz: ImageSize) -> Iterator[_Framed]:
+        for at in range(0, len(part.image_files), self.batch):
+            chosen = slice(at, at + self.batch)
+            images, frames = load_framed(part.image_files[chosen], imgsz, self.stretched)
+            yield images, frames, part.image_ids[chosen]
+
+    def _find(self, module: nn.Module, batches: Iterable[_Framed]) -> list[dict[str, Any]]:
+        """Return what a model finds, as COCO results in pixels of the images."""
+        category = {label: self.split.category_ids[index] for index, label in enumerate(self.labels)}
+        found: list[dict[str, Any]] = []
+        with evaluating(module), torch.inference_mode():
+            for images, frames, ids in batches:
+                outputs = module(list(images.to(self.device)))
+                for one, frame, image_id in zip(outputs, frames, ids, strict=True):
+                    found += _as_coco(one, frame, image_id, category)
+        return found
+
+
+def _as_bytes(images: Tensor) -> Tensor:
+    return (images * 255).round().to(torch.uint8)
+
+
+def _as_coco(
+    found: dict[str, Tensor], frame: Frame, image_id: int, category: dict[int, int]
+) -> list[dict[str, Any]]:
+    """Return one image's boxes as COCO results; labels that no class has are background to it."""
+    boxes = frame.back(found["boxes"].float().cpu().numpy())
+    scores, labels = found["scores"].float().cpu().tolist(), found["labels"].cpu().tolist()
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category[label],
+            "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
+            "score": score,
+        }
+        for (x1, y1, x2, y2), score, label in zip(boxes, scores, labels, strict=True)
+        if label in category
+    ]
+
+
+@dataclass
+class ClassTask:
+    """Classifiers, scored by top-1 accuracy."""
+
+    split: ClassificationData
+    batch: int
+    device: str
+    evaluator: str
+    metric: str = "top1"
+    counted: str = "images"
+    quick_images: int = 512
+
+    def check_training_images(self) -> None:
+        """Raise DataError when there are no training images."""
+        read_class_folders(self.split.folder, "train")
+
+    def evaluate(self, module: nn.Module, imgsz: ImageSize, exported: Path | None = None) -> ClassifierResult:
+        """Return top-1 and top-5 accuracy."""
+        files = self.split.image_files
+        starts = track(range(0, len(files), self.batch), "Evaluating")
+        batches = (load_cropped(files[at : at + self.batch], imgsz) for at in starts)
+        scores = self._scores(module, batches)
+        return score_classes(scores, np.array(self.split.labels), self.split.names, self.evaluator)
+
+    def scorer(self, imgsz: ImageSize) -> Callable[[nn.Module], float]:
+        """Return a function that gives top-1 accuracy on some images of ``val``, which are loaded once."""
+        val = read_class_folders(self.split.folder, "val")
+        count = min(len(val.image_files), self.quick_images)
+        chosen = np.linspace(0, len(val.image_files) - 1, count).round().astype(int).tolist()
+        truth, held = np.array(val.labels)[chosen], list[Tensor]()
+
+        def score(module: nn.Module) -> float:
+            if not held:
+                files = [val.image_files[index] for index in chosen]
+                held.extend(load_cropped(files[at : at + self.batch], imgsz) for at in self._starts(count))
+            return float((self._scores(module, iter(held)).argmax(1) == truth).mean())
+
+        return score
+
+    def calibration_batches(self, imgsz: ImageSize, images: int, seed: int) -> list[Tensor]:
+        """Load training images, cropped at the centre."""
+        files = drawn(read_class_folders(self.split.folder, "train").image_files, images, seed)
+        return list(torch.split(load_cropped(files, imgsz), self.batch))
+
+    def image_files(self, count: int) -> list[Path]:
+        """Return images spread over the classes of the split."""
+        return self.split.spread(count)
+
+    def class_sizes(self) -> dict[str, int]:
+        """Return the number of images in each class's folder."""
+        return self.split.class_sizes()
+
+    def _starts(self, count: int) -> Sequence[int]:
+        return range(0, count, self.batch)
+
+    def _scores(self, module: nn.Module, batches: Iterator[Tensor]) -> NDArray[np.float32]:
+        with evaluating(module), torch.inference_mode():
+            found = [module(images.to(self.device)).float().cpu() for images in batches]
+        scores: NDArray[np.float32] = torch.cat(found).numpy()
+        return scores
+
+
+def open_task(module: nn.Module, source: str | Path, *, split: str, batch: int, device: str) -> Task:
+    """Find the data that a model is measured on, and write on the model what its classes are called.
+
+    Raises:
+        DataError: The data is missing or broken, or has other classes than the model.
+    """
+    what = described(module)
+    if what.task == CLASSIFY:
+        folders = read_class_folders(source, split)
+        names = tuple(folders.names.values())
+        labels = match_classes(what, names, str(source))
+        stored.renamed(module, names, labels, None)
+        return ClassTask(folders, batch, device, f"yolo_prune, with {what.architecture}")
+    data = read_boxes(source, split)
+    names = tuple(data.names.values())
+    labels = match_classes(what, names, str(source))
+    stored.renamed(module, names, labels, str(_example(data)))
+    return BoxTask(data, str(source), labels, _notes(module), is_stretched(module), batch, device)
+
+
+def _example(data: BoxData) -> Path:
+    """Return the image with the most boxes: a second stage has something to run on there."""
+    most = max(range(len(data.image_files)), key=lambda at: (len(data.targets[at][0]), -at))
+    return data.image_files[most].resolve()
+
+
+def _notes(module: nn.Module) -> tuple[str, ...]:
+    heads: Any = getattr(module, "roi_heads", None)
+    if heads is not None and getattr(heads, "mask_predictor", None) is not None:
+        return ("AP is that of the boxes: masks were not scored.",)
+    if heads is not None and getattr(heads, "keypoint_predictor", None) is not None:
+        return ("AP is that of the boxes: key points were not scored.",)
+    return ()
+
+
+def match_classes(what: Described, names: Sequence[str], source: str) -> tuple[int, ...]:
+    """Return what a network calls each class of a data set.
+
+    Args:
+        what: The network.
+        names: Classes of the data, in their order.
+        source: The data, for the error.
+
+    Raises:
+        DataError: The network has other classes.
+    """
+    if what.names:
+        if len(what.names) != len(names):
+            raise DataError(f"the model has {len(what.names)} classes and {source} has {len(names)}.")
+        if what.names != tuple(names):
+            LOGGER.warning(
+                "the class names of the model and of %s differ; classes are matched by index.", source
+            )
+        return what.labels
+    possible = what.every_label
+    if len(possible) == len(names):
+        return possible
+    if what.task != CLASSIFY:
+        if may_lack_background(what.architecture) and what.outputs == len(names):
+            return tuple(range(what.outputs))
+        known = coco_names() if what.outputs == len(coco_names()) else ()
+        if known and set(names) <= set(known):
+            return tuple(known.index(name) for name in names)
+    background = " (and the background)" if what.task != CLASSIFY else ""
+    raise DataError(
+        f"the weights tell {len(possible)} classes{background} apart, and {source} has {len(names)}: give the data "
+        "that they were trained on."
+    )
