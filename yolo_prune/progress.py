@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -21,10 +21,22 @@ def track(items: Iterable[_Item], description: str, total: int | None = None) ->
         description: A few words, shown left of the bar.
         total: Number of items, where ``items`` has no length.
     """
+    yield from tqdm(items, desc=description, total=total, **_manner())
+
+
+def bar(total: int, description: str) -> tqdm[Any]:
+    """Return such a progress bar for a loop that moves it by itself; a context manager.
+
+    Args:
+        total: Number of steps.
+        description: As for :func:`track`.
+    """
+    return tqdm(total=total, desc=description, **_manner())
+
+
+def _manner() -> dict[str, Any]:
     quiet = not LOGGER.isEnabledFor(logging.INFO)
-    yield from tqdm(
-        items, desc=description, total=total, delay=1.0, leave=False, disable=quiet or None, file=sys.stderr
-    )
+    return {"delay": 1.0, "leave": False, "disable": quiet or None, "file": sys.stderr}
 
 
 class _Console(logging.Handler):

@@ -23,7 +23,7 @@ class OutputProjection:
     def __call__(self, outputs: Any) -> Tensor:
         """Return the scalar of what a network returned in evaluation mode."""
         found = _with_gradient(outputs)
-        known = [t for t in found if _has_scores(t)] or found
+        known = [t for t in found if has_scores(t)] or found
         return torch.stack([_felt(t, self._generator) for t in known]).sum()
 
 
@@ -82,9 +82,9 @@ def _with_gradient(outputs: Any) -> list[Tensor]:
 def _felt(output: Tensor, generator: torch.Generator) -> Tensor:
     """Return the projection of one output."""
     if output.dim() == 2 and output.shape[1] > 1:
-        probabilities = output if _in_unit(output.detach(), 1).all() else output.softmax(1)
+        probabilities = output if in_unit(output.detach(), 1).all() else output.softmax(1)
         return (balanced_signs(probabilities, generator) * probabilities).sum()
-    if _has_scores(output):
+    if has_scores(output):
         return _predictions(output, generator)
     return _relative(output, generator)
 
@@ -99,20 +99,56 @@ def _relative(output: Tensor, generator: torch.Generator) -> Tensor:
 
 def _predictions(output: Tensor, generator: torch.Generator) -> Tensor:
     """Return the projection of scores and what is beside them at every location."""
-    values = output.movedim(_channel_dim(output) or 1, -1).flatten(1, -2)  # (B, locations, channels)
-    unit = _in_unit(values.detach(), 2)
-    scores, others = values[..., unit], values[..., ~unit]
-    if _has_objectness(scores.detach()):
-        scores = torch.cat([scores[..., :1], scores[..., 1:] * scores[..., :1]], -1)
-        best = scores[..., 1:].detach().amax(-1, keepdim=True)
-    else:
-        best = scores.detach().amax(-1, keepdim=True)
+    values = locations(output)
+    unit = in_unit(values.detach(), 2)
+    others = values[..., ~unit]
+    scores, best = rated(values[..., unit], values[..., unit].detach())
     total = _signed_sum(scores, generator)
     if others.shape[-1]:
-        mean = (best * others.detach()).sum((0, 1)) / best.sum().clamp(min=1e-6)
-        spread = ((best * (others.detach() - mean).square()).sum((0, 1)) / best.sum().clamp(min=1e-6)).sqrt()
-        total = total + _signed_sum(best * others / spread.clamp(min=1e-6), generator)
+        return total + _signed_sum(best * others / spread_of(others.detach(), best), generator)
     return total
+
+
+def rated(scores: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how likely things are at every location, and the largest of these without gradient.
+
+    Args:
+        scores: Shape (B, locations, scores), in [0, 1].
+        known: The scores that say whether the first of them is an objectness, which then multiplies the others.
+
+    Returns:
+        Shape (B, locations, scores) and (B, locations, 1).
+    """
+    if not _has_objectness(known):
+        return scores, known.amax(-1, keepdim=True)
+    rated = torch.cat([scores[..., :1], scores[..., 1:] * scores[..., :1]], -1)
+    return rated, (known[..., 1:] * known[..., :1]).amax(-1, keepdim=True)
+
+
+def spread_of(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the standard deviation of every channel.
+
+    Args:
+        values: Shape (B, locations, channels).
+        weights: How much each location counts, shape (B, locations, 1).
+
+    Returns:
+        Shape (channels,), positive.
+    """
+    total = weights.sum().clamp(min=1e-6)
+    mean = (weights * values).sum((0, 1)) / total
+    return ((weights * (values - mean).square()).sum((0, 1)) / total).sqrt().clamp(min=1e-6)
+
+
+def locations(output: Tensor, *, like: Tensor | None = None) -> Tensor:
+    """Return predictions as (B, locations, channels).
+
+    Args:
+        output: Shape (B, channels, ...) or (B, ..., channels).
+        like: Tells which, for an output of the same shape.
+    """
+    dim = _channel_dim(output if like is None else like)
+    return output.movedim(1 if dim is None else dim, -1).flatten(1, -2)
 
 
 def _has_objectness(scores: Tensor) -> bool:
@@ -122,16 +158,16 @@ def _has_objectness(scores: Tensor) -> bool:
     return bool(scores[..., 1:].amax(-1).mean() > _LIKELY_ANYWHERE and scores[..., 0].mean() < _RARE)
 
 
-def _has_scores(output: Tensor) -> bool:
+def has_scores(output: Tensor) -> bool:
     """Tell whether some channels of an output at many locations are probabilities."""
     dim = _channel_dim(output)
     if dim is None or output.dim() < 3:
         return False
-    inside = _in_unit(output.detach(), dim)
+    inside = in_unit(output.detach(), dim)
     return bool(inside.any())
 
 
-def _in_unit(values: Tensor, dim: int) -> Tensor:
+def in_unit(values: Tensor, dim: int) -> Tensor:
     """Tell of every channel whether all its values lie in [0, 1] and are not all 0, shape (channels,)."""
     others = [at for at in range(values.dim()) if at != dim]
     low, high = values.amin(others), values.amax(others)

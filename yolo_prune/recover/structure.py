@@ -14,6 +14,7 @@ from yolo_prune.cost import CostModel, FloatArray
 from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.criteria.batches import calibration_of
 from yolo_prune.criteria.calibration import Calibration, Forward, Projection, call
+from yolo_prune.criteria.heads import measured_at_heads
 from yolo_prune.criteria.weights import Criterion, find_criterion
 from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.depth import choose_block, worth_inside
@@ -37,6 +38,7 @@ from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.imitate import imitate_
 from yolo_prune.recover.stages import recover_by_stages
 from yolo_prune.recover.steps import Recipe, cut_in_steps
 
@@ -85,11 +87,13 @@ def prune_module(
     projection: Projection | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     steps: int = 12,
+    imitation_steps: int = 240,
 ) -> PrunePlan:
     """Prune any module, in place: trace, rank, plan, cut, and prove that the cut is exact; with images recover, too.
 
-    With ``calibration`` channels are ranked by how well the others can stand in for them on these images, and what the
-    removed ones contributed is folded into the kept ones; no labels are needed. Without it weights alone rank.
+    With ``calibration`` channels are ranked by how well the others can stand in for them on these images, what the
+    removed ones contributed is folded into the kept ones, and the cut module imitates the uncut one on them as far as
+    that brings it closer; no labels are needed. Without it weights alone rank.
 
     Parameters are replaced. An optimizer that was made before goes on training the old ones, unless it is given here
     or to :func:`yolo_prune.follow_cut` afterwards.
@@ -126,6 +130,8 @@ def prune_module(
         validate: Accuracy of a module, larger is better: BatchNorm statistics are estimated again where that
             validates better, and ``depth`` is judged by it.
         steps: Steps of measuring, choosing and folding on the way, with images.
+        imitation_steps: Steps in which the cut module imitates the uncut one on the images; 0 leaves that out, see
+            :func:`yolo_prune.recover.imitate.imitate_`.
 
     Returns:
         The plan: what stayed, ``kept_macs``, the proof in ``equivalence``, and what was frozen and why.
@@ -161,7 +167,7 @@ def prune_module(
     images = calibration_of(module, calibration, calibration_images, forward, projection, seed)
     if images is not None:
         recipe = Recipe(criterion or RECONSTRUCTION, steps, widths, seed=seed, depth=depth)
-        plan = _cut_on_images_(module, traced, budget, recipe, images, validate)
+        plan = _cut_on_images_(module, traced, budget, recipe, images, validate, imitation_steps)
         _tell_optimizer(optimizer, module)
         return plan
     ranking = _Ranking(find_criterion(criterion or "bn_scale"), seed, widths)
@@ -191,16 +197,39 @@ def _cut_on_images_(
     recipe: Recipe,
     images: Calibration,
     validate: Callable[[nn.Module], float] | None,
+    imitation_steps: int,
 ) -> PrunePlan:
-    """Cut in steps and fold, in place; nothing is changed when that fails."""
+    """Cut in steps, fold and imitate, in place; nothing is changed when that fails."""
+    images = measured_at_heads(traced.module, traced.cost.graph, images)
     cut = cut_in_steps(traced, budget, recipe, images, validate=validate if recipe.depth else None)
     _check_met(cut.plan, budget.absolute(traced.cost))
     best = cut.module
     if validate is not None and cut.steps:
         best, _ = recover_by_stages(traced, cut, images, validate, folded=recipe.fold)
-    cut_(module, cut.plan, rules=traced.anatomy.rules)
+    plan = cut.plan
+    if imitation_steps and cut.steps:
+        before = {name: tensor.clone() for name, tensor in best.state_dict().items()}
+        result = imitate_(best, traced.module, images, steps=imitation_steps)
+        if validate is not None and result.steps:
+            best = _better_by(validate, best, before)
+        plan = replace(plan, settings={**plan.settings, "imitation": result.to_dict()})
+    cut_(module, plan, rules=traced.anatomy.rules)
     module.load_state_dict(best.state_dict())
-    return cut.plan
+    return plan
+
+
+def _better_by(
+    validate: Callable[[nn.Module], float], module: nn.Module, before: Mapping[str, Tensor]
+) -> nn.Module:
+    """Return a module with the weights that score better, its own or those of before."""
+    after = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    imitated = validate(module)
+    module.load_state_dict(before)
+    folded = validate(module)
+    LOGGER.info("imitating the parent: %.3f -> %.3f", folded, imitated)
+    if imitated > folded:
+        module.load_state_dict(after)
+    return module
 
 
 def _check_met(plan: PrunePlan, limit: Budget) -> None:

@@ -1,0 +1,216 @@
+"""A cut network imitates the one that it was cut from, and is never further from it afterwards."""
+
+import copy
+
+import pytest
+import torch
+from nets import Net, conv
+from torch import nn
+from torch.nn import functional as F
+
+from yolo_prune import prune_module
+from yolo_prune.criteria.calibration import Calibration, call
+from yolo_prune.criteria.distance import output_distance, relative_distance
+from yolo_prune.errors import ConfigError
+from yolo_prune.recover import imitate
+from yolo_prune.recover.imitate import imitate_
+
+
+def images(count, seed=0, size=16):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def detector(width=16):
+    """Scores of two classes and four numbers of a box at every location, shape (B, 6, locations)."""
+    torch.manual_seed(0)
+
+    def forward(net, x):
+        maps = net.head(net.body(net.stem(x))).flatten(2)
+        return torch.cat([maps[:, :4] * 20, (maps[:, 4:] - 1).sigmoid()], 1)
+
+    net = Net(forward, stem=conv(width, 3, stride=2), body=conv(width, width), head=nn.Conv2d(width, 6, 1))
+    return net.eval()
+
+
+def disturbed(net, amount=0.2):
+    torch.manual_seed(1)
+    other = copy.deepcopy(net)
+    for parameter in other.parameters():
+        parameter.data += amount * torch.randn_like(parameter) * parameter.std()
+    return other
+
+
+def apart(student, teacher, batch):
+    with torch.no_grad():
+        return float(output_distance(student(batch), teacher(batch)))
+
+
+def learn(student, teacher, batches=None, **options):
+    return imitate_(student, teacher, Calibration([images(24)] if batches is None else batches), **options)
+
+
+def test_the_distance_is_zero_of_equal_outputs_and_grows_with_a_score_and_with_a_box():
+    outputs = detector()(images(2)).detach()
+    assert output_distance(outputs, outputs) == 0
+    for channel in (0, 5):
+        distances = []
+        for amount in (0.01, 0.05):
+            other = outputs.clone()
+            other[:, channel] += amount
+            distances.append(float(output_distance(other, outputs)))
+        assert 0 < distances[0] < distances[1]
+
+
+def test_the_distance_of_class_logits_is_a_divergence_and_of_anything_else_relative_to_the_teachers_variance():
+    ours, theirs = torch.randn(4, 5), torch.randn(4, 5)
+    divergence = F.kl_div(ours.log_softmax(1), theirs.softmax(1), reduction="batchmean")
+    assert torch.isclose(output_distance(ours, theirs), divergence)
+    ours, theirs = 3 + 9 * torch.randn(2, 4, 6, 6), 3 + 9 * torch.randn(2, 4, 6, 6)
+    assert torch.isclose(
+        output_distance(ours, theirs), (ours - theirs).square().mean() / theirs.var(correction=0)
+    )
+    assert torch.isclose(output_distance(10 * ours, 10 * theirs), output_distance(ours, theirs))
+
+
+def test_an_objectness_multiplies_the_scores_beside_it():
+    torch.manual_seed(0)
+    boxes = 50 * torch.rand(2, 40, 4)
+    objectness = torch.where(torch.rand(2, 40, 1) < 0.05, 0.9, 0.01)
+    classes = 0.3 + 0.5 * torch.rand(2, 40, 3)
+    theirs = torch.cat([boxes, objectness, classes], -1)
+    background, object_ = theirs.clone(), theirs.clone()
+    empty = (objectness < 0.5)[..., 0]
+    background[..., 5:][empty] -= 0.2
+    object_[..., 5:][~empty] -= 0.2
+    each = [
+        float(output_distance(other, theirs)) / int(at.sum())
+        for other, at in ((background, empty), (object_, ~empty))
+    ]
+    assert each[0] < 0.05 * each[1]
+
+
+@pytest.mark.parametrize("distance", [output_distance, relative_distance])
+def test_outputs_of_other_shapes_or_none_at_all_are_a_sentence(distance):
+    for ours, theirs in ((torch.rand(2, 3), torch.rand(2, 4)), (torch.ones(3).long(), torch.ones(3).long())):
+        with pytest.raises(
+            ConfigError, match=r"outputs cannot be compared: .* of the model, .* of its teacher"
+        ):
+            distance(ours, theirs)
+
+
+def test_a_disturbed_network_comes_closer_to_its_teacher_on_images_that_it_never_saw():
+    teacher = detector()
+    student = disturbed(teacher)
+    unseen = images(16, seed=9)
+    before = apart(student, teacher, unseen)
+    result = learn(student, teacher, steps=60)
+    after = apart(student, teacher, unseen)
+    assert result.after < 0.5 * result.before
+    assert result.rate > 0
+    assert 0 < result.steps <= 60
+    assert after < 0.6 * before
+
+
+def test_what_is_equal_already_and_what_every_rate_ruins_stays_as_it_was(monkeypatch):
+    teacher = detector()
+    twin = copy.deepcopy(teacher)
+    result = learn(twin, teacher, steps=20)
+    assert (result.before, result.after, result.steps, result.rate) == (0.0, 0.0, 0, 0.0)
+    assert all(map(torch.equal, twin.state_dict().values(), teacher.state_dict().values()))
+    monkeypatch.setattr(imitate, "_RATES", (1e9,))
+    student = disturbed(teacher)
+    kept = copy.deepcopy(student.state_dict())
+    assert learn(student, teacher, steps=20).steps == 0
+    assert all(map(torch.equal, student.state_dict().values(), kept.values()))
+
+
+def test_the_rate_is_looked_for_and_one_that_leads_away_is_not_taken(monkeypatch):
+    monkeypatch.setattr(imitate, "_RATES", (10.0, 3e-3))
+    teacher = detector()
+    result = learn(disturbed(teacher), teacher, steps=40)
+    assert result.rate == 3e-3
+    assert result.after < result.before
+
+
+def test_modes_flags_statistics_and_the_teacher_are_left_as_they_were():
+    teacher = detector()
+    student = disturbed(teacher).train()
+    student.stem.requires_grad_(False)
+    before = copy.deepcopy((teacher.state_dict(), student.state_dict()))
+    flags = [p.requires_grad for p in student.parameters()]
+    learn(student, teacher, steps=20)
+    assert student.training
+    assert not teacher.training
+    assert [p.requires_grad for p in student.parameters()] == flags
+    assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
+    assert all(map(torch.equal, teacher.state_dict().values(), before[0].values()))
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, before[1][name]) == ("running" in name or "batches" in name), name
+
+
+def test_it_is_the_same_again_and_a_time_limit_ends_it():
+    teacher = detector()
+    states = []
+    for _ in range(2):
+        student = disturbed(teacher)
+        learn(student, teacher, steps=20)
+        states.append(student.state_dict())
+    assert all(map(torch.equal, states[0].values(), states[1].values()))
+    assert learn(disturbed(teacher), teacher, steps=1000, seconds=0).steps == 1
+
+
+def test_weights_of_sixteen_bits_learn_in_full_precision_and_are_rounded_once():
+    teacher = detector()
+    student = disturbed(teacher).bfloat16()
+    result = learn(student, copy.deepcopy(teacher).bfloat16(), steps=40)
+    assert result.after < result.before
+    assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
+    unseen = images(8, seed=9)
+    float_student = copy.deepcopy(student).float()
+    assert apart(float_student, teacher, unseen) < result.before
+
+
+@pytest.mark.parametrize("sizes", [[24], [1], [1, 1, 1], [5, 5], [16, 3], [40, 1]])
+def test_some_images_are_held_out_whatever_the_batches_and_none_is_lost(sizes):
+    batches = [images(size, seed=index) for index, size in enumerate(sizes)]
+    learnt, held_out = imitate._divided(Calibration(batches))
+    every = {tuple(image.flatten().tolist()) for batch in batches for image in batch}
+    parts = [
+        {tuple(image.flatten().tolist()) for batch in part for image in batch} for part in (learnt, held_out)
+    ]
+    assert parts[0] | parts[1] == every
+    if sum(sizes) > 1:
+        assert all(parts)
+        assert not parts[0] & parts[1]
+
+
+def test_prune_module_imitates_and_a_validation_that_falls_keeps_the_folded_weights():
+    def closeness(other):
+        return -apart(other, teacher, unseen)
+
+    teacher, unseen, batches = detector(32), images(16, seed=9), [images(12, seed) for seed in range(4)]
+    options = {"keep_macs": 0.5, "steps": 1, "calibration": batches}
+    made = {}
+    for name, more in {
+        "folded": {"imitation_steps": 0},
+        "imitated": {"imitation_steps": 60},
+        "refused": {"imitation_steps": 60, "validate": lambda module: 0.0},
+    }.items():
+        made[name] = copy.deepcopy(teacher)
+        plan = prune_module(made[name], images(1), **options, **more)
+        assert ("imitation" in plan.settings) == (more["imitation_steps"] > 0)
+    assert plan.settings["imitation"]["after"] < plan.settings["imitation"]["before"]
+    assert closeness(made["imitated"]) > closeness(made["folded"])
+    refused, folded = made["refused"].state_dict(), made["folded"].state_dict()
+    assert all(map(torch.equal, refused.values(), folded.values()))
+
+
+def test_batches_that_are_pairs_learn_through_forward():
+    teacher = detector()
+    student = disturbed(teacher)
+    batches = [(images(12), torch.zeros(12)), (images(12, 1), torch.zeros(12))]
+    calibration = Calibration(batches, forward=lambda model, batch: call(model, batch[0]))
+    assert (
+        imitate_(student, teacher, calibration, steps=20).after
+        < imitate_(disturbed(teacher), teacher, calibration, steps=1).before
+    )

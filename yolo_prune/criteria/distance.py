@@ -1,0 +1,112 @@
+"""How far one network's outputs are from another's, as far as a task feels it; any outputs, no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from yolo_prune.criteria.projection import has_scores, in_unit, locations, rated, spread_of
+from yolo_prune.errors import ConfigError
+from yolo_prune.graph.values import tensors_in
+
+_SMALL = 1e-6
+_KNEE = 0.1  # in spreads of a box's coordinate: beyond it the distance grows linearly
+
+
+def output_distance(ours: Any, theirs: Any) -> Tensor:
+    """Return the distance of a student's outputs to its teacher's, zero when they agree.
+
+    The mean over the floating-point outputs, by what their values show them to be, as in
+    :func:`yolo_prune.criteria.projection.output_projection`:
+
+    * class scores (B, C): the Kullback-Leibler divergence, in nats;
+    * scores in [0, 1] at many locations: the divergence of independent Bernoulli variables, summed, and what stands
+      beside them (boxes) as a smooth L1 distance in units of its spread, weighted by the teacher's best score of the
+      location; both over the sum of these best scores. Where there are such predictions, other outputs do not count;
+    * anything else: the squared error relative to the teacher's variance.
+
+    Args:
+        ours: What the student returned, with gradient.
+        theirs: What the teacher returned for the same input.
+
+    Returns:
+        Scalar, float32.
+
+    Raises:
+        ConfigError: The outputs are of another number or shape, or there are none.
+    """
+    pairs = comparable(ours, theirs)
+    known = [pair for pair in pairs if has_scores(pair[1])] or pairs
+    return torch.stack([_distance(*pair) for pair in known]).mean()
+
+
+def relative_distance(ours: Any, theirs: Any) -> Tensor:
+    """Return the mean over all outputs of the squared error relative to the teacher's variance.
+
+    Raises:
+        ConfigError: The outputs are of another number or shape, or there are none.
+    """
+    return torch.stack([_relative(*pair) for pair in comparable(ours, theirs)]).mean()
+
+
+def comparable(ours: Any, theirs: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return the floating-point outputs of two networks side by side, in float32, the teacher's without gradient.
+
+    Raises:
+        ConfigError: The outputs are of another number or shape, or there are none.
+    """
+    left, right = _floating(ours), _floating(theirs)
+    if [tensor.shape for tensor in left] != [tensor.shape for tensor in right] or not left:
+        raise ConfigError(
+            f"the uncut model's outputs cannot be compared: {_shapes(left)} of the model, {_shapes(right)} of its "
+            "teacher. Hand over the batch that the outputs are of, and the outputs before they are filtered."
+        )
+    return [(a.float(), b.detach().float()) for a, b in zip(left, right, strict=True)]
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    if theirs.dim() == 2 and theirs.shape[1] > 1:
+        if bool(in_unit(theirs, 1).all()):
+            return _bernoulli(ours, theirs).sum() / len(theirs)
+        return F.kl_div(ours.log_softmax(1), theirs.log_softmax(1), log_target=True, reduction="batchmean")
+    if has_scores(theirs):
+        return _of_predictions(ours, theirs)
+    return _relative(ours, theirs)
+
+
+def _of_predictions(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the distance of scores and of what is beside them at every location."""
+    before, after = locations(theirs), locations(ours, like=theirs)
+    unit = in_unit(before, 2)
+    known = before[..., unit]
+    wanted, best = rated(known, known)
+    total = best.sum().clamp(min=_SMALL)
+    distance = _bernoulli(rated(after[..., unit], known)[0], wanted).sum() / total
+    if bool((~unit).any()):
+        boxes = before[..., ~unit]
+        spread = spread_of(boxes, best)
+        apart = F.smooth_l1_loss(after[..., ~unit] / spread, boxes / spread, reduction="none", beta=_KNEE)
+        distance = distance + (best * apart).sum() / total
+    return distance
+
+
+def _bernoulli(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the divergence of every probability."""
+    p, q = (values.clamp(_SMALL, 1 - _SMALL) for values in (theirs, ours))
+    return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> Tensor:
+    return (ours - theirs).square().mean() / theirs.var(correction=0).clamp(min=1e-12)
+
+
+def _floating(outputs: Any) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point() and tensor.numel()]
+
+
+def _shapes(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors) or "no floating-point tensor"

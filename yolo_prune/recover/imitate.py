@@ -1,0 +1,277 @@
+"""Let a cut network imitate the one that it was cut from, on unlabelled images, and keep it only where it got closer.
+
+BatchNorm statistics stay, weights move. How fast they may is different from model to model (what mends one ruins
+another), so a few first steps are taken at several rates, and images that nobody learns from say which was best, how
+far the whole got, and which weights to keep: those of the beginning where nothing came closer.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolo_prune.criteria.calibration import Calibration, images_in, part_of, placed_batch
+from yolo_prune.criteria.distance import output_distance, relative_distance
+from yolo_prune.criteria.heads import HeadForward
+from yolo_prune.graph.decisions import Decisions
+from yolo_prune.graph.modes import evaluating, in_full_precision
+from yolo_prune.graph.values import change_tensors
+from yolo_prune.progress import LOGGER, bar
+
+_RATES = (1e-3, 3e-4, 1e-4)
+_TRIAL = 16  # steps at each rate
+_WARM_UP = 20
+_BATCH = 16
+_AVERAGE = 0.95  # what stays of the averaged weights in a step
+_CLIP = 10.0
+_HELD_OUT, _MOST_HELD_OUT = 6, 64  # one image in so many is not learnt from, and so many are enough
+_LOOK = 20  # steps between two looks at them
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """What came of it.
+
+    Attributes:
+        before: Distance to the teacher on images that were not learnt from.
+        after: The same of the weights that were kept; never larger.
+        rate: Of the optimizer; 0 where nothing came closer.
+        steps: That led to the weights that were kept.
+        seconds: All in all.
+    """
+
+    before: float
+    after: float
+    rate: float
+    steps: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is the same on every machine as plain data."""
+        return {"before": self.before, "after": self.after, "rate": self.rate, "steps": self.steps}
+
+
+def imitate_(
+    student: nn.Module,
+    teacher: nn.Module,
+    calibration: Calibration,
+    *,
+    steps: int = 240,
+    seconds: float | None = None,
+) -> Imitation:
+    """Bring a network closer to its teacher, in place.
+
+    Args:
+        student: The cut network; its modes and the flags of its parameters are restored.
+        teacher: The uncut one; untouched.
+        calibration: Images and how both run on them; its seed orders and flips them.
+        steps: Steps of the optimizer, after those that look for its rate.
+        seconds: End after this time at the latest; the result then depends on the machine. None: no limit.
+
+    Returns:
+        How far it got.
+
+    Raises:
+        ConfigError: The outputs of the two cannot be compared.
+    """
+    began = time.monotonic()
+    deadline = None if seconds is None else began + seconds
+    lesson = _Lesson(student, teacher, calibration, *_divided(calibration))
+    with lesson.running():
+        before = lesson.distance()
+        rate = lesson.best_rate(min(_TRIAL, steps))
+        best = lesson.learn(rate, steps, deadline) if rate else None
+    result = Imitation(before, before, 0.0, 0, 0.0)
+    if best is not None and best.distance < before:
+        student.load_state_dict(best.state)
+        result = Imitation(before, best.distance, rate, best.steps, 0.0)
+    LOGGER.info(
+        "imitation: distance to the parent %.4g -> %.4g in %d steps", before, result.after, result.steps
+    )
+    return replace(result, seconds=time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """Averaged weights after some steps, and their distance to the teacher."""
+
+    distance: float
+    steps: int
+    state: dict[str, Tensor]
+
+
+def _divided(calibration: Calibration) -> tuple[list[Any], list[Any]]:
+    """Return batches to learn from, and others that nobody learns from: one image in six, of any batch size.
+
+    Of a single batch of a single image there is nothing to hold out: it is both.
+    """
+    parts = [
+        part_of(batch, slice(at, at + _BATCH))
+        for batch in calibration.batches
+        for at in range(0, images_in(batch), _BATCH)
+    ]
+    learnt, held_out, held = list[Any](), list[Any](), 0
+    for number, part in enumerate(parts):
+        images = images_in(part)
+        share = images // _HELD_OUT if images >= _HELD_OUT else images * (number % _HELD_OUT == 1)
+        if held >= _MOST_HELD_OUT:
+            share = 0
+        held += share
+        if share:
+            held_out.append(part_of(part, slice(images - share, None)))
+        if share < images:
+            learnt.append(part_of(part, slice(0, images - share)))
+    return learnt, held_out or learnt
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """A student, its teacher, and the images."""
+
+    student: nn.Module
+    teacher: nn.Module
+    calibration: Calibration
+    learnt: Sequence[Any]
+    held_out: Sequence[Any]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run both in evaluation mode and full precision; only the student's weights want gradients."""
+        weights = [*self.student.parameters(), *self.teacher.parameters()]
+        wanted = [weight.requires_grad for weight in weights]
+        with ExitStack() as undo:
+            for module in (self.student, self.teacher):
+                undo.enter_context(evaluating(module))
+                undo.enter_context(in_full_precision(module))
+            undo.enter_context(torch.enable_grad())
+            self.teacher.requires_grad_(False)
+            for weight in self.student.parameters():
+                weight.requires_grad_(weight.is_floating_point())
+            try:
+                yield
+            finally:
+                for weight, flag in zip(weights, wanted, strict=True):
+                    weight.requires_grad_(flag)
+                    weight.grad = None
+
+    def apart(self, batch: Any) -> Tensor:
+        """Return the distance between the two on a batch."""
+        batch = placed_batch(batch, self.student)
+        if not isinstance(self.calibration.forward, HeadForward):
+            with torch.no_grad():
+                theirs = self.calibration.forward(self.teacher, batch)
+            return output_distance(self.calibration.forward(self.student, batch), theirs)
+        decided = Decisions()  # the same proposals for both, or nothing could be compared
+        with torch.no_grad(), decided:
+            theirs = self.calibration.forward(self.teacher, batch)
+        with Decisions(decided.made):
+            ours = self.calibration.forward(self.student, batch)
+        return relative_distance(ours, theirs)
+
+    def distance(self) -> float:
+        """Return the distance on the images that nobody learns from."""
+        with torch.no_grad():
+            each = [(float(self.apart(batch)), images_in(batch)) for batch in self.held_out]
+        return sum(value * images for value, images in each) / sum(images for _, images in each)
+
+    def best_rate(self, steps: int) -> float:
+        """Return the rate whose first steps brought the student closest, 0 where each led it away."""
+        reached = {0.0: self.distance()}
+        for rate in _RATES:
+            found = self.learn(rate, steps, None, trial=True)
+            if found is not None:
+                reached[rate] = found.distance
+        LOGGER.debug("imitation, distance after %d steps by rate: %s", steps, reached)
+        return min(reached, key=lambda rate: (reached[rate], rate))
+
+    def learn(
+        self, rate: float, steps: int, deadline: float | None, *, trial: bool = False
+    ) -> _Reached | None:
+        """Take steps and go back to the beginning; return the closest averaged weights, None where it diverged."""
+        start = _state(self.student)
+        best: _Reached | None = None
+        words = f"trying the rate {rate:.0e}" if trial else "imitating the parent"
+        with bar(steps, words) as shown:
+            for step, average in enumerate(self._averages(rate, steps, trial), 1):
+                shown.update()
+                late = deadline is not None and time.monotonic() > deadline
+                if step % _LOOK == 0 or step == steps or late:
+                    best = self._closer(best, average, step)
+                    shown.set_postfix_str(f"distance {best.distance:.4g}")
+                if late:
+                    break
+        self.student.load_state_dict(start)
+        return best
+
+    def _averages(self, rate: float, steps: int, trial: bool) -> Iterator[dict[str, Tensor]]:
+        """Train the student and yield its averaged weights after every step; end where a gradient is not finite."""
+        weights = [weight for weight in self.student.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
+        generator = torch.Generator().manual_seed(self.calibration.seed)
+        average = _state(self.student)
+        for step, batch in enumerate(_shuffled(self.learnt, steps, generator)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * _factor(step, steps, trial)
+            optimizer.zero_grad()
+            self.apart(_varied(batch, generator)).backward()  # type: ignore[no-untyped-call]
+            if not bool(nn.utils.clip_grad_norm_(weights, _CLIP).isfinite()):
+                return
+            optimizer.step()
+            _blend_(average, self.student, min(_AVERAGE, (1 + step) / (10 + step)))
+            yield average
+
+    def _closer(self, best: _Reached | None, average: dict[str, Tensor], steps: int) -> _Reached:
+        """Return the better of two: the best so far, and the average as it is now."""
+        present = _state(self.student)
+        self.student.load_state_dict(average)
+        found = self.distance()
+        self.student.load_state_dict(present)
+        if best is not None and best.distance <= found:
+            return best
+        return _Reached(found, steps, {name: tensor.clone() for name, tensor in average.items()})
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def _blend_(average: dict[str, Tensor], module: nn.Module, share: float) -> None:
+    """Move averaged weights towards those of a module, in place; ``share`` is what stays of them."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            average[name].lerp_(tensor.detach(), 1 - share)
+
+
+def _factor(step: int, steps: int, trial: bool) -> float:
+    """Return the rate at a step as a share of the highest: a short rise, then half a cosine down."""
+    rise = min(1.0, (step + 1) / min(_WARM_UP, max(steps // 4, 1)))
+    return rise if trial else rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _shuffled(batches: Sequence[Any], steps: int, generator: torch.Generator) -> Iterator[Any]:
+    """Yield so many batches, all of them in a new order time after time."""
+    order: list[int] = []
+    for _ in range(steps):
+        if not order:
+            order = torch.randperm(len(batches), generator=generator).tolist()
+        yield batches[order.pop()]
+
+
+def _varied(batch: Any, generator: torch.Generator) -> Any:
+    """Return a batch whose images are mirrored and of other brightness, all of them alike or none."""
+    mirrored = bool(torch.rand((), generator=generator) < 0.5)
+    brightness = float(0.7 + 0.6 * torch.rand((), generator=generator))
+
+    def vary(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or tensor.dim() not in (3, 4) or tensor.shape[-3] not in (1, 3):
+            return tensor
+        return (tensor.flip(-1) if mirrored else tensor) * brightness
+
+    return vary(batch) if isinstance(batch, Tensor) else change_tensors(batch, vary)
