@@ -183,9 +183,6 @@ class StandIn:
     def stride(self, module) -> int:
         return 16
 
-    def channels(self, module) -> int:
-        return 3
-
     def projection(self, imgsz, seed, classes):
         return lambda outputs: outputs.square().sum()
 

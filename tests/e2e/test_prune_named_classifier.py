@@ -197,3 +197,82 @@ def test_training_says_in_a_sentence_what_is_wrong(bars, tmp_path, capsys):
     ):
         assert cli.main([*base, *words]) == 2
         assert text in capsys.readouterr().err
+
+
+def train_words(data, folder, *more):
+    budget = ["keep_macs=0.6", "prune_at=0.5", "steps=2", "calibration_images=32", "epochs=4"]
+    return [
+        "train",
+        f"model={NAME}",
+        f"data={data}",
+        *TRAIN[:1],
+        *TRAIN[2:],
+        *budget,
+        f"project={folder}",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def pruned_in_training(tmp_path_factory, bars):
+    folder = tmp_path_factory.mktemp("session")
+    assert cli.main(train_words(bars, folder, "name=whole")) == 0
+    return folder / "whole"
+
+
+def test_a_training_with_a_budget_ends_with_a_cut_network(pruned_in_training, trained):
+    best = load_detector(pruned_in_training / "weights" / "best.pt")
+    parent = load_detector(trained / "weights" / "best.pt")
+    assert count_parameters(best.module) < count_parameters(parent.module)
+    stored = torch.load(pruned_in_training / "weights" / "best.pt", weights_only=True)
+    assert PrunePlan.from_json(stored["plan"]).kept_macs <= 0.6
+    assert stored["yolo_prune"]["epoch"] > 2, "the best network before the cut is no result"
+    assert len(lines_of(pruned_in_training)) == 5
+
+
+@pytest.mark.parametrize("epochs_done", [1, 3])
+def test_a_killed_training_goes_on_to_the_same_cut_and_weights(
+    pruned_in_training, bars, tmp_path, monkeypatch, epochs_done
+):
+    from yolo_prune.adapters.torchvision.training.loop import Training
+
+    whole = Training._train_epoch
+
+    def stopping(self):
+        if self.progress.epoch == epochs_done:
+            raise KeyboardInterrupt
+        whole(self)
+
+    monkeypatch.setattr(Training, "_train_epoch", stopping)
+    assert cli.main(train_words(bars, tmp_path, "name=run")) == 130
+    monkeypatch.setattr(Training, "_train_epoch", whole)
+    last = tmp_path / "run" / "weights" / "last.pt"
+    assert cli.main(["train", f"model={last}", "resume=true"]) == 0
+    first, second = (
+        torch.load(folder / "weights" / "last.pt", weights_only=True)
+        for folder in (pruned_in_training, tmp_path / "run")
+    )
+    assert first["plan"] == second["plan"]
+    assert all(torch.equal(t, second["state_dict"][name]) for name, t in first["state_dict"].items())
+
+
+def test_a_pruned_file_is_trained_on_and_stays_pruned(finished, bars, tmp_path):
+    best = finished / "weights" / "best.pt"
+    words = ["epochs=1", "batch=12", "workers=0", "device=cpu", f"project={tmp_path}", "name=on"]
+    assert cli.main(["train", f"model={best}", f"data={bars}", *words]) == 0
+    after = load_detector(tmp_path / "on" / "weights" / "best.pt").module
+    assert count_parameters(after) == count_parameters(load_detector(best).module)
+
+
+def test_weights_of_other_classes_begin_a_training_without_their_scores(trained, bars, tmp_path, caplog):
+    two = tmp_path / "two"
+    for split in ("train", "val"):
+        for kind in ("across", "down"):
+            shutil.copytree(bars / split / kind, two / split / kind)
+    words = [f"weights={trained / 'weights' / 'best.pt'}", "epochs=1", "lr0=0", *TRAIN[2:4], "imgsz=64"]
+    caplog.set_level("INFO", "yolo_prune")
+    assert cli.main(["train", f"model={NAME}", f"data={two}", *words, f"project={tmp_path}", "name=x"]) == 0
+    assert "the weights tell other classes apart: fc.bias, fc.weight begin anew." in caplog.text
+    ours = torch.load(tmp_path / "x" / "weights" / "last.pt", weights_only=True)["state_dict"]
+    theirs = torch.load(trained / "weights" / "best.pt", weights_only=True)["state_dict"]
+    assert torch.equal(ours["layer1.0.conv1.weight"], theirs["layer1.0.conv1.weight"])

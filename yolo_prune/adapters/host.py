@@ -128,9 +128,6 @@ class Host(Protocol):
     def stride(self, module: nn.Module) -> int:
         """Return what the sides of a model's images are multiples of, in pixels."""
 
-    def channels(self, module: nn.Module) -> int:
-        """Return how many channels the images of a model have."""
-
     def projection(self, imgsz: ImageSize, seed: int, classes: int) -> Callable[[Any], Tensor]:
         """Return a scalar of a model's outputs whose squared gradient says how much its predictions change."""
 

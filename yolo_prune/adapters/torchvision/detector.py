@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 
@@ -39,6 +40,13 @@ def is_stretched(module: nn.Module) -> bool:
     """Tell whether a detector sees images stretched to its input."""
     transform: Any = module.transform
     return transform.fixed_size is not None
+
+
+def learn_from_(module: nn.Module, regions: int) -> None:
+    """Let a second stage learn from so many regions an image, a quarter of them objects where there are as many."""
+    if is_two_stage(module):
+        heads: Any = module.roi_heads
+        heads.fg_bg_sampler = BalancedPositiveNegativeSampler(regions, 0.25)
 
 
 def is_two_stage(module: nn.Module) -> bool:

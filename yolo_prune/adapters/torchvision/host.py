@@ -106,10 +106,6 @@ class TorchvisionHost:
 
         return stride_of(module)
 
-    def channels(self, module: nn.Module) -> int:
-        """Return 3: the images are in colour."""
-        return 3
-
     def projection(self, imgsz: ImageSize, seed: int, classes: int) -> Callable[[Any], Tensor]:
         """Return the random projection of any network's outputs."""
         from yolo_prune.criteria.projection import output_projection

@@ -2,7 +2,7 @@
 
 from yolo_prune.options.host_keys import HostKeys
 
-RECIPE_KEYS = ("momentum", "weight_decay", "warmup_epochs", "lrf", "fliplr", "scale", "patience")
+RECIPE_KEYS = ("momentum", "weight_decay", "warmup_epochs", "lrf", "fliplr", "scale", "patience", "rois")
 """What a retraining takes beside the options that ``prune`` has itself."""
 
 TRAIN_KEYS = (

@@ -112,12 +112,6 @@ class UltralyticsHost:
 
         return stride_of(module)
 
-    def channels(self, module: nn.Module) -> int:
-        """Return how many channels the images of a model have."""
-        from yolo_prune.adapters.ultralytics.anatomy import input_channels
-
-        return input_channels(module)
-
     def projection(self, imgsz: ImageSize, seed: int, classes: int) -> Callable[[Any], Tensor]:
         """Return a random projection of the decoded predictions."""
         from yolo_prune.adapters.ultralytics.saliency import detection_projection

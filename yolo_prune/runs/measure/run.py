@@ -71,7 +71,7 @@ def measure_run(
             for one in models
             if one.result.sample
         )
-    timed = models_to_time(models, failed, host.channels(models[0].module))
+    timed = models_to_time(models, failed, host)
     comparisons: list[Comparison] = []
     warnings: list[str] = []
     if config.bench:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +12,15 @@ import torch
 from torch import nn
 
 from yolo_prune.accuracy.task import Result
+from yolo_prune.adapters.host import Host
 from yolo_prune.bench import Comparison, compare
 from yolo_prune.bench.comparison import check_threads
 from yolo_prune.bench.exports import Exports, shared_exports
-from yolo_prune.cost import count_macs, count_parameters
+from yolo_prune.cost import count_parameters
+from yolo_prune.cost.macs import count_macs_per_operation
 from yolo_prune.errors import YoloPruneError
-from yolo_prune.imgsz import ImageSize, height_width, size_text
+from yolo_prune.graph.decisions import Positions
+from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.options import PruneConfig
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import Row, Speedup, make_row, with_timing
@@ -62,21 +66,26 @@ class Timed:
         return self.row.model != "int8" or (runtime, device) == INT8_RUNS_ON
 
 
-def models_to_time(models: Sequence[Evaluated], failed: Mapping[str, str], channels: int) -> list[Timed]:
+def models_to_time(models: Sequence[Evaluated], failed: Mapping[str, str], host: Host) -> list[Timed]:
     """Return every model of a run with its cost and accuracy.
 
+    What a model costs whose second stage depends on its first is counted where the parent's decisions fell.
+
     Args:
-        models: Those that were evaluated.
+        models: Those that were evaluated, the parent first.
         failed: Name -> why there is no such model.
-        channels: Of their images.
+        host: Knows what their MACs count on.
     """
     found = []
+    positions = defaultdict[ImageSize, Positions](Positions)
     for model in models:
-        image = torch.zeros(1, channels, *height_width(model.imgsz))
+        how = host.anatomy(model.module, model.imgsz)
+        image = how.trace_input if how.cost_input is None else how.cost_input
+        where = positions[model.imgsz] if how.positions is not None else None
         row = make_row(
             model.name,
             imgsz=model.imgsz,
-            gmacs=count_macs(model.module, image) / 1e9,
+            gmacs=sum(count_macs_per_operation(model.module, image, where)) / 1e9,
             params_m=count_parameters(model.module) / 1e6,
             size_mb=model.file.stat().st_size / 1e6,
             scores=model.result.scores,

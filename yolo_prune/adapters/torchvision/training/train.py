@@ -17,7 +17,7 @@ from yolo_prune.adapters.torchvision import build as building
 from yolo_prune.adapters.torchvision import files
 from yolo_prune.adapters.torchvision.anatomy import example_of
 from yolo_prune.adapters.torchvision.described import CLASSIFY, Described, describe_, described
-from yolo_prune.adapters.torchvision.detector import is_stretched
+from yolo_prune.adapters.torchvision.detector import is_stretched, learn_from_
 from yolo_prune.adapters.torchvision.names import names_architecture
 from yolo_prune.adapters.torchvision.tasks import BoxTask, open_task
 from yolo_prune.adapters.torchvision.training.loop import STATE_KEY, Progress, Training, make_optimizer
@@ -201,6 +201,7 @@ def _training(
     module: nn.Module, recipe: TrainRecipe, data: str, folder: Path, meta: Mapping[str, Any]
 ) -> Training:
     task = open_task(module, data, split="val", batch=recipe.batch, device=recipe.device)
+    learn_from_(module, recipe.rois)
     return Training(
         module=module,
         optimizer=make_optimizer(module, recipe),
