@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from yolo_prune.cut.restore import restore
     from yolo_prune.graph import trace_groups
     from yolo_prune.recover.structure import prune_module
+    from yolo_prune.runs.modules import report_modules
     from yolo_prune.runs.prune import PruneResult, prune
     from yolo_prune.train.plain import PruningSession
 
@@ -25,6 +26,7 @@ _HOMES = {
     "PruningSession": "yolo_prune.train.plain",
     "prune": "yolo_prune.runs.prune",
     "prune_module": "yolo_prune.recover.structure",
+    "report_modules": "yolo_prune.runs.modules",
     "restore": "yolo_prune.cut.restore",
     "trace_groups": "yolo_prune.graph",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "inrun_trainer",
     "prune",
     "prune_module",
+    "report_modules",
     "restore",
     "trace_groups",
 ]

@@ -98,6 +98,16 @@ def test_outputs_of_other_shapes_or_none_at_all_are_a_sentence(distance):
             distance(ours, theirs)
 
 
+def test_a_map_of_features_that_a_cut_made_narrower_is_left_out_and_other_widths_are_not():
+    ours, theirs = torch.rand(2, 6, 40), torch.rand(2, 6, 40)
+    alone = output_distance(ours, theirs)
+    assert output_distance((ours, torch.rand(2, 8, 4, 4)), (theirs, torch.rand(2, 16, 4, 4))) == alone
+    with pytest.raises(ConfigError, match="outputs cannot be compared"):
+        output_distance((ours, torch.rand(2, 8, 4, 4)), (theirs, torch.rand(2, 16, 5, 4)))
+    with pytest.raises(ConfigError, match="outputs cannot be compared"):
+        output_distance((ours,), (theirs, torch.rand(2, 16, 5, 4)))
+
+
 def test_a_disturbed_network_comes_closer_to_its_teacher_on_images_that_it_never_saw():
     teacher = detector()
     student = disturbed(teacher)

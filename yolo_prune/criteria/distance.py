@@ -56,16 +56,23 @@ def relative_distance(ours: Any, theirs: Any) -> Tensor:
 def comparable(ours: Any, theirs: Any) -> list[tuple[Tensor, Tensor]]:
     """Return the floating-point outputs of two networks side by side, in float32, the teacher's without gradient.
 
+    What a cut made narrower (a map of features that is returned beside the predictions) is left out.
+
     Raises:
         ConfigError: The outputs are of another number or shape, or there are none.
     """
     left, right = _floating(ours), _floating(theirs)
-    if [tensor.shape for tensor in left] != [tensor.shape for tensor in right] or not left:
+    same = [a.shape == b.shape for a, b in zip(left, right, strict=False)]
+    narrower = [
+        a.dim() == b.dim() > 1 and a[:, :1].shape == b[:, :1].shape for a, b in zip(left, right, strict=False)
+    ]
+    if len(left) != len(right) or not any(same) or not all(map(any, zip(same, narrower, strict=True))):
         raise ConfigError(
             f"the uncut model's outputs cannot be compared: {_shapes(left)} of the model, {_shapes(right)} of its "
             "teacher. Hand over the batch that the outputs are of, and the outputs before they are filtered."
         )
-    return [(a.float(), b.detach().float()) for a, b in zip(left, right, strict=True)]
+    pairs = zip(left, right, same, strict=True)
+    return [(a.float(), b.detach().float()) for a, b, equal in pairs if equal]
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> Tensor:

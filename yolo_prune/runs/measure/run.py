@@ -12,6 +12,7 @@ from typing import Any
 from yolo_prune.accuracy.task import Task
 from yolo_prune.bench import Comparison
 from yolo_prune.bench.resolution import lower_resolutions
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError
 from yolo_prune.imgsz import ImageSize, is_square, longer_side, size_text
 from yolo_prune.options import PruneConfig
@@ -86,10 +87,10 @@ def measure_run(
         model=str(config.model),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         seed=config.seed,
-        equivalence=_equivalence(cut),
+        equivalence=equivalence_of(cut.plan),
         stages=_stages(models, stages, task.metric),
         timing_s=dict(space.timing_s),
-        versions=_versions(host.packages),
+        versions=versions(host.packages),
         conditions=_conditions(config, parent, comparisons, task.metric),
         plan=plan_summary(config, cut.plan, parent.module, pruned.module, graph, parent.imgsz),
         layers=layer_widths(parent.module, pruned.module, graph),
@@ -154,15 +155,17 @@ def _stages(
     return tuple(StageAp(**values) for values in found)
 
 
-def _equivalence(cut: CutResult) -> Equivalence | None:
-    proof = cut.plan.equivalence
+def equivalence_of(plan: PrunePlan) -> Equivalence | None:
+    """Return a plan's proof as the report shows it, None where nothing was cut."""
+    proof = plan.equivalence
     if not proof:
         return None
     verdict = "exact" if proof["exact"] else f"differs by more than {proof['tolerance']:.3g}"
     return Equivalence(float(proof["max_difference"]), float(proof["scale"]), verdict)
 
 
-def _versions(of_host: Sequence[str]) -> dict[str, str]:
+def versions(of_host: Sequence[str]) -> dict[str, str]:
+    """Return the versions of what numbers depend on, and of a host's packages."""
     found = {"python": platform.python_version()}
     for name in ("yolo-prune", "torch", *of_host, "onnxruntime", "pycocotools", "numpy"):
         try:
