@@ -105,12 +105,21 @@ def _trace(
     visits: list[Visit] = []
     with positions.of("trace") if positions else nullcontext():
         _run(model, arguments, tracer, select_outputs, visits)
+    _note_written_out_norms(model, tracer, visits)
     if untraced_parameters(model, tracer):
         _run_as_in_training(model, arguments, tracer, select_outputs, visits)
     tracer.found.untraced = untraced_parameters(model, tracer)
     freeze_what_may_be_read(model, tracer, visits)
     _add_equal_axes(model, tracer)
     return tracer.found
+
+
+def _note_written_out_norms(model: nn.Module, tracer: Tracer, visits: list[Visit]) -> None:
+    """Note BatchNorms that are written out in products and sums, as frozen ones are: they take constants as well."""
+    for visit in visits:
+        statistics = model.get_submodule(visit.module)._buffers.keys() & {"running_mean", "running_var"}
+        if len(statistics) == 2 and len(visit.inputs) == 1 and id(visit.inputs[0]) in tracer.made_by:
+            tracer.found.norm_of.setdefault(tracer.made_by[id(visit.inputs[0])], visit.module)
 
 
 def check_runs(model: nn.Module, arguments: Arguments) -> None:

@@ -79,7 +79,7 @@ def _refit_readers_(
     ridge: float,
 ) -> None:
     """Fit the layers that read what a dropped block changed, one after the other, in place."""
-    module, without = traced.module, f"without {plan.dropped[0]}"
+    module, norms, without = traced.module, traced.cost.graph.norm_of, f"without {plan.dropped[0]}"
     names = [axis.name for axis in readers]
     before = sample_inputs(module, names, calibration, description=f"{without}: before")
     called_before = {original_name(name, plan.dropped): layer for name, layer in smaller.named_modules()}
@@ -91,7 +91,7 @@ def _refit_readers_(
         )
         moments = moments_between(before[axis.name], after[name], _sources(axis, plan))
         if moments is not None:
-            norm = called_before.get(traced.cost.graph.norm_of.get(axis.name, ""))
+            norm = called_before.get(norms[axis.name]) if axis.name in norms else None
             weight = module.get_parameter(axis.name).detach().cpu().double().movedim(axis.dim, 0)
             _refit_(called_before[axis.name.rpartition(".")[0]], axis, norm, weight, moments, ridge)
 

@@ -74,7 +74,7 @@ def fold_removed_(
         kept, removed = np.flatnonzero(mask), np.flatnonzero(~mask)
         coefficients, constants = solve_fold(seen, kept, removed, ridge)
         layer = modules[axis.name.rpartition(".")[0]]
-        norm = modules.get(graph.norm_of.get(axis.name, ""))
+        norm = modules[graph.norm_of[axis.name]] if axis.name in graph.norm_of else None
         if isinstance(layer.weight, Tensor):
             gone = layer.weight.detach().cpu().double().movedim(axis.dim, 0)[torch.from_numpy(removed)]
             fold_into_(layer, axis.dim, norm, kept, gone, coefficients, constants)

@@ -16,7 +16,6 @@ It fires where hooks fire::
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,9 @@ from yolo_prune.adapters.detectron.batches import (
     whole_example_of,
 )
 from yolo_prune.adapters.detectron.division import Division
-from yolo_prune.adapters.detectron.heads import head_outputs, task_projection
 from yolo_prune.adapters.detectron.journal import Journal, say_begin, say_cut, say_frozen_norms
-from yolo_prune.adapters.detectron.saved import WithPruning, weigh
-from yolo_prune.criteria.calibration import Forward, Projection
+from yolo_prune.adapters.detectron.saved import WithPruning, check_weights, weigh
+from yolo_prune.criteria.calibration import Forward, Projection, call
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.graph.randomness import untouched_randomness
@@ -66,9 +64,11 @@ class PruningHook(HookBase):  # type: ignore[misc]
     Attributes:
         trainer: Set when the hook is registered.
         parts: How many parts the training has.
+        cut_after: Iterations that were over at the last cut; None before it.
     """
 
     trainer: Any = None
+    cut_after: int | None = None
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class PruningHook(HookBase):  # type: ignore[misc]
         example_input: Any = None,
         cost_input: Any = None,
         calibration: Iterable[Any] | None = None,
-        forward: Forward = head_outputs,
+        forward: Forward = call,
         projection: Projection | None = None,
         output_dir: Path | str | None = None,
         seed: int = 0,
@@ -92,10 +92,9 @@ class PruningHook(HookBase):  # type: ignore[misc]
             cost_input: Input whose MACs count. None: that image whole.
             calibration: Batches that a cut is measured on. None: the latest ones of the training, which costs neither
                 a second reader of the loader nor its order. ``()``: none, and weights alone rank.
-            forward: ``forward(model, batch)`` returns what the model says before boxes are filtered. By default what
-                the heads of the detectors of detectron2 and mayaku make.
-            projection: Scalar of that whose squared gradient says how much predictions change. None: the one for the
-                default ``forward``, or that of any outputs.
+            forward: ``forward(model, batch)`` runs the model on a batch of ``calibration``.
+            projection: Scalar of its outputs whose squared gradient says how much predictions change. None: of a
+                detector that filters its boxes, what the last layers of its heads made.
             output_dir: Where ``plan.json`` goes. None: where the trainer writes checkpoints.
             seed: Of what is drawn at random.
             **options: Fields of :class:`yolo_prune.options.inrun.InRunSettings`: a budget, ``cuts``, ``criterion``,
@@ -115,7 +114,7 @@ class PruningHook(HookBase):  # type: ignore[misc]
         self._settings = make_settings(options)
         self._example, self._cost_input, self._calibration = example_input, cost_input, calibration
         self._forward, self._seed = forward, seed
-        self._projection = task_projection(seed) if forward is head_outputs and not projection else projection
+        self._projection = projection
         self._output_dir = Path(output_dir) if output_dir is not None else None
         self._session: PruningSession | None = None
         self._recent: RecentImages | None = None
@@ -159,7 +158,8 @@ class PruningHook(HookBase):  # type: ignore[misc]
         for writer in parts.writers_of(trainer):
             writer.metadata = WithPruning(writer.metadata, self.state_dict)
         self._say_begin(session)
-        self._note_cut(session, int(trainer.start_iter))
+        if session.plan is not None:
+            self._note_cut(session, self.cut_after or int(trainer.start_iter))
 
     def before_step(self) -> None:
         """Do nothing."""
@@ -202,13 +202,15 @@ class PruningHook(HookBase):  # type: ignore[misc]
         return {
             "max_iter": self._division.length,
             "weight": weigh(self._session.model),
+            "cut_after": self.cut_after,
             "session": self._session.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Cut the trainer's fresh model as the saved one was; then load its weights and the optimizer's state.
 
-        detectron2's checkpointer loads weights first, which fit the uncut model in part: they are loaded again.
+        detectron2's checkpointer loads weights first, which fit the uncut model in part: when the training begins,
+        they are loaded once more.
 
         Args:
             state: What :meth:`state_dict` returned.
@@ -218,18 +220,14 @@ class PruningHook(HookBase):  # type: ignore[misc]
             PlanError: The model is of another architecture; nothing was cut then.
             CheckpointError: The state is no such state.
         """
-        trainer = self._registered()
+        self._registered()
         if self._stage != "new" or self._session is not None:
             raise ConfigError("this PruningHook has begun already: load the state before the training.")
         if not isinstance(state, Mapping) or not {"max_iter", "weight", "session"} <= state.keys():
             raise CheckpointError("expected the state of a PruningHook: what its state_dict() returned.")
         session = self._make_session(int(state["max_iter"]))
         session.load_state_dict(state["session"])
-        self._saved = state
-        checkpointer = parts.checkpointer_of(trainer)
-        if session.plan is not None and checkpointer is not None and checkpointer.has_checkpoint():
-            LOGGER.info("the model is cut as the checkpoint's was; its weights are loaded again")
-            checkpointer.load(checkpointer.get_checkpoint_file(), checkpointables=[])
+        self._saved, self.cut_after = state, state.get("cut_after")
 
     # Inside.
 
@@ -273,20 +271,14 @@ class PruningHook(HookBase):  # type: ignore[misc]
 
     def _check_resumed(self, length: int) -> None:
         """Refuse to go on with another length or without the weights that belong to the state."""
-        saved, session = self._saved, self._session
-        if saved is None or session is None:
+        if self._saved is None or self._session is None:
             return
         if length != self._division.length:
             raise ConfigError(
                 f"the training was saved with max_iter={self._division.length} and goes on with {length}: it would be "
                 "cut at another time. Resume with the same."
             )
-        now, then = weigh(session.model), float(saved["weight"])
-        if not math.isclose(now, then, rel_tol=1e-4):
-            raise ConfigError(
-                f"the weights are not those of the checkpoint: their magnitudes add up to {now:.6g}, the saved ones to "
-                f"{then:.6g}. Load the hook's state first, and then the weights."
-            )
+        check_weights(self._session.model, float(self._saved["weight"]), parts.checkpointer_of(self.trainer))
 
     def _watch(self, session: PruningSession) -> None:
         """Keep the images that the model is trained on, as long as a cut is to come."""
@@ -331,6 +323,7 @@ class PruningHook(HookBase):  # type: ignore[misc]
         if plan is None:
             return
         say_cut(plan, iteration)
+        self.cut_after = iteration
         self._journal.numbers |= {
             "prune/cut_iter": float(iteration),
             "prune/kept_macs": plan.kept_macs,
