@@ -1,7 +1,11 @@
 """Pruning in a loop of one's own: the cut under any optimizer, what goes on, what is refused, stopping and going on."""
 
 import copy
+import json
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,6 +222,45 @@ def test_distributed_data_parallel_is_set_up_anew_around_the_cut_model(tmp_path)
         assert all(parameter.grad is not None for parameter in model.parameters())
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_two_processes_cut_alike_and_have_the_same_weights_at_the_end(tmp_path):
+    script = str(Path(__file__).with_name("session_of_two.py"))
+    pair = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
+    ]
+    said = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in pair]
+    assert said[0] == said[1]
+    assert said[0]["left"]
+    assert said[0]["momenta"]
+    assert said[0]["keep"]
+
+
+def test_gradients_that_are_accumulated_over_batches_make_fewer_steps_and_the_same_cut():
+    model = build()
+    optimizer = sgd(model)
+    session = make(model, optimizer, prune_at=2)
+    session.before_train()
+    factors = []
+    optimizer.register_step_pre_hook(lambda *_: factors.append(optimizer.param_groups[0]["lr"]))
+    for _ in range(4):
+        for number, (images, targets) in enumerate(batches(4), 1):
+            outputs = model(images)
+            (nn.functional.cross_entropy(outputs, targets) / 2).backward()
+            if number % 2 == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+        session.after_epoch()
+    plan = session.finish()
+    assert plan.kept_macs <= 0.5
+    assert count_parameters(model) == plan.params
+    # Two steps an epoch: the rate rises over those of the first epoch after the cut, and is the loop's own elsewhere.
+    assert len(factors) == 8
+    assert factors[4] < factors[5] <= factors[0]
+    assert {factors[at] for at in (0, 1, 2, 3, 6, 7)} == {factors[0]}
 
 
 def test_a_loop_that_counts_iterations_ends_its_epochs_by_itself():
