@@ -7,12 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
-from test_session import batches, build, first  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from test_session import batches, build, first
+from torch import nn
 
-from yolo_prune import PruningSession  # noqa: E402
-from yolo_prune.cost import count_parameters  # noqa: E402
+from yolo_prune import PruningSession
+from yolo_prune.cost import count_parameters
 
 
 def train(rank):
