@@ -216,6 +216,7 @@ def test_a_block_is_cut_exactly_or_frozen_by_name(build):
         ("optimizer", "len(optimizer.state[net[0].weight]['exp_avg'])"),
         ("calibration", "net[0].out_channels"),
         ("session", "net[0].out_channels"),
+        ("report", "pruned[0].out_channels"),
         ("restore", "again[0].out_channels"),
     ],
 )
