@@ -12,7 +12,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
 from yolo_prune.adapters.checkpoint import load_detector
-from yolo_prune.adapters.hosts import find_host
+from yolo_prune.adapters.hosts import attach, find_host
 from yolo_prune.adapters.torchvision import build as building
 from yolo_prune.adapters.torchvision.build import build, classes_in
 from yolo_prune.adapters.torchvision.described import describe_, described
@@ -20,6 +20,7 @@ from yolo_prune.adapters.torchvision.files import load, read_metadata, save, wri
 from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.recover.structure import prune_module
+from yolo_prune.runs.prune import prune
 
 TINY = "timm:test_resnet"
 X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -212,6 +213,18 @@ def test_files_and_names_find_their_host(cut, weights):
     assert ours is find_host(file) is find_host("torchvision:resnet18")
     assert find_host(weights) is not ours, "a bare state dict does not say what it is of"
     assert find_host("yolov8n.pt") is not ours
+
+
+def test_attaching_to_a_module_of_the_library_is_answered_with_the_session(weights):
+    import timm
+
+    module = timm.create_model("test_resnet", num_classes=5)
+    with pytest.raises(
+        ConfigError, match=r"have no trainer to prune in: use yolo_prune.PruningSession in your own loop"
+    ):
+        attach(module, keep_macs=0.5)
+    with pytest.raises(CheckpointError, match=r"For a module without a file use prune_module"):
+        prune(module, data="data", keep_macs=0.5)
 
 
 def test_a_module_of_the_user_is_told_how_to_go_on():

@@ -164,3 +164,21 @@ def test_eval_and_inspect_take_the_file(finished, data, tmp_path, capsys):
     assert json.loads(out.read_text())["coco"]["ap"] == report_of(finished)[1]["retrained"]["ap"]
     assert cli.main(["inspect", f"model={best}"]) == 0
     assert "groups" in capsys.readouterr().out
+
+
+def test_a_detector_is_pruned_while_it_trains(data, tmp_path):
+    words = [*TRAIN, "epochs=4", "keep_macs=0.6", "prune_at=0.5", "steps=2", "calibration_images=8"]
+    where = [f"data={data}", f"project={tmp_path}", "name=run"]
+    assert cli.main(["train", "model=torchvision:tiny_two_stage", *words, *where]) == 0
+    best = tmp_path / "run" / "weights" / "best.pt"
+    plan = PrunePlan.from_json(torch.load(best, weights_only=True)["plan"])
+    assert plan.kept_macs <= 0.6001
+    assert plan.params == count_parameters(load_detector(best).module) < count_parameters(tiny_two_stage())
+
+
+def test_a_detector_that_learns_from_masks_is_not_trained_on_boxes_alone(data, tmp_path, capsys):
+    words = ["imgsz=64", "epochs=1", f"data={data}", f"project={tmp_path}"]
+    assert cli.main(["train", "model=torchvision:maskrcnn_resnet50_fpn", *words]) == 2
+    assert (
+        "maskrcnn_resnet50_fpn learns from masks, which this loop does not read." in capsys.readouterr().err
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from yolo_prune.adapters.host import ExportedFile, Host
 from yolo_prune.adapters.torchvision.keys import KEYS
-from yolo_prune.adapters.torchvision.names import is_ours, names_architecture
+from yolo_prune.adapters.torchvision.names import LIBRARIES, is_ours, names_architecture
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -38,8 +38,10 @@ class TorchvisionHost:
     keys = KEYS
 
     def takes(self, model: Any) -> bool:
-        """Tell whether a model belongs here: ``torchvision:...``, ``timm:...``, or a file of this host."""
-        return isinstance(model, (str, Path)) and is_ours(model)
+        """Tell whether a model belongs here: a name, a file of this host, a module of one of its libraries."""
+        if isinstance(model, (str, Path)):
+            return is_ours(model)
+        return not isinstance(model, type) and type(model).__module__.partition(".")[0] in LIBRARIES
 
     def file_of(self, model: Any) -> Path | str | None:
         """Return the name or path itself."""
