@@ -244,6 +244,17 @@ def test_labels_without_masks_are_an_error_for_a_segmenter(tmp_path):
     )
 
 
+def test_more_poses_than_coco_looks_for_are_told(tmp_path):
+    things = pictures("pose")
+    many = [things[0].things[0].moved(0.1 * at, 0) for at in range(21)]
+    told = [Picture(things[0].size, many), *things[1:]]
+    result = evaluated("pose", told, write(tmp_path / "data", "pose", told))
+    assert result.notes == (
+        "1 images have more than 20 objects of a class, of which COCO's AP of key points can find 20.",
+    )
+    assert evaluated("pose", things, write(tmp_path / "few", "pose", things)).notes == ()
+
+
 def test_data_that_was_opened_for_another_task_is_an_error(tmp_path):
     things = pictures("pose")
     data = write(tmp_path / "data", "pose", things)

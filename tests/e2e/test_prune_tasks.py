@@ -78,6 +78,7 @@ def test_the_whole_run_is_judged_by_the_metric_of_its_task(host, tmp_path, task,
     assert cli.main(["eval", *words]) == 0
     said = capsys.readouterr().out
     assert f"{metric} of kind0" in said
+    assert ("host map of " in said) == (task != "obb")
     assert f"interval of {metric}: " in said
     found = json.loads(out.read_text())
     assert (found["ap_of"], found["notes"]) == (boxes, [])

@@ -115,7 +115,9 @@ def evaluate(config: EvalConfig) -> None:
         rect=config.rect,
     )
     result: Any = task.evaluate(getattr(opened, "module", opened), imgsz)
-    values = {**result.scores, **{f"host {name}": value for name, value in result.host_scores.items()}}
+    of = METRICS[task.metric].of
+    values = dict(result.scores)
+    values |= {f"host {name}{of and f' of {of}'}": value for name, value in result.host_scores.items()}
     values |= {f"{task.metric} of {name}": value for name, value in result.per_class.items()}
     say(aligned_table([{"metric": name, "value": value} for name, value in values.items()]))
     boxes = "" if result.boxes is None else f"{result.boxes} boxes, "

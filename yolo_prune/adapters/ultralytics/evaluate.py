@@ -20,7 +20,13 @@ from yolo_prune.adapters.ultralytics.data import (
     resolve_data,
 )
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
-from yolo_prune.adapters.ultralytics.scoring import EvalResult, detections_of, host_metric, own_score
+from yolo_prune.adapters.ultralytics.scoring import (
+    EvalResult,
+    detections_of,
+    host_metric,
+    notes_on,
+    own_score,
+)
 from yolo_prune.errors import DataError
 from yolo_prune.imgsz import ImageSize, is_square, rounded_up
 from yolo_prune.progress import track
@@ -76,7 +82,7 @@ def evaluate_detector(
     options: dict[str, Any] = {"task": task_of(module), "batch": batch}
     options["data"] = os.fspath(resolved.file)
     options |= {"device": str(device), "split": split, "workers": workers, **_RULES, "rect": rect}
-    notes: tuple[str, ...] = ()
+    notes = notes_on(resolved, options["task"])
     if isinstance(module, ExportedModel):
         module.check_input(imgsz, int(resolved.yaml.get("channels", 3)))
         notes += module.notes

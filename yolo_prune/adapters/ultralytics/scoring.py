@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ AP_FIELDS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 METRIC_OF_TASK = {"segment": "mask_ap", "pose": "keypoint_ap", "obb": "oriented_ap"}
 """What models are judged by, as a row of the report calls it, where they find more than boxes."""
 _SHAPE_KEYS = {"segment": MASKS.key, "pose": Keypoints.key}
+_MOST_POSES = 20  # detections of a class and image, in COCO's AP of key points
 _OBJECT_OF_BOX = 0.53  # an object's area over that of its box, as the host takes it where labels do not say
 
 
@@ -117,6 +119,22 @@ def detections_of(validator: Any, data: DetectionData) -> list[dict[str, Any]]:
         }
         for each in validator.found
     ]
+
+
+def notes_on(data: DetectionData, task: str) -> tuple[str, ...]:
+    """Say what COCO's rules leave out of a ground truth."""
+    if task != "pose":
+        return ()
+    counts = Counter((each["image_id"], each["category_id"]) for each in data.ground_truth["annotations"])
+    images = {image for (image, _), count in counts.items() if count > _MOST_POSES}
+    return (
+        (
+            f"{len(images)} images have more than {_MOST_POSES} objects of a class, of which COCO's AP of key points "
+            f"can find {_MOST_POSES}.",
+        )
+        if images
+        else ()
+    )
 
 
 def own_score(
