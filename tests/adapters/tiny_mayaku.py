@@ -51,9 +51,9 @@ def build(seed=0, frozen=False):
         convert_frozen_batchnorm(backbone)
     fpn = FPN(backbone, ("res2", "res3"), WIDTH)
     shapes = fpn.output_shape()
-    few = {"pre_nms_topk_train": 60, "pre_nms_topk_test": 60, "post_nms_topk_train": 24}
+    few = {"pre_nms_topk_train": 60, "pre_nms_topk_test": 30, "post_nms_topk_train": 24}
     rpn = build_rpn(
-        RPNConfig(in_features=LEVELS, post_nms_topk_test=24, batch_size_per_image=64, **few),
+        RPNConfig(in_features=LEVELS, post_nms_topk_test=12, batch_size_per_image=64, **few),
         AnchorGeneratorConfig(sizes=((16,), (32,))),
         shapes,
     )
@@ -61,6 +61,7 @@ def build(seed=0, frozen=False):
         ROIHeadsConfig(in_features=LEVELS, num_classes=1, batch_size_per_image=24),
         ROIBoxHeadConfig(pooler_resolution=4, num_conv=1, conv_dim=WIDTH, num_fc=1, fc_dim=64),
         shapes,
+        test_detections_per_image=6,
     )
     return FasterRCNN(fpn, rpn, heads, pixel_mean=(60.0,) * 3, pixel_std=(60.0,) * 3)
 
