@@ -194,6 +194,9 @@ class StandIn:
     def check_training(self, train_args, *, of_cut_model=False) -> None:
         self.diary.note("check the training")
 
+    def check_trainable(self, module) -> None:
+        self.diary.note("check that it can be trained")
+
     def retrain(self, module, **options):
         self.retrained_with.append({"module": module, **options})
         self.diary.note("retrain")

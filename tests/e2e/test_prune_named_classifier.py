@@ -232,7 +232,7 @@ def test_a_training_with_a_budget_ends_with_a_cut_network(pruned_in_training, tr
 
 @pytest.mark.parametrize("epochs_done", [1, 3])
 def test_a_killed_training_goes_on_to_the_same_cut_and_weights(
-    pruned_in_training, bars, tmp_path, monkeypatch, epochs_done
+    pruned_in_training, bars, tmp_path, monkeypatch, capsys, epochs_done
 ):
     from yolo_prune.adapters.torchvision.training.loop import Training
 
@@ -247,6 +247,8 @@ def test_a_killed_training_goes_on_to_the_same_cut_and_weights(
     assert cli.main(train_words(bars, tmp_path, "name=run")) == 130
     monkeypatch.setattr(Training, "_train_epoch", whole)
     last = tmp_path / "run" / "weights" / "last.pt"
+    assert cli.main(["train", f"model={last}", "resume=true", "epochs=9"]) == 2
+    assert "epochs: a training that goes on does so as it began." in capsys.readouterr().err
     assert cli.main(["train", f"model={last}", "resume=true"]) == 0
     first, second = (
         torch.load(folder / "weights" / "last.pt", weights_only=True)

@@ -114,6 +114,7 @@ def test_a_run_does_one_thing_after_the_other_and_each_once(whole):
     ]
     assert said == [
         "check the training",
+        "check that it can be trained",
         "open the task",
         "check the training images",
         "evaluate parent at 64",
@@ -162,12 +163,13 @@ def test_what_is_wrong_is_known_before_a_folder_is_made(host, options, tmp_path)
     for entry, error in (
         ("check the training", ConfigError("unknown argument 'lr'.")),
         ("load model.pt", ConfigError("no.")),
+        ("check that it can be trained", ConfigError("it learns from masks.")),
         ("open the task", DataError("no data.")),
         ("check the training images", DataError("no images.")),
     ):
         host.diary.failing[entry] = error
         with pytest.raises(type(error)) as caught:
-            prune_from_config(options())
+            prune_from_config(options(epochs=1))
         assert caught.value is error
         assert not (tmp_path / "runs").exists()
     for more, words in (

@@ -193,6 +193,13 @@ class Host(Protocol):
             ConfigError: An argument is unknown, means nothing here, or has a wrong value.
         """
 
+    def check_trainable(self, module: nn.Module) -> None:
+        """Refuse a model that :meth:`retrain` could not train, before anything is cut.
+
+        Raises:
+            ConfigError: It learns from what is not read here.
+        """
+
     def retrain(self, module: nn.Module, **options: Any) -> RetrainResult:
         """Train a cut model and keep it cut.
 

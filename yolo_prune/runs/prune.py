@@ -84,6 +84,8 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
     loaded = load_detector(
         config.model, weights=config.weights, trust=config.trust, device=device, seed=config.seed
     )
+    if config.epochs:
+        host.check_trainable(loaded.module)
     task = host.open_task(
         loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
     )

@@ -178,9 +178,15 @@ class TorchvisionHost:
 
         check_options(train_args)
 
+    def check_trainable(self, module: nn.Module) -> None:
+        """Refuse detectors that learn from masks or key points."""
+        from yolo_prune.adapters.torchvision.training.setup import check_trainable
+
+        check_trainable(module)
+
     def retrain(self, module: nn.Module, **options: Any) -> RetrainResult:
         """Train a cut network with the package's own loop."""
-        from yolo_prune.adapters.torchvision.training.train import retrain
+        from yolo_prune.adapters.torchvision.training.retrain import retrain
 
         return retrain(module, **options)
 

@@ -183,6 +183,9 @@ class UltralyticsHost:
 
             check_retraining_args(train_args)
 
+    def check_trainable(self, module: nn.Module) -> None:
+        """Refuse nothing: the host trains all that it loads."""
+
     def retrain(self, module: nn.Module, **options: Any) -> RetrainResult:
         """Train a cut model with the host's own trainer."""
         from yolo_prune.adapters.ultralytics.training.train import retrain

@@ -1,95 +1,35 @@
-"""Retrain a cut network, train a named one, or prune while it trains: what the commands call."""
+"""Train a named network or a file's, and prune it on the way where there is a budget: the command ``train``."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from yolo_prune.accuracy.box_data import read_boxes
 from yolo_prune.accuracy.classes import read_class_folders
-from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.torchvision import build as building
 from yolo_prune.adapters.torchvision import files
 from yolo_prune.adapters.torchvision.anatomy import example_of
 from yolo_prune.adapters.torchvision.described import CLASSIFY, Described, describe_, described
-from yolo_prune.adapters.torchvision.detector import is_stretched, learn_from_
 from yolo_prune.adapters.torchvision.names import names_architecture
-from yolo_prune.adapters.torchvision.tasks import BoxTask, open_task
-from yolo_prune.adapters.torchvision.training.loop import STATE_KEY, Progress, Training, make_optimizer
+from yolo_prune.adapters.torchvision.tasks import open_task
+from yolo_prune.adapters.torchvision.training.loop import STATE_KEY, Progress, Training
 from yolo_prune.adapters.torchvision.training.recipe import TrainRecipe, make_recipe
-from yolo_prune.adapters.torchvision.training.samples import BoxSamples, ClassSamples, Loader, check_targets
-from yolo_prune.cost import count_parameters
-from yolo_prune.criteria.calibration import call
+from yolo_prune.adapters.torchvision.training.setup import check_trainable, go_on_, training_of
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.restore import restore
 from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.imgsz import ImageSize, read_size
+from yolo_prune.imgsz import read_size
 from yolo_prune.options import TrainConfig
 from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.progress import LOGGER
-from yolo_prune.train.imitate import OutputTeacher
 from yolo_prune.train.plain import PruningSession
-from yolo_prune.train.retrained import RetrainResult, check_still_cut
-
-
-def retrain(
-    module: nn.Module,
-    *,
-    data: str | Path,
-    epochs: int,
-    imgsz: ImageSize,
-    batch: int,
-    device: str,
-    seed: int,
-    run_dir: Path,
-    teacher: nn.Module | None,
-    workers: int,
-    lr0: float | None,
-    extra: Mapping[str, Any],
-    resume: bool,
-    meta: Mapping[str, Any],
-    **_: Any,
-) -> RetrainResult:
-    """Train a cut network of this host; see :meth:`yolo_prune.adapters.host.Host.retrain`.
-
-    A classifier learns from its parent, too. Detectors learn from the labels alone: in training they return losses.
-
-    Raises:
-        ConfigError: The network needs labels that are not read, or the training diverged.
-        DataError: The training data is missing or broken.
-    """
-    check_trainable(module)
-    given = {**extra, "epochs": epochs, "imgsz": imgsz, "batch": batch, "device": device, "seed": seed}
-    recipe = make_recipe(described(module).task, {**given, "workers": workers, "lr0": lr0}, of_cut_model=True)
-    before, last = count_parameters(module), Path(run_dir) / "weights" / "last.pt"
-    state = _state_of(last) if resume else None
-    if state is not None:
-        module = files.load(last).module
-    module.to(recipe.device).requires_grad_(True)
-    learns = teacher is not None and described(module).task == CLASSIFY
-    if teacher is not None and not learns:
-        LOGGER.info("detectors of this host learn from the labels alone: there is no teacher.")
-    training = _training(module, recipe, str(data), Path(run_dir), meta)
-    training.teacher = OutputTeacher(copy.deepcopy(teacher), call) if learns and teacher else None
-    _go_on_(training, state)
-    progress = training.run(judge_start=True)
-    after = count_parameters(files.load(training.best).module)
-    check_still_cut(before, after)
-    return RetrainResult(
-        best=training.best,
-        last=training.last,
-        results_csv=training.results,
-        params_before=before,
-        params_after=after,
-        epochs_run=len(progress.rows),
-        start_fitness=progress.start,
-        best_fitness=progress.best,
-    )
 
 
 def train_from_config(config: TrainConfig) -> list[str]:
@@ -102,26 +42,23 @@ def train_from_config(config: TrainConfig) -> list[str]:
         ConfigError: An option is missing, or is not for this host.
     """
     _refuse_idle(config)
-    training = _resumed(config) if config.resume else _begun(config)
-    if training.session is not None:
-        training.session.before_train()
-    progress = training.run()
+    with _threads(config.threads):
+        training = _resumed(config) if config.resume else _begun(config)
+        if training.session is not None:
+            training.session.before_train()
+        progress = training.run()
     return [*_closing(training), *_summary(training, progress)]
 
 
-def check_trainable(module: nn.Module) -> None:
-    """Refuse detectors that learn from more than boxes.
-
-    Raises:
-        ConfigError: It needs masks or key points.
-    """
-    heads: Any = getattr(module, "roi_heads", None)
-    for part, what in (("mask_predictor", "masks"), ("keypoint_predictor", "key points")):
-        if heads is not None and getattr(heads, part, None) is not None:
-            raise ConfigError(
-                f"{described(module).architecture} learns from {what}, which this loop does not read. Use epochs=0, "
-                "and retrain it in your own loop (yolo_prune.restore, or PruningSession)."
-            )
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Train with so many threads of the CPU; None: as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _refuse_idle(config: TrainConfig) -> None:
@@ -132,7 +69,13 @@ def _refuse_idle(config: TrainConfig) -> None:
         for field in fields(InRunSettings)
         if field.name != "threads" and getattr(config, field.name) != field.default
     ]
-    if given and config.budget is None and not config.resume:
+    if config.resume:
+        given += [*config.train_args, *(["weights"] if config.weights else [])]
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)}: a training that goes on does so as it began. Leave that out, or train anew."
+            )
+    if given and config.budget is None:
         raise ConfigError(
             f"{', '.join(given)}: for pruning in the training, and no budget is given: keep_macs=..."
         )
@@ -160,7 +103,7 @@ def _begun(config: TrainConfig) -> Training:
     )
     module.to(recipe.device).requires_grad_(True)
     meta = {"role": "trained", "data": str(config.data), "imgsz": recipe.to_dict()["imgsz"]}
-    training = _training(module, recipe, config.data, space.root, meta)
+    training = training_of(module, recipe, config.data, space.root, meta)
     training.began = described(module).plan
     if config.budget is not None:
         settings = {field.name: getattr(config, field.name) for field in fields(InRunSettings)}
@@ -197,41 +140,6 @@ def _transfer_(module: nn.Module, architecture: str, file: Path) -> None:
     files.load_state_(module, state, architecture, file)
 
 
-def _training(
-    module: nn.Module, recipe: TrainRecipe, data: str, folder: Path, meta: Mapping[str, Any]
-) -> Training:
-    task = open_task(module, data, split="val", batch=recipe.batch, device=recipe.device)
-    learn_from_(module, recipe.rois)
-    return Training(
-        module=module,
-        optimizer=make_optimizer(module, recipe),
-        recipe=recipe,
-        loader=Loader(_samples(module, recipe, data), recipe),
-        score=_score(task, recipe.imgsz),
-        metric=task.metric,
-        folder=folder,
-        record=meta,
-    )
-
-
-def _samples(module: nn.Module, recipe: TrainRecipe, data: str) -> BoxSamples | ClassSamples:
-    what = described(module)
-    if what.task == CLASSIFY:
-        folders = read_class_folders(data, "train")
-        return ClassSamples(folders, [what.labels[index] for index in folders.labels], recipe)
-    samples = BoxSamples(read_boxes(data, "train"), what.labels, recipe, is_stretched(module))
-    check_targets(samples)
-    return samples
-
-
-def _score(task: Task, imgsz: ImageSize) -> Callable[[nn.Module], float]:
-    """Return accuracy on all validation images, which are loaded once."""
-    if isinstance(task, BoxTask):
-        return task.scorer_on(task.split, imgsz)
-    task.quick_images = 10**9  # type: ignore[attr-defined]
-    return task.scorer(imgsz)
-
-
 def _session(training: Training, settings: Mapping[str, Any]) -> PruningSession:
     """Make the session that prunes in the loop."""
     module, recipe = training.module, training.recipe
@@ -261,36 +169,6 @@ def _calibration(training: Training, images: int) -> list[Tensor]:
     return task.calibration_batches(training.recipe.imgsz, images, training.recipe.seed)
 
 
-def _state_of(last: Path) -> dict[str, Any] | None:
-    """Return what a last.pt holds of its training, None where there is none yet."""
-    return dict(files.read(last)[STATE_KEY]) if last.is_file() else None
-
-
-def _go_on_(training: Training, state: Mapping[str, Any] | None) -> None:
-    """Put a training where an interrupted one was.
-
-    Raises:
-        ConfigError: That one was started with other options.
-    """
-    if state is None:
-        return
-    before, now = dict(state["recipe"]), training.recipe.to_dict()
-    for key in ("device", "workers"):
-        before.pop(key), now.pop(key)
-    changed = [key for key in now if before.get(key) != now[key]]
-    if changed:
-        said = ", ".join(f"{key}={before.get(key)}" for key in changed)
-        raise ConfigError(f"the training was started with {said}: give the same, or choose another name=.")
-    training.optimizer.load_state_dict(state["optimizer"])
-    training.progress = Progress(
-        epoch=int(state["epoch"]),
-        start=state["start"],
-        best=state["best"],
-        best_epoch=int(state["best_epoch"]),
-        rows=[dict(row) for row in state["rows"]],
-    )
-
-
 def _resumed(config: TrainConfig) -> Training:
     """Set up the training that wrote a last.pt, where it was."""
     last = Path(config.model)
@@ -310,13 +188,13 @@ def _resumed(config: TrainConfig) -> Training:
         describe_(module, Described(**{**vars(what), "plan": state["began"]}))
     module.to(recipe.device).requires_grad_(True)
     meta = dict(loaded.meta or {})
-    training = _training(module, recipe, str(config.data or meta["data"]), last.parent.parent, meta)
+    training = training_of(module, recipe, str(config.data or meta["data"]), last.parent.parent, meta)
     training.began = state["began"]
     if state["session"] is not None:
         training.session = _session(training, {**state["session"]["settings"]})
         training.session.load_state_dict(state["session"])
         module.load_state_dict(loaded.module.state_dict())
-    _go_on_(training, state)
+    go_on_(training, state)
     return training
 
 
