@@ -667,10 +667,10 @@ def test_an_equivalence_that_is_none_is_said_as_it_is():
             {"equivalence": {"exact": False, "tolerance": 1e-4, "max_difference": 0.5, "scale": 2}},
         )
 
-    found = measuring._equivalence(Cut)
+    found = measuring.equivalence_of(Cut.plan)
     assert (found.difference, found.scale, found.verdict) == (0.5, 2.0, "differs by more than 0.0001")
     Cut.plan.equivalence = {}
-    assert measuring._equivalence(Cut) is None
+    assert measuring.equivalence_of(Cut.plan) is None
 
 
 @pytest.mark.parametrize("file", ["report.json", "report.md", "report.html"])
