@@ -116,11 +116,16 @@ def test_eval_and_inspect_and_bench_take_it(finished, bars, tmp_path, capsys):
         assert comparison["ratios"]["best"]["latency"]["value"] > 0
 
 
-def test_an_exported_file_computes_what_its_checkpoint_does(finished, tmp_path, capsys):
+def test_an_exported_file_computes_what_its_checkpoint_does(finished, bars, tmp_path, capsys):
     file = tmp_path / "best.onnx"
     assert cli.main(["export", f"model={finished}/weights/best.pt", f"out={file}"]) == 0
     difference = float(capsys.readouterr().out.split("checkpoint: ")[1].split()[0])
     assert difference < 1e-5
+    out = tmp_path / "eval.json"
+    assert cli.main(["eval", f"model={file}", f"data={bars}", "workers=0", f"json={out}"]) == 0
+    assert json.loads(out.read_text())["top1"] == rows_of(finished)["retrained"]["top1"]
+    assert cli.main(["eval", f"model={file}", f"data={bars}", "workers=0", "imgsz=32"]) == 2
+    assert "takes 1 images of 64 px at once, got 1 of 32 px." in capsys.readouterr().err
 
 
 def test_a_retraining_that_was_killed_goes_on_to_the_same_weights(

@@ -156,6 +156,11 @@ def test_an_exported_file_finds_the_boxes_of_its_checkpoint(finished, data, tmp_
     assert np.allclose(theirs[0, :, :4], ours["boxes"], atol=1e-3)
     assert np.allclose(theirs[0, :, 4], ours["scores"], atol=1e-5)
     assert session.get_modelmeta().custom_metadata_map["classes"] == '["red", "blue"]'
+    out = tmp_path / "eval.json"
+    assert cli.main(["eval", f"model={file}", f"data={data}", "workers=0", f"json={out}"]) == 0
+    found = json.loads(out.read_text())["coco"]["ap"]
+    assert found == pytest.approx(report_of(finished)[1]["retrained"]["ap"], abs=1e-3)
+    assert found > 0.1, "the control: two models that find nothing agree"
 
 
 def test_eval_and_inspect_take_the_file(finished, data, tmp_path, capsys):

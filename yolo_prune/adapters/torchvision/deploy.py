@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from yolo_prune.accuracy.annotations import one_line
 from yolo_prune.adapters.torchvision.described import CLASSIFY, described
+from yolo_prune.adapters.torchvision.detector import is_stretched
 from yolo_prune.adapters.torchvision.files import load
+from yolo_prune.adapters.torchvision.names import FORMAT
 from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, height_width, plain_size
@@ -109,6 +111,8 @@ def export_onnx(checkpoint: Path | str, out: Path | str, *, imgsz: ImageSize, ba
                 "labels": json.dumps(list(what.every_label)),
                 "imgsz": json.dumps(plain_size(imgsz)),
                 "architecture": what.architecture,
+                "stretched": json.dumps(what.task != CLASSIFY and is_stretched(loaded.module)),
+                "format": FORMAT,
             },
         )
     return out

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from yolo_prune.adapters.host import ExportedFile, Host
 from yolo_prune.adapters.torchvision.keys import KEYS
-from yolo_prune.adapters.torchvision.names import LIBRARIES, is_ours, names_architecture
+from yolo_prune.adapters.torchvision.names import LIBRARIES, is_export_of_ours, is_ours, names_architecture
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class TorchvisionHost:
         """Find the data that a model is measured on: images are always framed to the size of the input."""
         from yolo_prune.adapters.torchvision.tasks import open_task
 
-        module: Any = getattr(loaded, "module", None)
+        module: Any = getattr(loaded, "module", loaded)
         path = getattr(loaded, "path", "")
         if names_architecture(path):
             raise CheckpointError(
@@ -138,8 +138,12 @@ class TorchvisionHost:
         return open_task(module, source, split=split, batch=batch, device=device)
 
     def open_export(self, path: str | Path) -> ExportedFile | None:
-        """Return None: exported files are timed, not evaluated."""
-        return None
+        """Open an ONNX file of this host, None for another path."""
+        if not is_export_of_ours(path):
+            return None
+        from yolo_prune.adapters.torchvision.exported import ExportedNetwork
+
+        return ExportedNetwork(Path(path))
 
     def export(
         self,

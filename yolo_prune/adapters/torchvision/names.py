@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 FORMAT = "yolo_prune state dict by architecture, 1"
+_TAIL = 1_000_000  # bytes; the names of some thousand classes
 LIBRARIES = ("torchvision", "timm")
 
 
@@ -25,6 +26,16 @@ def is_file_of_ours(path: str | Path) -> bool:
         return False
 
 
+def is_export_of_ours(path: str | Path) -> bool:
+    """Tell whether a path is an ONNX file that this host wrote: what it says of itself stands at its end."""
+    file = Path(path)
+    if file.suffix != ".onnx" or not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        opened.seek(max(file.stat().st_size - _TAIL, 0))
+        return FORMAT.encode() in opened.read()
+
+
 def is_ours(model: str | Path) -> bool:
     """Tell whether a model belongs to this host."""
-    return names_architecture(model) or is_file_of_ours(model)
+    return names_architecture(model) or is_file_of_ours(model) or is_export_of_ours(model)

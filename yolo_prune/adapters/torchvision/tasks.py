@@ -27,6 +27,7 @@ from yolo_prune.adapters.torchvision import files as stored
 from yolo_prune.adapters.torchvision.build import coco_names, may_lack_background
 from yolo_prune.adapters.torchvision.described import CLASSIFY, Described, described
 from yolo_prune.adapters.torchvision.detector import is_stretched
+from yolo_prune.adapters.torchvision.exported import ExportedNetwork
 from yolo_prune.adapters.torchvision.framing import Frame, drawn, load_cropped, load_framed
 from yolo_prune.errors import DataError
 from yolo_prune.graph.modes import evaluating
@@ -272,13 +273,17 @@ def open_task(module: nn.Module, source: str | Path, *, split: str, batch: int, 
     names = tuple(data.names.values())
     labels = match_classes(what, names, str(source))
     stored.renamed(module, names, labels, str(_example(data)))
-    return BoxTask(data, str(source), labels, _notes(module), is_stretched(module), batch, device)
+    return BoxTask(data, str(source), labels, _notes(module), _is_stretched(module), batch, device)
 
 
 def _example(data: BoxData) -> Path:
     """Return the image with the most boxes: a second stage has something to run on there."""
     most = max(range(len(data.image_files)), key=lambda at: (len(data.targets[at][0]), -at))
     return data.image_files[most].resolve()
+
+
+def _is_stretched(module: nn.Module) -> bool:
+    return module.stretched if isinstance(module, ExportedNetwork) else is_stretched(module)
 
 
 def _notes(module: nn.Module) -> tuple[str, ...]:
