@@ -12,7 +12,7 @@ from tiny_host import draw, tiny
 
 from yolo_prune.accuracy.bootstrap import draw_images
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
-from yolo_prune.adapters.ultralytics import evaluate
+from yolo_prune.adapters.ultralytics import evaluate, validator
 from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_detector
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.adapters.ultralytics.scoring import METRIC_OF_TASK, detections_of
@@ -113,6 +113,22 @@ def test_a_mask_of_another_form_in_the_right_box_is_wrong(tmp_path):
     result = evaluated("segment", told, data)
     assert result.coco.ap == pytest.approx(1.0)
     assert result.own.per_class[NAMES[0]] < 0.8, "a disc is 79 % of its box"
+
+
+def test_masks_that_coco_does_not_look_at_are_not_made(tmp_path, monkeypatch):
+    things = pictures("segment")
+    data = write(tmp_path / "data", "segment", things)
+    told = [Picture(p.size, p.things + disturbed([p], 0.3, seed=3)[0].things) for p in things]
+    made, numbers = [], []
+    for most in (100, 1):
+        monkeypatch.setattr(validator, "DETECTIONS", most)
+        monkeypatch.setattr(
+            evaluate, "detections_of", lambda *arguments: made.append(detections_of(*arguments)) or made[-1]
+        )
+        numbers.append(evaluated("segment", told, data).own.ap)
+    masks = [sum("segmentation" in each for each in found) for found in made]
+    assert masks[0] == len(made[0]) == len(made[1]) == 2 * masks[1] == 28
+    assert numbers[0] == numbers[1] == pytest.approx(1.0), "the best of each class are the true ones"
 
 
 def test_only_labelled_key_points_count(tmp_path):

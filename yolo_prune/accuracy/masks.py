@@ -28,10 +28,12 @@ def run_lengths(part: NDArray[np.bool_], left: int, top: int, shape: tuple[int, 
 
     height, width = shape
     rows, columns = part.shape
-    canvas = np.zeros((columns, height), dtype=np.int8)
+    canvas = np.zeros((columns, height), dtype=bool)
     canvas[:, top : top + rows] = part.T
-    changes = np.flatnonzero(np.diff(canvas.ravel(), prepend=0, append=0)) + left * height
-    counts = np.diff(np.concatenate([[0], changes, [height * width]]))
+    flat, begin = canvas.ravel(), left * height
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + begin + 1
+    first, last = [begin] * bool(flat[:1].any()), [begin + len(flat)] * bool(flat[-1:].any())
+    counts = np.diff(np.concatenate([[0], first, changes, last, [height * width]]).astype(np.int64))
     counts = counts[: len(counts) - (counts[-1] == 0)]  # it reaches the last pixel
     found: dict[str, Any] = frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return found

@@ -9,6 +9,9 @@ from typing import Any, ClassVar, Protocol
 
 from yolo_prune.errors import DataError
 
+DETECTIONS = 100
+"""COCO looks at the best so many detections of a class and image: of boxes and of masks."""
+
 
 class Compared(Protocol):
     """One way of comparing objects.

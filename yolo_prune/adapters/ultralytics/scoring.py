@@ -150,7 +150,8 @@ def own_score(
     compared = _compared(validator, data, task)
     if compared is BOXES:
         return None, None
-    found, sample = coco_ap_by_image(data.ground_truth, detections, by_size=False, compared=compared)
+    seen = [each for each in detections if compared.key in each]
+    found, sample = coco_ap_by_image(data.ground_truth, seen, by_size=False, compared=compared)
     how = "masks at the size of the original image"
     if isinstance(compared, Keypoints):
         area = "its annotation" if compared.area_share == 1 else f"{compared.area_share:g} of its box"

@@ -6,7 +6,8 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -26,6 +27,7 @@ from ultralytics.nn.tasks import RTDETRDetectionModel, guess_model_task
 from ultralytics.utils import nms, ops
 
 from yolo_prune.accuracy.annotations import one_line
+from yolo_prune.accuracy.shapes import DETECTIONS
 from yolo_prune.adapters.ultralytics.anatomy import STRIDE
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.adapters.ultralytics.masks import original_masks
@@ -90,7 +92,8 @@ class _Tracked:
 class Found(NamedTuple):
     """One detection.
 
-    ``kind`` is its class, ``box`` x, y, width and height in pixels of the file, ``shape`` its mask or its key points.
+    ``kind`` is its class, ``box`` x, y, width and height in pixels of the file, ``shape`` its mask or its key points;
+    masks that COCO does not look at, because many are better, are not made.
     """
 
     path: str
@@ -202,7 +205,11 @@ class Collecting:
     ) -> list[Any]:
         """Return the masks or the key points of one image's detections, in pixels of the file; else nothing."""
         if len(boxes) and "masks" in prediction:
-            return list(original_masks(*self._prototypes[id(prediction["bboxes"])], boxes, frame))
+            prototypes, coefficients = self._prototypes[id(prediction["bboxes"])]
+            scored = _best_of_each(prediction["cls"].tolist(), DETECTIONS)
+            made = original_masks(prototypes, coefficients[scored], boxes[scored], frame)
+            masks = dict(zip(scored, made, strict=True))
+            return [masks.get(index) for index in range(len(boxes))]
         if len(boxes) and "keypoints" in prediction:
             points = prediction["keypoints"].clone().float()
             points = ops.scale_coords(
@@ -211,6 +218,17 @@ class Collecting:
             seen = points[..., 2:] if points.shape[-1] > 2 else torch.ones_like(points[..., :1])
             return list(torch.cat([points[..., :2], seen], dim=-1).flatten(1).tolist())
         return [None] * len(boxes)
+
+
+def _best_of_each(classes: Sequence[float], most: int) -> list[int]:
+    """Return which of the detections of an image, best first, are among the best so many of their class."""
+    counts: Counter[float] = Counter()
+    found = []
+    for index, kind in enumerate(classes):
+        counts[kind] += 1
+        if counts[kind] <= most:
+            found.append(index)
+    return found
 
 
 def task_of(module: nn.Module | ExportedModel) -> str:
