@@ -94,7 +94,7 @@ def test_resampled_matches_are_the_hosts_of_repeated_images():
         columns = [np.concatenate(column) for column in zip(*repeated, strict=True)]
         expected.append(ap_per_class(*columns)[5].mean())
     found = HostMatches.from_images(matched).accuracy(draws)
-    assert found == pytest.approx(expected, abs=2e-3)
+    assert found == pytest.approx(expected, abs=1e-12)
     assert np.ptp(found) > 0.02, "the control: draws differ"
     assert np.isnan(HostMatches.from_images(matched[:1]).accuracy(np.zeros((1, 1), dtype=int))).all()
 

@@ -47,32 +47,37 @@ class HostMatches:
         total, present = np.zeros(len(weights)), np.zeros(len(weights))
         for one in self.classes:
             objects = weights @ one.objects
+            hits = [np.flatnonzero(right) for right in one.right]
             for draw in np.flatnonzero(objects):
-                total[draw] += _class_ap(one, weights[draw], int(objects[draw]))
+                counted = weights[draw][one.image]
+                seen = np.cumsum(counted)
+                found = [_interpolated(counted[at], seen[at], int(objects[draw])) for at in hits]
+                total[draw] += sum(found) / len(hits)
             present += objects > 0
         result: FloatArray = np.divide(total, present, out=np.full(len(weights), np.nan), where=present > 0)
         return result
 
 
-def _class_ap(one: ClassMatches, weights: IntArray, objects: int) -> float:
-    """Return one class's AP in one resample, averaged over the thresholds, interpolated as the host does.
+def _interpolated(counted: IntArray, seen: IntArray, objects: int) -> float:
+    """Return the area under one curve of precision against recall, as the host interpolates it.
 
-    A detection that counts twice is two at the same place: its curve has the same corners but for those that the
-    envelope hides.
+    Its corners are at right detections: precision rises to one, and falls at the same recall to that of the next where
+    wrong ones lie between; behind the last it falls to zero.
+
+    Args:
+        counted: How often each right detection counts, best score first, shape (H,).
+        seen: Detections up to and with it.
+        objects: How many there are to find.
     """
-    counted = weights[one.image]
     drawn = counted > 0
-    if not drawn.any():
+    counted, seen = counted[drawn], seen[drawn]
+    if not len(counted):
         return 0.0
-    counted = counted[drawn]
-    seen = np.cumsum(counted)
-    total = 0.0
-    for right in one.right[:, drawn]:
-        found = np.cumsum(counted * right)
-        recall, precision = found / (objects + _EPSILON), found / seen
-        recalls = np.concatenate(([0.0], recall, [recall[-1], 1.0]))
-        precisions = np.concatenate(([1.0], precision, [0.0, 0.0]))
-        precisions = np.maximum.accumulate(precisions[::-1])[::-1]
-        read = np.interp(RECALLS, recalls, precisions)
-        total += float((read[1:] + read[:-1]).sum() / 2 / (len(RECALLS) - 1))
-    return total / len(one.right)
+    found = np.cumsum(counted)
+    best = np.maximum.accumulate((found / seen)[::-1])[::-1]
+    missed = np.diff(seen, prepend=0) > counted  # wrong ones lie before it
+    falls = np.where(missed, best, np.concatenate(([1.0], best[:-1])))
+    recalls = np.repeat(np.concatenate(([0.0], found / (objects + _EPSILON))), 2)
+    precisions = np.concatenate(([1.0], np.stack([falls, best], axis=1).ravel(), [0.0]))
+    read = np.interp(RECALLS, np.append(recalls, 1.0), np.append(precisions, 0.0))
+    return float((read[1:] + read[:-1]).sum() / 2 / (len(RECALLS) - 1))
