@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,9 +162,10 @@ def saved(module, file, plan=None):
     return save(file, module, train_args={"imgsz": 64}, meta={"role": "pruned", "imgsz": 64}, plan=plan)
 
 
-@pytest.fixture
-def cut(weights, tmp_path):
+@pytest.fixture(scope="module")
+def cut(weights, tmp_path_factory):
     """A file of a network that was cut twice: once before it was stored and loaded, once after."""
+    tmp_path = tmp_path_factory.mktemp("cut")
     module = load(TINY, weights=weights).module
     plan = prune_module(module, X[:1], keep_macs=0.7)
     again = load(saved(module, tmp_path / "once.pt", plan)).module
@@ -197,8 +200,8 @@ def test_a_fresh_process_needs_torch_the_library_and_restore_alone(cut, tmp_path
     assert done.stdout.strip() == f"{module(X).tolist()} False"
 
 
-def test_metadata_is_read_and_replaced(cut):
-    _, file = cut
+def test_metadata_is_read_and_replaced(cut, tmp_path):
+    file = Path(shutil.copy(cut[1], tmp_path))
     assert read_metadata(file)["role"] == "pruned"
     write_metadata(file, {"role": "retrained"})
     assert read_metadata(file)["role"] == "retrained"

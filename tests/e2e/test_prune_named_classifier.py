@@ -110,7 +110,10 @@ def test_eval_and_inspect_and_bench_take_it(finished, bars, tmp_path, capsys):
     )
     assert "groups" in capsys.readouterr().out
     files = f"model={finished}/weights/parent.pt,{best}"
-    assert cli.main(["bench", files, "rounds=2", "seconds=0.2", "threads=1", f"json={tmp_path}/b.json"]) == 0
+    assert (
+        cli.main(["bench", files, "runtimes=torch", "rounds=2", "seconds=0.2", f"json={tmp_path}/b.json"])
+        == 0
+    )
     for comparison in json.loads((tmp_path / "b.json").read_text()):
         assert comparison["conditions"]["timed"].startswith("centre crop")
         assert comparison["ratios"]["best"]["latency"]["value"] > 0
@@ -154,6 +157,7 @@ def test_a_retraining_that_was_killed_goes_on_to_the_same_weights(
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+@pytest.mark.slow
 def test_a_pruned_file_can_be_pruned_again(finished, bars, tmp_path):
     words = [f"model={finished}/weights/best.pt", f"data={bars}", *PRUNE, f"project={tmp_path}", "name=again"]
     assert cli.main(["prune", *words]) == 0
@@ -235,7 +239,7 @@ def test_a_training_with_a_budget_ends_with_a_cut_network(pruned_in_training, tr
     assert len(lines_of(pruned_in_training)) == 5
 
 
-@pytest.mark.parametrize("epochs_done", [1, 3])
+@pytest.mark.parametrize("epochs_done", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_killed_training_goes_on_to_the_same_cut_and_weights(
     pruned_in_training, bars, tmp_path, monkeypatch, capsys, epochs_done
 ):

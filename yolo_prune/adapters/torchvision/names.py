@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 FORMAT = "yolo_prune state dict by architecture, 1"
@@ -22,7 +23,7 @@ def is_file_of_ours(path: str | Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
             return name is not None and FORMAT.encode() in archive.read(name)
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):  # other hosts say what it is
         return False
 
 
