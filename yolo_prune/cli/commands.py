@@ -91,7 +91,7 @@ def sweep(config: SweepConfig) -> None:
 
 @guarding_host
 def evaluate(config: EvalConfig) -> None:
-    """Print COCO AP, with its parts, beside the host's own number; of a classifier top-1 and top-5.
+    """Print AP of the task and of its boxes beside the host's own number; of a classifier top-1 and top-5.
 
     An exported file is evaluated as it is deployed: its runtime, its image size, its batch.
     """

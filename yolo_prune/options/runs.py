@@ -167,7 +167,7 @@ class SweepConfig:
         "pick the most accurate model that is at least this fast", None, group=CHOICE, low=0
     )
     max_ap_drop: float | None = option(
-        "pick the fastest model that loses no more AP (of a classifier: top-1) than this",
+        "pick the fastest model that loses no more AP of its task (of a classifier: top-1) than this",
         None,
         group=CHOICE,
         low=0,

@@ -12,7 +12,7 @@ from yolo_prune.options.fields import coerce_, option
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Options of ``eval``: COCO AP beside the host's own number, or top-1 and top-5 of a classifier."""
+    """Options of ``eval``: AP of boxes, masks, key points or oriented boxes, or top-1 and top-5 of a classifier."""
 
     model: str = shared(
         "model", help="checkpoint, architecture, or a deployed *.onnx, *.torchscript, *_openvino_model"
