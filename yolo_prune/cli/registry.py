@@ -42,7 +42,7 @@ COMMANDS = {
     "eval": Command(
         configs.EvalConfig,
         commands.evaluate,
-        "AP of boxes, masks or key points beside the host's own number; top-1 and top-5 of a classifier",
+        "AP of boxes, masks or key points beside the host's number; top-1 and top-5 of a classifier",
         "yolo-prune eval model=best.pt data=data.yaml split=test",
     ),
     "bench": Command(
