@@ -24,7 +24,10 @@ OPTIONS = {
 def trainer_of(folder, norm=nn.BatchNorm2d, seed=0, **changes):
     torch.manual_seed(seed)
     model = Detector(norm=norm)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    if norm is FrozenNorm:  # as the first stages of a pretrained backbone are: no optimizer holds them
+        model.backbone.stem.requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9)
     trainer = Trainer(model, loader(), optimizer, folder, STEPS)
     hook = PruningHook(**{**OPTIONS, **changes})
     trainer.register_hooks([hook])

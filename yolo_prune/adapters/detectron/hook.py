@@ -39,7 +39,7 @@ from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.options.inrun import make_settings
 from yolo_prune.progress import LOGGER
-from yolo_prune.train.midcut import is_distributed
+from yolo_prune.train.midcut import from_first_process, is_distributed
 from yolo_prune.train.plain import PruningSession
 from yolo_prune.train.wrappers import unwrapped
 
@@ -173,9 +173,10 @@ class PruningHook(HookBase):  # type: ignore[misc]
         if session is None or self._stage != "training":
             return
         self._fed += 1
-        while session.epoch < self._division.over(done) and not self._waits_for_images(done):
+        # Processes that train together decide alike: they see other images, and only the first one evaluates.
+        while session.epoch < self._division.over(done) and not from_first_process(lambda: self._waits(done)):
             before = session.columns()["prune/params"]
-            session.after_epoch(self._fitness())
+            session.after_epoch(from_first_process(self._fitness))
             if session.columns()["prune/params"] != before:
                 self._note_cut(session, done)
             self._journal.numbers.update(session.columns())
@@ -250,7 +251,7 @@ class PruningHook(HookBase):  # type: ignore[misc]
         example, cost_input, calibration = self._example, self._cost_input, self._calibration
         if example is None or calibration is None:
             with untouched_randomness():
-                images = images_of(parts.first_batch(trainer))
+                images = from_first_process(lambda: images_of(parts.first_batch(trainer)))
             if calibration is None:
                 self._recent = calibration = RecentImages(self._settings.calibration_images, images)
             if example is None:
@@ -285,7 +286,7 @@ class PruningHook(HookBase):  # type: ignore[misc]
         if self._recent is not None and not self._is_done(session):
             self._handles = [watch_batches(session.model, self._recent.feed)]
 
-    def _waits_for_images(self, done: int) -> bool:
+    def _waits(self, done: int) -> bool:
         """Tell whether a resumed training has not seen the images yet that an unbroken one would be cut on."""
         if self._recent is None or self._is_done(self._session) or done >= self._division.length:
             return False
