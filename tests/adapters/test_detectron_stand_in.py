@@ -2,6 +2,9 @@
 
 import io
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -152,3 +155,18 @@ def test_what_the_loader_of_another_kind_needs_is_said(tmp_path):
         ConfigError, match=r"got a tuple of Tensor. Give example_input=, calibration= and forward="
     ):
         trainer.train()
+
+
+@pytest.mark.slow
+def test_two_processes_cut_alike_and_stay_alike(tmp_path):
+    rank = Path(__file__).with_name("detectron_rank.py")
+    call = [sys.executable, str(rank)]
+    running = [subprocess.Popen([*call, str(number), str(tmp_path), repr(OPTIONS)]) for number in range(2)]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    one, other = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in range(2))
+    assert one["state"] == other["state"]
+    assert one["state"]["plan"]
+    for name, parameter in one["model"].items():
+        if "running" not in name and "tracked" not in name:  # of the images of each process
+            assert torch.equal(parameter, other["model"][name]), name
+    assert [(tmp_path / str(number) / "plan.json").exists() for number in range(2)] == [True, False]

@@ -20,8 +20,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from yolo_prune.adapters.detectron import parts
 from yolo_prune.adapters.detectron.batches import (
     RecentImages,
@@ -39,7 +37,7 @@ from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.options.inrun import make_settings
 from yolo_prune.progress import LOGGER
-from yolo_prune.train.midcut import from_first_process, is_distributed
+from yolo_prune.train.midcut import from_first_process
 from yolo_prune.train.plain import PruningSession
 from yolo_prune.train.wrappers import unwrapped
 
@@ -338,5 +336,5 @@ class PruningHook(HookBase):  # type: ignore[misc]
         folder = self._output_dir or parts.output_dir_of(self.trainer)
         if folder is None:
             LOGGER.warning("the plan is in the checkpoints alone: give output_dir= for a plan.json.")
-        elif not is_distributed() or torch.distributed.get_rank() == 0:
+        elif parts.is_first():
             LOGGER.info("the plan is in %s", plan.save(folder / _PLAN))

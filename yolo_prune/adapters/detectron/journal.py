@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yolo_prune.adapters.detectron.parts import is_first
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.progress import LOGGER
 
@@ -29,7 +30,7 @@ class Journal:
     def open(self) -> None:
         """Begin to pass messages on."""
         self._handlers = list(logging.getLogger(_HOST).handlers)
-        if not self._handlers and not LOGGER.hasHandlers():
+        if not self._handlers and not LOGGER.hasHandlers() and is_first():
             self._handlers = [logging.StreamHandler(sys.stdout)]
             self._handlers[0].setFormatter(logging.Formatter("[prune] %(message)s"))
         for handler in self._handlers:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.train.midcut import is_distributed
 from yolo_prune.train.wrappers import unwrapped
 
 
@@ -138,3 +139,8 @@ def frozen_norms(model: nn.Module) -> int:
 def kind(value: Any) -> str:
     """Return the name of a value's class; a proxy says what it stands for."""
     return str(value.__class__.__name__)
+
+
+def is_first() -> bool:
+    """Tell whether this process is the only one or the first: it prints and writes."""
+    return not is_distributed() or torch.distributed.get_rank() == 0
