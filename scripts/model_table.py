@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from yolo_prune import __version__, prune_module, restore
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import YoloPruneError
+from yolo_prune.graph import ModuleRule, ModuleRules
 from yolo_prune.graph.decisions import Positions
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "models.md"
@@ -90,6 +91,41 @@ class Network:
     make: Callable[[], nn.Module]
     example: Any
     exported: bool = True
+
+    @property
+    def rules(self) -> ModuleRules | None:
+        """Rules for blocks of its own that bake a width into an attribute, as a user would give them."""
+        return next((rules() for word, rules in RULES.items() if word in self.name), None)
+
+
+def _of_mixed_convolutions() -> ModuleRules:
+    from timm.layers.mixed_conv2d import MixedConv2d
+
+    def splits(module: Any, *_: Any) -> None:
+        module.splits = [conv.weight.shape[1] * conv.groups for conv in module.values()]
+
+    return {MixedConv2d: ModuleRule(splits, follow=splits)}
+
+
+def _of_cross_stages() -> ModuleRules:
+    from timm.models.cspnet import CrossStage
+
+    def halves(module: Any) -> None:
+        module.expand_chs = module.conv_exp.conv.weight.shape[0]
+
+    return {CrossStage: ModuleRule(halves)}
+
+
+def _of_hierarchical_blocks() -> ModuleRules:
+    from timm.models.res2net import Bottle2neck
+
+    def width(module: Any) -> None:
+        module.width = module.conv1.weight.shape[0] // module.scale
+
+    return {Bottle2neck: ModuleRule(width)}
+
+
+RULES = {"mixnet": _of_mixed_convolutions, "csp": _of_cross_stages, "res2net": _of_hierarchical_blocks}
 
 
 def networks() -> Iterator[Network]:
@@ -171,11 +207,14 @@ def examine(network: Network, folder: Path) -> dict[str, Any]:
     try:
         model = built(network)
         step = "trace"
-        cost = Anatomy(network.example, positions=Positions()).cost_of(model)
+        rules = network.rules
+        if rules:
+            row["without"] = shares(Anatomy(network.example).cost_of(model))["channels"]
+        cost = Anatomy(network.example, rules=rules, positions=Positions()).cost_of(model)
         row |= shares(cost)
         step = "cut"
         keep = KEEP if row["least"] < 0.98 * KEEP else min(0.95, row["least"] + 0.1)
-        plan = prune_module(model, network.example, keep_macs=keep, criterion="l1")
+        plan = prune_module(model, network.example, keep_macs=keep, criterion="l1", rules=rules)
         proof = plan.equivalence
         row["kept"], row["exact"] = plan.kept_macs, proof["max_difference"] / max(proof["scale"], 1e-12)
         row["compared"], row["seconds"] = proof.get("compared"), time.process_time() - began
@@ -192,7 +231,7 @@ def examine(network: Network, folder: Path) -> dict[str, Any]:
 def is_restored(network: Network, model: nn.Module, plan: Path) -> bool:
     """Tell whether a fresh network, cut by the plan and given the weights, computes the same to the bit."""
     torch.manual_seed(1)
-    fresh = restore(network.make().eval(), plan)
+    fresh = restore(network.make().eval(), plan, rules=network.rules)
     fresh.load_state_dict(model.state_dict())
     with torch.no_grad():
         ours, theirs = (list(tensors(each(network.example))) for each in (model, fresh))
@@ -249,7 +288,21 @@ bit. *ONNX* is the relative difference of the exported file; detectors were not 
 | network | kind | GMACs | channels | least | kept | exact | restored | ONNX | CPU s | result |
 |---|---|---|---|---|---|---|---|---|---|---|
 """
-    notes = ["", "## What stays, and why", "", "Channels in brackets; what a model returns is left out.", ""]
+    ruled = [
+        f"{row['name']} ({row['without']:.0%} without)" for row in rows if row.get("without") is not None
+    ]
+    notes = [
+        "",
+        f"With a rule of a few lines for a block that bakes its width into an attribute: {', '.join(ruled)}.",
+    ]
+    notes[-1] += " They are `RULES` in the script; [how to write one](custom_models.md)."
+    notes += [
+        "",
+        "## What stays, and why",
+        "",
+        "The three reasons that hold most channels, their numbers in brackets; what a model returns is left out.",
+        "",
+    ]
     notes += [f"* {row['name']}: {'; '.join(row['frozen'][:3])}." for row in rows if row.get("frozen")]
     return head + "\n".join([*map(line_of, rows), *notes]) + "\n"
 

@@ -200,7 +200,8 @@ def shares(cost: CostModel) -> dict[str, object]:
     free = float((~graph.frozen[made]).mean())
     everything = cost.everything
     floor = cost.macs(least_channels(cost)) / cost.macs(everything)
-    why = Counter(graph.reasons[int(c)].rpartition(" in '")[0] for c in made if int(c) in graph.reasons)
+    told = (graph.reasons[int(c)] for c in made if int(c) in graph.reasons)
+    why = Counter(reason.rpartition(" in '")[0] or reason for reason in told)
     expected = ("is an output", "reads a tensor of fixed width")
     held = [
         f"{reason.rstrip(',')} ({count})" for reason, count in why.most_common() if reason not in expected
