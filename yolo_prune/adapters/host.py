@@ -63,7 +63,7 @@ class Host(Protocol):
 
     Attributes:
         packages: Distributions whose versions decide what a run finds, as pip names them.
-        objects: What it takes beside a path, as in "expected a checkpoint path or ...".
+        objects: What it takes beside a path, as in "expected a checkpoint path or ..."; empty where nothing.
         demo_model: Architecture that the demonstration trains.
         keys: Its own options.
     """

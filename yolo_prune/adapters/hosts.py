@@ -132,7 +132,7 @@ def _host_of(model: Any) -> Host | None:
 
 
 def _objects() -> str:
-    return " or ".join(host.objects for host in hosts())
+    return " or ".join(host.objects for host in hosts() if host.objects)
 
 
 def _no_file(model: Any) -> CheckpointError:

@@ -33,7 +33,7 @@ class TorchvisionHost:
     """See :class:`yolo_prune.adapters.host.Host`."""
 
     packages: tuple[str, ...] = ("torchvision", "timm")
-    objects = "torchvision:NAME with weights="
+    objects = ""  # paths and names alone
     demo_model = "torchvision:ssdlite320_mobilenet_v3_large"
     keys = KEYS
 
