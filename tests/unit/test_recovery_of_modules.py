@@ -1,6 +1,7 @@
 """Recovery of any module on images of its own: whatever its batches and outputs are, and better than without."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ from torch import nn
 from yolo_prune import prune_module
 from yolo_prune.criteria.calibration import images_in, part_of
 from yolo_prune.criteria.projection import output_projection
-from yolo_prune.errors import BudgetError, ConfigError
+from yolo_prune.errors import BudgetError, ConfigError, DataError
 
 IMAGE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-CUT = {"keep_macs": 0.5, "min_width": 4, "round_to": 4}
+CUT = {"keep_macs": 0.5, "min_width": 4, "round_to": 4, "imitation_steps": 0}
 
 
 def images(seed, count=8):
@@ -228,3 +229,47 @@ def test_images_in_a_batch_are_counted_and_divided():
     assert len(part_of(list(images(1)), slice(0, 3))) == 3
     assert [len(part) for part in part_of(list(pair), slice(0, 3))] == [3, 3]
     assert len(part_of({"image": images(1)}, slice(0, 3))["image"]) == 3
+
+
+def quantised():
+    layer = torch.ao.nn.quantized.dynamic.Linear(192, 8)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 192), layer)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            lambda: torch.jit.script(nn.Sequential(*backbone())),
+            "a scripted model cannot be cut: prune the module",
+        ),
+        (lambda: nn.DataParallel(made()), r"DataParallel copies the model anew .* hand over model\.module"),
+        (quantised, "a quantised model cannot be cut: prune first, then quantise"),
+    ],
+)
+def test_what_cannot_be_cut_in_place_is_a_sentence_before_anything_runs(make, text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, of both
+        module = make()
+    with pytest.raises(ConfigError, match=text):
+        prune_module(module, IMAGE, **CUT)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", 0), ("imitation_steps", -1), ("calibration_images", 0)]
+)
+def test_numbers_out_of_range_are_named(name, value):
+    with pytest.raises(ConfigError, match=rf"{name} must be at least {value + 1}, got {value}"):
+        prune_module(made(), IMAGE, calibration=[images(1)], **{**CUT, name: value})
+
+
+def test_images_that_are_no_numbers_are_named_with_the_layer_that_reads_them():
+    broken = images(1)
+    broken[3, 0, 2, 2] = float("nan")
+    module = made()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(
+        DataError, match=r"what 'body\.3\.weight' reads .* is infinite or NaN\. Look for such numbers"
+    ):
+        prune_module(module, IMAGE, calibration=[broken], steps=1, **CUT)
+    assert all(map(torch.equal, module.state_dict().values(), before.values()))

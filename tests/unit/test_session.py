@@ -380,12 +380,12 @@ REFUSED = {
     "no epoch": (lambda m: {"total": 0}, "total must be at least 1 epoch, got 0"),
     "nothing measured": (lambda m: {"forward": lambda n, b: len(b)}, "returned no floating-point tensor"),
     "images wanted": (lambda m: {"calibration": (), "criterion": "reconstruction"}, "give calibration="),
-    "data parallel": (lambda m: {"model": nn.DataParallel(m)}, "use DistributedDataParallel"),
+    "data parallel": (lambda m: {"model": nn.DataParallel(m)}, "train with DistributedDataParallel"),
     "scripted": (
         lambda m: {"model": scripted(m)},
         "a scripted model",
     ),
-    "meta": (lambda m: {"model": copy.deepcopy(m).to("meta")}, "is on the meta device"),
+    "meta": (lambda m: {"model": copy.deepcopy(m).to("meta")}, "are on the meta device"),
 }
 
 

@@ -21,6 +21,7 @@ from yolo_prune.cost import FloatArray
 from yolo_prune.criteria.backward import WayBack, run_with_gradients
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.memory import in_batches_that_fit
+from yolo_prune.errors import DataError
 from yolo_prune.graph.groups import ChannelGraph
 
 _PIXELS = 256
@@ -76,6 +77,19 @@ class _Accumulator:
         self.weight += float(pixel.sum())
         self.samples += len(x)
 
+    def check_finite(self, name: str) -> None:
+        """Refuse sums that are no numbers.
+
+        Raises:
+            DataError: They are not.
+        """
+        sums = [tensor for tensor in (self.second, self.first, self.rows) if tensor is not None]
+        if not all(bool(tensor.isfinite().all()) for tensor in sums):
+            raise DataError(
+                f"what '{name}' reads of the calibration images, or the gradient that comes back to it, is infinite or "
+                "NaN. Look for such numbers in the images and in the weights of the layers before it."
+            )
+
     def finish(self) -> Moments | None:
         """Return the moments, None when the layer never ran or nothing depends on it."""
         if self.second is None or self.first is None or self.rows is None or self.weight <= 0:
@@ -121,7 +135,7 @@ def collect_moments(
         Weight name or block name -> moments.
 
     Raises:
-        DataError: There was no image.
+        DataError: There was no image, or the model makes infinite numbers or NaN of them.
     """
     layers = reading_layers(module, graph)
     added = {name: module.get_submodule(name) for name in blocks}
@@ -139,6 +153,8 @@ def collect_moments(
         return sums
 
     sums = in_batches_that_fit(measure, calibration.batches)
+    for name, total in sums.items():
+        total.check_finite(name)
     return {name: moments for name, total in sums.items() if (moments := total.finish()) is not None}
 
 

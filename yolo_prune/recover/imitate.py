@@ -25,8 +25,10 @@ from yolo_prune.graph.modes import evaluating, in_full_precision
 from yolo_prune.graph.values import change_tensors
 from yolo_prune.progress import LOGGER, bar
 
-_RATES = (1e-3, 3e-4, 1e-4)
-_TRIAL = 16  # steps at each rate
+_RATES = (1e-3, 3e-4, 1e-4, 3e-5)
+_TRIAL = (
+    24  # steps at each rate, rising and falling as in the whole: at its height a rate looks worse than it is
+)
 _WARM_UP = 20
 _BATCH = 16
 _AVERAGE = 0.95  # what stays of the averaged weights in a step
@@ -86,12 +88,11 @@ def imitate_(
     lesson = _Lesson(student, teacher, calibration, *_divided(calibration))
     with lesson.running():
         before = lesson.distance()
-        rate = lesson.best_rate(min(_TRIAL, steps))
-        best = lesson.learn(rate, steps, deadline) if rate else None
+        best = lesson.learn_at_some_rate(before, steps, deadline)
     result = Imitation(before, before, 0.0, 0, 0.0)
     if best is not None and best.distance < before:
         student.load_state_dict(best.state)
-        result = Imitation(before, best.distance, rate, best.steps, 0.0)
+        result = Imitation(before, best.distance, best.rate, best.steps, 0.0)
     LOGGER.info(
         "imitation: distance to the parent %.4g -> %.4g in %d steps", before, result.after, result.steps
     )
@@ -103,6 +104,7 @@ class _Reached:
     """Averaged weights after some steps, and their distance to the teacher."""
 
     distance: float
+    rate: float
     steps: int
     state: dict[str, Tensor]
 
@@ -181,36 +183,47 @@ class _Lesson:
             each = [(float(self.apart(batch)), images_in(batch)) for batch in self.held_out]
         return sum(value * images for value, images in each) / sum(images for _, images in each)
 
-    def best_rate(self, steps: int) -> float:
-        """Return the rate whose first steps brought the student closest, 0 where each led it away."""
-        reached = {0.0: self.distance()}
-        for rate in _RATES:
-            found = self.learn(rate, steps, None, trial=True)
-            if found is not None:
-                reached[rate] = found.distance
-        LOGGER.debug("imitation, distance after %d steps by rate: %s", steps, reached)
-        return min(reached, key=lambda rate: (reached[rate], rate))
+    def learn_at_some_rate(self, before: float, steps: int, deadline: float | None) -> _Reached | None:
+        """Try rates, take the highest that is no worse for a trial, and the best of a trial where that fails.
+
+        The longer a training, the higher the rate that is best for it: what ended a trial where it began ends the whole
+        closer than what was best in the trial. Measured on a detector at a third of its MACs: 24 steps from a distance
+        of 0.253 end at 0.257 with a rate of 5e-4 and at 0.155 with 1e-4, 100 steps at 0.114 with 5e-4.
+        """
+        trials = [
+            self.learn(rate, min(_TRIAL, steps), deadline, f"trying the rate {rate:.0e}") for rate in _RATES
+        ]
+        ended = [trial for trial in trials if trial is not None]
+        LOGGER.debug("imitation from %.4g: %s", before, [(one.rate, one.distance) for one in ended])
+        closest = min(ended, key=lambda one: one.distance, default=None)
+        if closest is None or closest.distance >= before:
+            return None
+        highest = max(one.rate for one in ended if one.distance <= before)
+        for rate in dict.fromkeys((highest, closest.rate)):
+            found = self.learn(rate, steps, deadline)
+            if found is not None and found.distance < closest.distance:
+                return found
+        return closest
 
     def learn(
-        self, rate: float, steps: int, deadline: float | None, *, trial: bool = False
+        self, rate: float, steps: int, deadline: float | None, words: str = "imitating the parent"
     ) -> _Reached | None:
         """Take steps and go back to the beginning; return the closest averaged weights, None where it diverged."""
         start = _state(self.student)
         best: _Reached | None = None
-        words = f"trying the rate {rate:.0e}" if trial else "imitating the parent"
         with bar(steps, words) as shown:
-            for step, average in enumerate(self._averages(rate, steps, trial), 1):
+            for step, average in enumerate(self._averages(rate, steps), 1):
                 shown.update()
                 late = deadline is not None and time.monotonic() > deadline
                 if step % _LOOK == 0 or step == steps or late:
-                    best = self._closer(best, average, step)
+                    best = self._closer(best, average, rate, step)
                     shown.set_postfix_str(f"distance {best.distance:.4g}")
                 if late:
                     break
         self.student.load_state_dict(start)
         return best
 
-    def _averages(self, rate: float, steps: int, trial: bool) -> Iterator[dict[str, Tensor]]:
+    def _averages(self, rate: float, steps: int) -> Iterator[dict[str, Tensor]]:
         """Train the student and yield its averaged weights after every step; end where a gradient is not finite."""
         weights = [weight for weight in self.student.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
@@ -218,7 +231,7 @@ class _Lesson:
         average = _state(self.student)
         for step, batch in enumerate(_shuffled(self.learnt, steps, generator)):
             for group in optimizer.param_groups:
-                group["lr"] = rate * _factor(step, steps, trial)
+                group["lr"] = rate * _factor(step, steps)
             optimizer.zero_grad()
             self.apart(_varied(batch, generator)).backward()  # type: ignore[no-untyped-call]
             if not bool(nn.utils.clip_grad_norm_(weights, _CLIP).isfinite()):
@@ -227,7 +240,7 @@ class _Lesson:
             _blend_(average, self.student, min(_AVERAGE, (1 + step) / (10 + step)))
             yield average
 
-    def _closer(self, best: _Reached | None, average: dict[str, Tensor], steps: int) -> _Reached:
+    def _closer(self, best: _Reached | None, average: dict[str, Tensor], rate: float, steps: int) -> _Reached:
         """Return the better of two: the best so far, and the average as it is now."""
         present = _state(self.student)
         self.student.load_state_dict(average)
@@ -235,7 +248,7 @@ class _Lesson:
         self.student.load_state_dict(present)
         if best is not None and best.distance <= found:
             return best
-        return _Reached(found, steps, {name: tensor.clone() for name, tensor in average.items()})
+        return _Reached(found, rate, steps, {name: tensor.clone() for name, tensor in average.items()})
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
@@ -249,10 +262,10 @@ def _blend_(average: dict[str, Tensor], module: nn.Module, share: float) -> None
             average[name].lerp_(tensor.detach(), 1 - share)
 
 
-def _factor(step: int, steps: int, trial: bool) -> float:
+def _factor(step: int, steps: int) -> float:
     """Return the rate at a step as a share of the highest: a short rise, then half a cosine down."""
-    rise = min(1.0, (step + 1) / min(_WARM_UP, max(steps // 4, 1)))
-    return rise if trial else rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+    rise = min(1.0, (step + 1) / max(min(_WARM_UP, steps // 3), 1))
+    return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _shuffled(batches: Sequence[Any], steps: int, generator: torch.Generator) -> Iterator[Any]:

@@ -13,7 +13,6 @@ from torch import nn
 from yolo_prune.cost import CostModel
 from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.criteria.calibration import Calibration
-from yolo_prune.criteria.heads import measured_at_heads
 from yolo_prune.criteria.moments import Moments, collect_moments
 from yolo_prune.criteria.reconstruction import choose_by_reconstruction
 from yolo_prune.criteria.weights import find_criterion
@@ -130,7 +129,6 @@ def cut_in_steps(
     lineage = lineage or Lineage.of(parent.cost.graph)
     wholes = lineage.wholes(parent.cost.graph)
     recipe = replace(recipe, widths=recipe.widths.for_budget(limit / full))
-    calibration = measured_at_heads(parent.module, parent.cost.graph, calibration)
     check_possible(parent.cost, budget, recipe.widths, wholes)
     current, plan = parent, None
     if recipe.depth:

@@ -28,6 +28,7 @@ from yolo_prune.cut.proven import (
     offered_blocks,
     until_exact,
 )
+from yolo_prune.cut.prunable import check_prunable
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
@@ -138,8 +139,10 @@ def prune_module(
 
     Raises:
         BudgetError: The budget cannot be met, or not exactly one was given; the module is untouched.
-        ConfigError: The module does not run on the example or on a calibration batch, has no weights (the meta device)
-            or runs in 16 bits alone, or the optimizer holds none of its parameters or cannot follow a cut.
+        ConfigError: The module does not run on the example or on a calibration batch, has no weights (the meta device),
+            is scripted, quantised or in DataParallel, or runs in 16 bits alone; a number is out of range; or the
+            optimizer holds none of its parameters or cannot follow a cut.
+        DataError: The module makes infinite numbers or NaN of the calibration images.
         EquivalenceError: No exact cut was found, or none that could be proven; the module is untouched.
 
     Example:
@@ -149,6 +152,10 @@ def prune_module(
         (16, True)
     """
     budget = one_budget(keep_macs=keep_macs, gmacs=gmacs, keep_params=keep_params)
+    check_prunable(module)
+    _check_counts(
+        calibration_images=(calibration_images, 1), steps=(steps, 1), imitation_steps=(imitation_steps, 0)
+    )
     if optimizer is not None:
         check_can_follow(optimizer, module)
     widths = Widths(round_to, min_width, min_keep)
@@ -188,6 +195,13 @@ def prune_module(
             "depth": depth,
         },
     )
+
+
+def _check_counts(**numbers: tuple[int, int]) -> None:
+    """Refuse numbers below what each of them may be."""
+    for name, (value, least) in numbers.items():
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}.")
 
 
 def _cut_on_images_(

@@ -14,6 +14,7 @@ from yolo_prune.adapters.checkpoint import fingerprint, load_detector
 from yolo_prune.adapters.hosts import file_of, find_host, guarding_host
 from yolo_prune.adapters.stored import record_of_cut
 from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.criteria.heads import measured_at_heads
 from yolo_prune.cut.proven import Traced
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Widths
@@ -234,6 +235,7 @@ def _cut_and_recover(job: PruneJob) -> tuple[CutResult, dict[str, float | None]]
         job.host.projection(imgsz, config.seed, len(job.loaded.names)),
         seed=config.seed,
     )
+    calibration = measured_at_heads(job.parent.module, job.parent.cost.graph, calibration)
     score = job.task.scorer(imgsz)
     with space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"):
         cut = cut_in_steps(job.parent, budget, recipe, calibration, validate=score)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.criteria.heads import measured_at_heads
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.optimizer import follow_cut
 from yolo_prune.cut.proven import Anatomy, Traced
@@ -87,7 +88,9 @@ def recover(
         seed=calibration.seed,
     )
     release_memory()  # what the training keeps for its next batch
-    cut = cut_in_steps(Traced.of(parent, anatomy), budget, recipe, calibration, lineage=lineage)
+    traced = Traced.of(parent, anatomy)
+    calibration = measured_at_heads(parent, traced.cost.graph, calibration)
+    cut = cut_in_steps(traced, budget, recipe, calibration, lineage=lineage)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in cut.module.state_dict().items()}
     return Recovered(cut.plan, weights)
 

@@ -24,9 +24,11 @@ from yolo_prune.criteria.batches import calibration_of, gather_batches
 from yolo_prune.criteria.calibration import Forward, Projection, call
 from yolo_prune.cut.optimizer import check_can_follow, follow_cut
 from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.prunable import check_prunable
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.graph.copies import check_has_weights
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
@@ -36,7 +38,7 @@ from yolo_prune.train.imitate import OutputTeacher
 from yolo_prune.train.own_loop import OwnLoop
 from yolo_prune.train.session import Session
 from yolo_prune.train.state import RunState
-from yolo_prune.train.wrappers import check_prunable, unwrapped
+from yolo_prune.train.wrappers import unwrapped
 
 _VERSION = 1
 
@@ -110,7 +112,8 @@ class PruningSession:
                 cannot be cut (scripted, quantised, on the meta device, in DataParallel), or a calibration batch is not
                 what the model takes.
         """
-        check_prunable(model)
+        check_prunable(unwrapped(model))
+        check_has_weights(unwrapped(model), "a training")
         optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
         if not optimizers:
             raise ConfigError("there is no optimizer: a training without one cannot be pruned on the way.")

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.errors import ConfigError
-
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return a network without DistributedDataParallel and the compiler."""
@@ -21,24 +19,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
         model = inner
     return model
-
-
-def check_prunable(model: nn.Module) -> None:
-    """Refuse a network that cannot be cut in place.
-
-    Raises:
-        ConfigError: It is scripted, quantised, on the meta device, or in a wrapper that keeps copies of it.
-    """
-    inner = unwrapped(model)
-    if isinstance(inner, nn.DataParallel):
-        raise ConfigError("DataParallel copies the model anew for every batch: use DistributedDataParallel.")
-    if isinstance(inner, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-        raise ConfigError("a scripted model cannot be cut: prune the module that it was made from.")
-    if any("quantized" in type(child).__module__ for child in inner.modules()):
-        raise ConfigError("a quantised model cannot be cut: prune first, then quantise.")
-    meta = next((name for name, parameter in inner.named_parameters() if parameter.is_meta), None)
-    if meta is not None:
-        raise ConfigError(f"'{meta}' is on the meta device and has no values: load the weights first.")
 
 
 def renew_wrappers_(model: nn.Module) -> None:
