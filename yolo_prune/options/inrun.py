@@ -116,3 +116,15 @@ def stored_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
 def same_settings(one: InRunSettings, other: InRunSettings) -> bool:
     """Tell whether two runs are pruned alike (threads do not matter)."""
     return asdict(one) | {"threads": None} == asdict(other) | {"threads": None}
+
+
+def without_images(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options for a session that has no image to measure on.
+
+    Raises:
+        ConfigError: An option asks for images.
+    """
+    if options.get("criterion", "auto") == "reconstruction" or options.get("fold"):
+        raise ConfigError("criterion=reconstruction and fold=true measure on images: give calibration=.")
+    criterion = options.get("criterion", "auto")
+    return {**options, "criterion": "bn_scale" if criterion == "auto" else criterion, "fold": False}

@@ -32,7 +32,7 @@ from yolo_prune.graph.copies import check_has_weights
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
-from yolo_prune.options.inrun import make_settings, same_settings
+from yolo_prune.options.inrun import make_settings, same_settings, without_images
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.imitate import OutputTeacher
 from yolo_prune.train.own_loop import OwnLoop
@@ -112,20 +112,21 @@ class PruningSession:
                 cannot be cut (scripted, quantised, on the meta device, in DataParallel), or a calibration batch is not
                 what the model takes.
         """
-        check_prunable(unwrapped(model))
-        check_has_weights(unwrapped(model), "a training")
+        network = unwrapped(model)
+        check_prunable(network)
+        check_has_weights(network, "a training")
         optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
         if not optimizers:
             raise ConfigError("there is no optimizer: a training without one cannot be pruned on the way.")
         for one in optimizers:
-            check_can_follow(one, unwrapped(model))
+            check_can_follow(one, network)
         if total < 1:
             raise ConfigError(f"total must be at least 1 epoch, got {total}.")
         without = isinstance(calibration, tuple) and not calibration
-        settings = make_settings(_without_images(options) if without else options)
+        settings = make_settings(without_images(options) if without else options)
         if isinstance(calibration, Iterator):  # it can be read once: now, and the cut is later
             calibration = gather_batches(calibration, settings.calibration_images)
-        checked = calibration_of(unwrapped(model), calibration, 1, forward, projection, seed)
+        checked = calibration_of(network, calibration, 1, forward, projection, seed)
         self._positions = Positions()
         how = Anatomy(
             *(example_input, cost_input, rules, select_outputs, settings.keep_layers, operators),
@@ -338,15 +339,3 @@ class PruningSession:
         if stage == "training":
             raise ConfigError("call before_train() first: it checks the budget before hours are spent.")
         raise ConfigError("this session has begun already.")
-
-
-def _without_images(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options for a session that has no image to measure on.
-
-    Raises:
-        ConfigError: An option asks for images.
-    """
-    if options.get("criterion", "auto") == "reconstruction" or options.get("fold"):
-        raise ConfigError("criterion=reconstruction and fold=true measure on images: give calibration=.")
-    criterion = options.get("criterion", "auto")
-    return {**options, "criterion": "bn_scale" if criterion == "auto" else criterion, "fold": False}
