@@ -134,12 +134,49 @@ def test_what_is_equal_already_and_what_every_rate_ruins_stays_as_it_was(monkeyp
     assert all(map(torch.equal, student.state_dict().values(), kept.values()))
 
 
-def test_the_rate_is_looked_for_and_one_that_leads_away_is_not_taken(monkeypatch):
-    monkeypatch.setattr(imitate, "_RATES", (10.0, 3e-3))
+@pytest.mark.parametrize(
+    ("harmless", "tried", "taken"),
+    [
+        ({5, 4, 3, 2, 1}, [3, 4, 5], 5),
+        ({3, 2, 1}, [3, 4], 3),
+        ({1}, [3, 2, 1], 1),
+        (set(), [3, 2, 1], None),
+    ],
+)
+def test_rates_are_tried_from_the_middle_and_the_highest_that_does_no_harm_is_taken(
+    harmless, tried, taken, monkeypatch
+):
+    asked = []
+
+    def learn(self, rate, steps, deadline, words=""):
+        asked.append((rate, steps))
+        ends = (0.5 if rate in harmless else 2.0) - 0.1 * (steps > imitate._TRIAL)
+        return imitate._Reached(ends - rate / 1e3, rate, steps, self.student.state_dict())
+
+    monkeypatch.setattr(imitate, "_RATES", (5, 4, 3, 2, 1))
+    monkeypatch.setattr(imitate._Lesson, "learn", learn)
+    monkeypatch.setattr(imitate._Lesson, "distance", lambda self: 1.0)
+    result = learn_with(steps=40)
+    assert [rate for rate, steps in asked if steps == imitate._TRIAL] == tried
+    assert [rate for rate, steps in asked if steps == 40] == ([taken] if taken else [])
+    assert (result.rate, result.steps) == ((taken, 40) if taken else (0.0, 0))
+
+
+def test_where_the_whole_fails_at_a_high_rate_the_one_that_was_best_in_a_trial_is_taken(monkeypatch):
+    def learn(self, rate, steps, deadline, words=""):
+        ends = {5: (0.9, 3.0), 4: (0.8, 3.0), 3: (0.4, 0.3)}[rate][steps > imitate._TRIAL]
+        return imitate._Reached(ends, rate, steps, self.student.state_dict())
+
+    monkeypatch.setattr(imitate, "_RATES", (5, 4, 3, 2, 1))
+    monkeypatch.setattr(imitate._Lesson, "learn", learn)
+    monkeypatch.setattr(imitate._Lesson, "distance", lambda self: 1.0)
+    result = learn_with(steps=40)
+    assert (result.rate, result.steps, result.after) == (3, 40, 0.3)
+
+
+def learn_with(**options):
     teacher = detector()
-    result = learn(disturbed(teacher), teacher, steps=40)
-    assert result.rate == 3e-3
-    assert result.after < result.before
+    return learn(disturbed(teacher), teacher, **options)
 
 
 def test_modes_flags_statistics_and_the_teacher_are_left_as_they_were():

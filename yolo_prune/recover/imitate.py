@@ -190,10 +190,7 @@ class _Lesson:
         closer than what was best in the trial. Measured on a detector at a third of its MACs: 24 steps from a distance
         of 0.253 end at 0.257 with a rate of 5e-4 and at 0.155 with 1e-4, 100 steps at 0.114 with 5e-4.
         """
-        trials = [
-            self.learn(rate, min(_TRIAL, steps), deadline, f"trying the rate {rate:.0e}") for rate in _RATES
-        ]
-        ended = [trial for trial in trials if trial is not None]
+        ended = self._trials(before, min(_TRIAL, steps), deadline)
         LOGGER.debug("imitation from %.4g: %s", before, [(one.rate, one.distance) for one in ended])
         closest = min(ended, key=lambda one: one.distance, default=None)
         if closest is None or closest.distance >= before:
@@ -204,6 +201,22 @@ class _Lesson:
             if found is not None and found.distance < closest.distance:
                 return found
         return closest
+
+    def _trials(self, before: float, steps: int, deadline: float | None) -> list[_Reached]:
+        """Try the rate in the middle; go up as long as a rate does no harm, or down until one does none."""
+        ended: list[_Reached] = []
+        middle = len(_RATES) // 2
+
+        def harmless(rate: float) -> bool:
+            trial = self.learn(rate, steps, deadline, f"trying the rate {rate:.0e}")
+            ended.extend([trial] if trial is not None else [])
+            return trial is not None and trial.distance <= before
+
+        if harmless(_RATES[middle]):
+            any(not harmless(rate) for rate in reversed(_RATES[:middle]))
+        else:
+            any(harmless(rate) for rate in _RATES[middle + 1 :])
+        return ended
 
     def learn(
         self, rate: float, steps: int, deadline: float | None, words: str = "imitating the parent"
