@@ -43,7 +43,7 @@ class Detector(nn.Module):
         raw = self.head(features + self.neck(features))
         rows, columns = (torch.arange(size, device=raw.device) + 0.5 for size in raw.shape[2:])
         grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy")) * STRIDE
-        boxes = torch.cat([grid + raw[:, :2] * STRIDE, 16 * raw[:, 2:4].clamp(-3, 3).exp()], 1)
+        boxes = torch.cat([grid + raw[:, :2] * STRIDE, SIDE * raw[:, 2:4].sigmoid()], 1)
         return torch.cat([boxes, raw[:, 4:].sigmoid()], 1).flatten(2)
 
 

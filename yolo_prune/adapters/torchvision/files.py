@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import yolo_prune
 from yolo_prune.adapters.stored import METADATA_KEY, LoadedModel, check_file
 from yolo_prune.adapters.torchvision import build as building
+from yolo_prune.adapters.torchvision.deployed import deployed
 from yolo_prune.adapters.torchvision.described import DETECT, Described, describe_, described
 from yolo_prune.adapters.torchvision.names import FORMAT, names_architecture
 from yolo_prune.cut.record import PrunePlan
@@ -100,8 +101,6 @@ def _load_file(file: Path, device: str) -> LoadedModel:
 def _loaded(
     module: nn.Module, file: Path, meta: dict[str, Any] | None, train_args: dict[str, Any], device: str
 ) -> LoadedModel:
-    from yolo_prune.adapters.torchvision.deploy import deployed
-
     what = described(module)
     return LoadedModel(
         module=module.eval().to(device),
