@@ -72,20 +72,18 @@ def test_the_distance_of_class_logits_is_a_divergence_and_of_anything_else_relat
     assert torch.isclose(output_distance(10 * ours, 10 * theirs), output_distance(ours, theirs))
 
 
-def test_an_objectness_multiplies_the_scores_beside_it():
+@pytest.mark.parametrize(("least", "more"), [(0.3, 0.5), (0.02, 0.15)])
+def test_an_objectness_multiplies_the_scores_beside_it_however_sure_classes_are_of_background(least, more):
     torch.manual_seed(0)
-    boxes = 50 * torch.rand(2, 40, 4)
-    objectness = torch.where(torch.rand(2, 40, 1) < 0.05, 0.9, 0.01)
-    classes = 0.3 + 0.5 * torch.rand(2, 40, 3)
-    theirs = torch.cat([boxes, objectness, classes], -1)
-    background, object_ = theirs.clone(), theirs.clone()
+    boxes = 50 * torch.rand(2, 400, 4)
+    objectness = torch.where(torch.rand(2, 400, 1) < 0.05, 0.9, 0.01)
+    theirs = torch.cat([boxes, objectness, least + more * torch.rand(2, 400, 3)], -1)
     empty = (objectness < 0.5)[..., 0]
-    background[..., 5:][empty] -= 0.2
-    object_[..., 5:][~empty] -= 0.2
-    each = [
-        float(output_distance(other, theirs)) / int(at.sum())
-        for other, at in ((background, empty), (object_, ~empty))
-    ]
+    each = []
+    for at in (empty, ~empty):
+        other = theirs.clone()
+        other[..., 5:][at] *= 0.5
+        each.append(float(output_distance(other, theirs)) / int(at.sum()))
     assert each[0] < 0.05 * each[1]
 
 

@@ -11,7 +11,7 @@ from yolo_prune.criteria.calibration import Projection
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.values import tensors_in
 
-_LIKELY_ANYWHERE, _RARE = 0.2, 0.1  # mean over all locations of the best class, and of an objectness
+_LIKELY_ANYWHERE, _RARE = 0.1, 0.1  # mean over all locations of the best class, and of an objectness
 
 
 class OutputProjection:
