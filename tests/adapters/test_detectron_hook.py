@@ -174,6 +174,7 @@ def test_the_hook_says_it_in_the_log(run):
 def test_without_a_logger_it_is_printed_as_mayaku_prints(capsys, monkeypatch):
     logger = logging.getLogger("yolo_prune")
     monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "handlers", [])  # the command line may have run in this process before
     level, handlers = logger.level, list(logger.handlers)
     trainer_of(build(), [make(**QUICK)]).train(0, 12)
     assert "[prune] cut after iteration 6:" in capsys.readouterr().out
