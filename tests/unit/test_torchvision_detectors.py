@@ -204,7 +204,7 @@ def test_a_detector_that_filters_its_boxes_is_measured_at_its_heads(build):
     assert set(DETECTORS[build]) <= set(last_layers(net, graph))
     moments = collect_moments(net, graph, felt)
     assert {f"{name}.weight" for name in DETECTORS[build]} <= set(moments)
-    plan = prune_module(net, X, keep_macs=0.6, calibration=batches, steps=2)
+    plan = prune_module(net, X, keep_macs=0.6, calibration=batches, steps=2, imitation_steps=4)
     assert plan.kept_macs <= 0.6
     assert plan.equivalence["exact"]
     assert plan.settings["criterion"] == "reconstruction"
