@@ -55,3 +55,11 @@ class MissingRuntimeError(YoloPruneError, ImportError):
 
 class BenchmarkError(YoloPruneError, RuntimeError):
     """The process that measures speed died; the text says how."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line, without pictures, notes and its final full stop."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return (
+        " ".join(text.partition("\nNote ")[0].replace("❌", "").split()).rstrip(". ") or type(error).__name__
+    )

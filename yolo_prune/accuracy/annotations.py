@@ -8,16 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yolo_prune.errors import one_line
 from yolo_prune.progress import LOGGER
-
-
-def one_line(error: BaseException) -> str:
-    """Put the host's message on one line, without its pictures, its notes and its final full stop."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return (
-        " ".join(text.partition("\nNote ")[0].replace("❌", "").split()).rstrip(". ") or type(error).__name__
-    )
-
 
 _NEEDED = {"segment": ("segmentation", "mask"), "pose": ("keypoints", "key points")}
 _KINDS = {"pose": ("person_keypoints", "instances")}

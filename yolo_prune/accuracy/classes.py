@@ -121,11 +121,7 @@ def read_class_folders(data: str | Path, split: str = "val") -> ClassificationDa
         raise DataError(
             f"the folder {folder} does not exist; a classifier's data is a folder of folders of images."
         )
-    root = split_folder(folder, split)
-    if root is None or not (folder / "train").is_dir():
-        raise DataError(
-            f"{folder} needs the folders 'train' and '{split}', with one folder of images per class."
-        )
+    root = class_split(folder, split)
     files = sorted(path for path in root.glob("*/**/*.*") if path.suffix.lower() in IMAGE_ENDINGS)
     if not files:
         raise DataError(f"no images in {root}.")
@@ -157,10 +153,18 @@ def score_classes(
     )
 
 
-def split_folder(folder: Path, split: str) -> Path | None:
-    """Return the folder that the host takes for a split of a classification set, None when there is none.
+def class_split(folder: Path, split: str) -> Path:
+    """Return the folder that the host takes for a split of a classification set.
 
     Like the host's, validation is on ``test`` where there is no ``val``, as in CIFAR and MNIST.
+
+    Raises:
+        DataError: There is none, or no ``train`` beside it.
     """
     aliases = ("val", "validation", "valid", "test") if split == "val" else (split,)
-    return next((folder / name for name in aliases if (folder / name).is_dir()), None)
+    root = next((folder / name for name in aliases if (folder / name).is_dir()), None)
+    if root is None or not (folder / "train").is_dir():
+        raise DataError(
+            f"{folder} needs the folders 'train' and '{split}', with one folder of images per class."
+        )
+    return root

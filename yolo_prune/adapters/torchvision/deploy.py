@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.accuracy.annotations import one_line
 from yolo_prune.adapters.torchvision.deployed import Boxes, deployed
 from yolo_prune.adapters.torchvision.described import CLASSIFY, described
 from yolo_prune.adapters.torchvision.detector import is_stretched
 from yolo_prune.adapters.torchvision.files import load
 from yolo_prune.adapters.torchvision.names import FORMAT
-from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
+from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError, one_line
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, height_width, plain_size
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from yolo_prune.accuracy.classes import split_folder
+from yolo_prune.accuracy.classes import class_split
 from yolo_prune.errors import DataError
 
 
@@ -29,11 +29,7 @@ def find_class_folders(data: str | Path, split: str) -> Path:
         raise DataError(
             f"the folder {data} does not exist; a classifier's data is a folder of folders of images."
         )
-    part = split_folder(folder, split)
-    if part is None or not (folder / "train").is_dir():
-        raise DataError(
-            f"{folder} needs the folders 'train' and '{split}', with one folder of images per class."
-        )
+    part = class_split(folder, split)
     if not any(path.suffix[1:].lower() in IMG_FORMATS for path in part.rglob("*.*")):
         raise DataError(f"no images in {part}.")
     return folder.resolve()

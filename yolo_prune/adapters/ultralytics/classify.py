@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.accuracy.bootstrap import ImageHits
-from yolo_prune.accuracy.classes import ClassificationData, ClassifierResult, split_folder
+from yolo_prune.accuracy.classes import ClassificationData, ClassifierResult, class_split
 from yolo_prune.adapters.ultralytics.anatomy import input_channels
 from yolo_prune.adapters.ultralytics.class_folders import find_class_folders
 from yolo_prune.adapters.ultralytics.evaluate import class_names
@@ -37,7 +37,7 @@ def resolve_classes(data: str | Path, split: str = "val") -> ClassificationData:
         DataError: The folder, the split or its images are missing, or none of them can be used.
     """
     folder = find_class_folders(data, split)
-    root = split_folder(folder, split) or folder / split
+    root = class_split(folder, split)
     names = dict(enumerate(sorted(each.name for each in (folder / "train").iterdir() if each.is_dir())))
     return ClassificationData(
         folder, split, root, usable_images(class_images(root), None, f"'{root}'").images, names

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.accuracy.annotations import annotation_files, one_line, read_annotations, without_shape
+from yolo_prune.accuracy.annotations import annotation_files, read_annotations, without_shape
 from yolo_prune.accuracy.labels import coco_from_yolo
 from yolo_prune.adapters.ultralytics.anatomy import input_channels
 from yolo_prune.adapters.ultralytics.verify import LabelRules, label_files_of, load_drawn, usable_images
-from yolo_prune.errors import DataError
+from yolo_prune.errors import DataError, one_line
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.progress import LOGGER
 

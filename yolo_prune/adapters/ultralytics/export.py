@@ -10,10 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.accuracy.annotations import one_line
 from yolo_prune.adapters.ultralytics.load import load_detector
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
-from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
+from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError, one_line
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, height_width, plain_size, size_text
 

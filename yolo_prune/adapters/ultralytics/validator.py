@@ -26,14 +26,13 @@ from ultralytics.models.yolo.segment import SegmentationValidator
 from ultralytics.nn.tasks import RTDETRDetectionModel, guess_model_task
 from ultralytics.utils import nms, ops
 
-from yolo_prune.accuracy.annotations import one_line
 from yolo_prune.accuracy.shapes import DETECTIONS
 from yolo_prune.adapters.ultralytics.anatomy import STRIDE
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.adapters.ultralytics.masks import original_masks
 from yolo_prune.adapters.ultralytics.oriented import Matched
 from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
-from yolo_prune.errors import DataError
+from yolo_prune.errors import DataError, one_line
 from yolo_prune.imgsz import ImageSize, is_square, longer_side, plain_size
 from yolo_prune.progress import track
 

@@ -20,9 +20,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from yolo_prune.accuracy.annotations import one_line
 from yolo_prune.accuracy.labels import read_yolo_labels
-from yolo_prune.errors import DataError
+from yolo_prune.errors import DataError, one_line
 from yolo_prune.progress import LOGGER, track
 
 _Image = TypeVar("_Image")

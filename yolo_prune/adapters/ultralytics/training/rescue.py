@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from yolo_prune.accuracy.annotations import one_line
 from yolo_prune.adapters.ultralytics.classify import class_images
 from yolo_prune.adapters.ultralytics.data import label_rules, list_images
 from yolo_prune.adapters.ultralytics.training import aftercut
 from yolo_prune.adapters.ultralytics.training.midrun import files_of
 from yolo_prune.adapters.ultralytics.verify import warn_of_missing
-from yolo_prune.errors import BudgetError, ConfigError, CutError, EquivalenceError, YoloPruneError
+from yolo_prune.errors import BudgetError, ConfigError, CutError, EquivalenceError, YoloPruneError, one_line
 
 _WILL_COME_AGAIN = (BudgetError, ConfigError, EquivalenceError)
 
