@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from yolo_prune.errors import BenchmarkError, ConfigError, YoloPruneError
 from yolo_prune.files import replacing
 from yolo_prune.graph.copies import copy_as
 from yolo_prune.graph.modes import evaluating
-from yolo_prune.graph.passes import FAILURES
 from yolo_prune.graph.values import tensors_in
 from yolo_prune.imgsz import read_size
 from yolo_prune.progress import LOGGER
@@ -38,10 +36,10 @@ from yolo_prune.runs.measure.changes import scale_histogram
 from yolo_prune.runs.measure.run import equivalence_of, versions
 from yolo_prune.runs.measure.speed import Timed, model_rows, model_speedups, speed_conditions
 from yolo_prune.runtimes.runtime import cpu_name
+from yolo_prune.runtimes.tracing import trace_to_onnx
 
 Accuracy = Callable[[nn.Module], "Mapping[str, float] | Result"]
 _NAMES = ("parent", "pruned", "retrained")
-_OPSET = 17
 
 
 def report_modules(
@@ -181,20 +179,11 @@ def _exported(row: Row, module: nn.Module, image: Tensor, out: Path) -> Timed:
     file.parent.mkdir(parents=True, exist_ok=True)
     network = _InOneRow(copy_as(module, torch.float32))
     try:
-        with replacing(file) as temporary, warnings.catch_warnings(), torch.no_grad():
-            # 2026-11: torch deprecates its exporter for traces, and warns of every shape that is a constant in one.
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                *(network, (image.cpu().float(),), str(temporary)),
-                input_names=["images"],
-                output_names=["output"],
-                opset_version=_OPSET,
-                dynamo=False,
-            )
-    except (*FAILURES, ImportError, torch.onnx.errors.OnnxExporterError) as error:
-        why = f"it cannot be exported to ONNX: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        LOGGER.warning("%s was not timed: %s", row.model, why)
-        return Timed(replace(row, not_measured=why), None)
+        with replacing(file) as temporary:
+            trace_to_onnx(network, image.cpu().float(), temporary, what=row.model)
+    except (BenchmarkError, OSError) as error:
+        LOGGER.warning("%s It was not timed.", error)
+        return Timed(replace(row, not_measured=str(error)), None)
     return Timed(replace(row, size_mb=file.stat().st_size / 1e6), file)
 
 

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from yolo_prune.adapters.torchvision.deployed import Boxes, deployed
 from yolo_prune.adapters.torchvision.described import CLASSIFY, described
 from yolo_prune.adapters.torchvision.detector import is_stretched
 from yolo_prune.adapters.torchvision.files import load
 from yolo_prune.adapters.torchvision.names import FORMAT
-from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError, one_line
+from yolo_prune.errors import ConfigError, MissingRuntimeError
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, height_width, plain_size
-
-_OPSET = 17
-_EXPORT_ERRORS = (
-    *(RuntimeError, OSError, TypeError, ValueError, LookupError, AttributeError, AssertionError),
-    *(ImportError, ArithmeticError, NotImplementedError),
-)
+from yolo_prune.runtimes.tracing import trace_to_onnx
 
 
 def export_onnx(checkpoint: Path | str, out: Path | str, *, imgsz: ImageSize, batch: int = 1) -> Path:
@@ -56,12 +49,9 @@ def export_onnx(checkpoint: Path | str, out: Path | str, *, imgsz: ImageSize, ba
     what = described(loaded.module)
     pixels = torch.rand(batch, 3, *height_width(imgsz), generator=torch.Generator().manual_seed(0))
     with replacing(out) as temporary:
-        try:
-            _export(deployed(loaded.module), pixels, temporary)
-        except _EXPORT_ERRORS as error:
-            raise BenchmarkError(
-                f"{what.architecture} cannot be exported to ONNX: {one_line(error)}."
-            ) from error
+        network = deployed(loaded.module)
+        axes = {"output": {1: "found"}} if isinstance(network, Boxes) else None
+        trace_to_onnx(network, pixels, temporary, what=what.architecture, dynamic_axes=axes)
         _write_facts(
             temporary,
             {
@@ -75,23 +65,6 @@ def export_onnx(checkpoint: Path | str, out: Path | str, *, imgsz: ImageSize, ba
             },
         )
     return out
-
-
-def _export(module: nn.Module, pixels: Tensor, file: Path) -> None:
-    with warnings.catch_warnings(), torch.inference_mode():
-        # 2026-11: torch deprecates the TorchScript exporter, the one that exports the library's detectors, and it
-        # warns of every shape that it traces as a constant.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            (pixels,),
-            str(file),
-            input_names=["images"],
-            output_names=["output"],
-            opset_version=_OPSET,
-            dynamo=False,
-            dynamic_axes={"output": {1: "found"}} if isinstance(module, Boxes) else None,
-        )
 
 
 def _write_facts(file: Path, facts: dict[str, str]) -> None:

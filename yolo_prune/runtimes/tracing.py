@@ -1,0 +1,52 @@
+"""Networks as ONNX files, by PyTorch's own exporter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from yolo_prune.errors import BenchmarkError, one_line
+from yolo_prune.graph.passes import FAILURES
+
+_OPSET = 17
+
+
+def trace_to_onnx(
+    network: nn.Module,
+    images: Tensor,
+    file: Path,
+    *,
+    what: str,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+) -> None:
+    """Write what a network does with a batch of images; its input is ``images``, its one result ``output``.
+
+    Args:
+        network: Returns one tensor.
+        images: Shape (B, C, H, W), the fixed size of the input.
+        file: What is written.
+        what: The network, to begin the sentence of an error with.
+        dynamic_axes: Sizes of ``output`` that depend on what is in the images, by axis.
+
+    Raises:
+        BenchmarkError: It cannot be exported.
+    """
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # 2026-11: torch deprecates the exporter of traces, the one that knows detectors with suppression inside,
+            # and warns of every shape that is a constant in a trace.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                *(network, (images,), str(file)),
+                input_names=["images"],
+                output_names=["output"],
+                opset_version=_OPSET,
+                dynamo=False,
+                dynamic_axes=dynamic_axes,
+            )
+    except FAILURES as error:
+        raise BenchmarkError(f"{what} cannot be exported to ONNX: {one_line(error)}.") from error
