@@ -62,17 +62,21 @@ def comparable(ours: Any, theirs: Any) -> list[tuple[Tensor, Tensor]]:
         ConfigError: The outputs are of another number or shape, or there are none.
     """
     left, right = _floating(ours), _floating(theirs)
-    same = [a.shape == b.shape for a, b in zip(left, right, strict=False)]
-    narrower = [
-        a.dim() == b.dim() > 1 and a[:, :1].shape == b[:, :1].shape for a, b in zip(left, right, strict=False)
-    ]
-    if len(left) != len(right) or not any(same) or not all(map(any, zip(same, narrower, strict=True))):
+    pairs = list(zip(left, right, strict=False))
+    same = [(a, b) for a, b in pairs if a.shape == b.shape]
+    if not same or len(left) != len(right) or not all(_alike_but_in_channels(a, b) for a, b in pairs):
         raise ConfigError(
             f"the uncut model's outputs cannot be compared: {_shapes(left)} of the model, {_shapes(right)} of its "
             "teacher. Hand over the batch that the outputs are of, and the outputs before they are filtered."
         )
-    pairs = zip(left, right, same, strict=True)
-    return [(a.float(), b.detach().float()) for a, b, equal in pairs if equal]
+    return [(a.float(), b.detach().float()) for a, b in same]
+
+
+def _alike_but_in_channels(one: Tensor, other: Tensor) -> bool:
+    """Tell whether shapes differ in their second dimension alone, or not at all."""
+    if one.dim() < 2 or other.dim() < 2:
+        return one.shape == other.shape
+    return one[:, :1].shape == other[:, :1].shape
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
@@ -217,33 +219,26 @@ def _cut_on_images_(
     images = measured_at_heads(traced.module, traced.cost.graph, images)
     cut = cut_in_steps(traced, budget, recipe, images, validate=validate if recipe.depth else None)
     _check_met(cut.plan, budget.absolute(traced.cost))
-    best = cut.module
+    best, known, plan = cut.module, -math.inf, cut.plan
     if validate is not None and cut.steps:
-        best, _ = recover_by_stages(traced, cut, images, validate, folded=recipe.fold)
-    plan = cut.plan
+        best, stages = recover_by_stages(traced, cut, images, validate, folded=recipe.fold)
+        known = max(score for name in ("fold", "fold_bn") if (score := stages[name]) is not None)
     if imitation_steps and cut.steps:
-        before = {name: tensor.clone() for name, tensor in best.state_dict().items()}
-        result = imitate_(best, traced.module, images, steps=imitation_steps)
-        if validate is not None and result.steps:
-            best = _better_by(validate, best, before)
+        student = copy.deepcopy(best)
+        result = imitate_(student, traced.module, images, steps=imitation_steps)
         plan = replace(plan, settings={**plan.settings, "imitation": result.to_dict()})
+        if result.steps and (validate is None or _scores_more(validate, student, known)):
+            best = student
     cut_(module, plan, rules=traced.anatomy.rules)
     module.load_state_dict(best.state_dict())
     return plan
 
 
-def _better_by(
-    validate: Callable[[nn.Module], float], module: nn.Module, before: Mapping[str, Tensor]
-) -> nn.Module:
-    """Return a module with the weights that score better, its own or those of before."""
-    after = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    imitated = validate(module)
-    module.load_state_dict(before)
-    folded = validate(module)
-    LOGGER.info("imitating the parent: %.3f -> %.3f", folded, imitated)
-    if imitated > folded:
-        module.load_state_dict(after)
-    return module
+def _scores_more(validate: Callable[[nn.Module], float], student: nn.Module, known: float) -> bool:
+    """Tell whether imitation made a module better by its accuracy, too."""
+    imitated = validate(student)
+    LOGGER.info("imitating the parent: %.3f -> %.3f", known, imitated)
+    return imitated > known
 
 
 def _check_met(plan: PrunePlan, limit: Budget) -> None:
