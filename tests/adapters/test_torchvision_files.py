@@ -22,7 +22,6 @@ from yolo_prune.adapters.torchvision.files import load, read_metadata, save, wri
 from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.recover.structure import prune_module
-from yolo_prune.runs.prune import prune
 
 TINY = "timm:test_resnet"
 X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -226,8 +225,6 @@ def test_attaching_to_a_module_of_the_library_is_answered_with_the_session(weigh
         ConfigError, match=r"have no trainer to prune in: use yolo_prune.PruningSession in your own loop"
     ):
         attach(module, keep_macs=0.5)
-    with pytest.raises(CheckpointError, match=r"For a module without a file use prune_module"):
-        prune(module, data="data", keep_macs=0.5)
 
 
 def test_a_module_of_the_user_is_told_how_to_go_on():

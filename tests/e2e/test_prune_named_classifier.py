@@ -12,6 +12,7 @@ from yolo_prune import cli
 from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.runs.prune import prune
 
 NAME = "timm:test_resnet"
 TRAIN = ["imgsz=64", "epochs=8", "batch=12", "workers=0", "lr0=0.03", "device=cpu", "seed=1"]
@@ -88,6 +89,22 @@ def test_the_rows_say_top1_of_all_and_of_the_control(finished, trained):
     assert [entry["name"] for entry in report["per_class"]] == ["across", "both", "down"]
     assert "timm" in report["versions"]
     assert "top-1" in (finished / "report.html").read_text()
+
+
+def test_an_object_of_the_library_is_pruned_as_its_file_is(finished, trained, bars, tmp_path):
+    import timm
+
+    net = timm.create_model("test_resnet", num_classes=3)
+    net.load_state_dict(torch.load(trained / "weights" / "best.pt", weights_only=True)["state_dict"])
+    short = {"keep_macs": 0.6, "steps": 1, "calibration_images": 8, "batch": 12, "workers": 0}
+    short |= {"imgsz": 64, "bench": False, "device": "cpu", "project": str(tmp_path), "name": "object"}
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    result = prune(net, data=bars, **short)
+    assert rows_of(result.folder)["parent"]["top1"] == rows_of(finished)["parent"]["top1"]
+    assert result.plan.kept_macs <= 0.6
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    again = prune(net, data=bars, **short, resume=True)
+    assert again.plan.to_json() == result.plan.to_json()
 
 
 def test_the_file_holds_name_plan_and_classes_as_plain_values(finished):

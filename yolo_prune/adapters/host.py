@@ -64,12 +64,14 @@ class Host(Protocol):
     Attributes:
         packages: Distributions whose versions decide what a run finds, as pip names them.
         objects: What it takes beside a path, as in "expected a checkpoint path or ..."; empty where nothing.
+        modules: What :meth:`write_object` can write, as in "... builds by name"; empty where nothing.
         demo_model: Architecture that the demonstration trains.
         keys: Its own options.
     """
 
     packages: tuple[str, ...]
     objects: str
+    modules: str
     demo_model: str
     keys: HostKeys
 
@@ -78,6 +80,15 @@ class Host(Protocol):
 
     def file_of(self, model: Any) -> Path | str | None:
         """Return the file that a model object came from, a path itself; None where there is none."""
+
+    def write_object(self, model: Any, folder: Path) -> Path | None:
+        """Write a model object that came from no file into a folder; None where there are no such files.
+
+        The same weights are written under the same name, so that a run with them can go on.
+
+        Raises:
+            CheckpointError: The object is none that a file can hold.
+        """
 
     # Files.
 

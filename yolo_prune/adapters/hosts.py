@@ -57,13 +57,20 @@ def find_host(model: Any) -> Host:
     return found
 
 
-def file_of(model: Any) -> Path:
-    """Return the file that a model came from.
+def file_of(model: Any, folder: Path) -> Path:
+    """Return the file that a model came from, or one with an object that was in none.
+
+    Args:
+        model: A path, the name of a model, or a model object.
+        folder: Where an object is written.
 
     Raises:
-        CheckpointError: It is no model of a host, or one that was never in a file.
+        CheckpointError: It is no model of a host, or one that no file can hold.
     """
-    file = find_host(model).file_of(model)
+    host = find_host(model)
+    file = host.file_of(model)
+    if file is None:
+        file = host.write_object(model, folder)
     if file is None:
         raise _no_file(model)
     return Path(file)
@@ -136,7 +143,8 @@ def _objects() -> str:
 
 
 def _no_file(model: Any) -> CheckpointError:
+    modules = "".join(f", or {host.modules}" for host in hosts() if host.modules)
     return CheckpointError(
-        f"expected a checkpoint path or {_objects()} that came from one, got {type(model).__name__}. "
-        "For a module without a file use prune_module."
+        f"expected a checkpoint path, {_objects()} that came from one{modules}, got {type(model).__name__}. "
+        "For a module of your own use prune_module, and report_modules for its report."
     )

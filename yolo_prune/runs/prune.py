@@ -34,6 +34,8 @@ from yolo_prune.runs.preflight import budget_of, check_budget, choose_criterion,
 from yolo_prune.runs.resume import ARGS_FILE, check_resumed
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
 
+_GIVEN = "given"  # folder of the objects that a run started from
+
 
 @dataclass(frozen=True)
 class PruneResult:
@@ -56,7 +58,9 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
     """Prune a detector or classifier to a budget, recover it, retrain it when asked, and report what it cost.
 
     Args:
-        model: Checkpoint path, official model name, architecture yaml, or a model object that came from one.
+        model: Checkpoint path, official model name, architecture yaml, a model object that came from one, or a module
+            that a library with an adapter builds by name. Such a module stays as it is: it is written into
+            ``project/given``, and the run starts from that file.
         data: Data yaml in the host's format; for a classifier a folder of folders of images.
         **options: Fields of :class:`yolo_prune.options.PruneConfig`; exactly one budget is needed.
 
@@ -70,9 +74,9 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
         >>> result = prune("best.pt", data="data.yaml", keep_macs=0.5, epochs=20)  # doctest: +SKIP
         >>> result.report.rows[0].accuracy  # doctest: +SKIP
     """
-    return prune_from_config(
-        make_config(PruneConfig, {"model": str(file_of(model)), "data": str(data), **options})
-    )
+    named = str(model) if isinstance(model, (str, Path)) else _GIVEN
+    config = make_config(PruneConfig, {"model": named, "data": str(data), **options})
+    return prune_from_config(replace(config, model=str(file_of(model, Path(config.project) / _GIVEN))))
 
 
 @guarding_host

@@ -65,6 +65,11 @@ def task_of(architecture: str) -> str:
     raise ConfigError(f"{library} has no detector or classifier '{name}'.{hint}")
 
 
+def names_of(library: str) -> list[str]:
+    """Return the names of a library's detectors and classifiers."""
+    return [name for kind in _names(library) for name in kind]
+
+
 @functools.cache
 def _names(library: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of a library's detectors and classifiers."""
@@ -105,7 +110,7 @@ def build(architecture: str, classes: int, *, seed: int = 0) -> nn.Module:
         warnings.simplefilter("ignore", FutureWarning)  # of initial weights, which are replaced or trained
         torch.manual_seed(seed)
         try:
-            module: nn.Module = _builder(library, name)(classes)
+            module: nn.Module = _with_classes(library, name)(classes)
         except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
             raise CheckpointError(
                 f"'{architecture}' cannot be built with {classes} classes: {error}."
@@ -115,21 +120,27 @@ def build(architecture: str, classes: int, *, seed: int = 0) -> nn.Module:
 
         take_as_they_come_(module)
     else:
-        module.register_forward_pre_hook(Normalise(*_statistics(library, module)))
+        module.register_forward_pre_hook(Normalise(*statistics_of(library, module)))
     return module.eval()
 
 
-def _builder(library: str, name: str) -> Callable[[int], nn.Module]:
+def builder_of(library: str, name: str) -> Callable[..., nn.Module]:
+    """Return the function of a library with builders that makes an architecture."""
+    found: Callable[..., nn.Module] = _imported(library).models.get_model_builder(name)
+    return found
+
+
+def _with_classes(library: str, name: str) -> Callable[[int], nn.Module]:
     package: Any = _imported(library)
     if library == "timm":
         return lambda classes: package.create_model(name, pretrained=False, num_classes=classes)
-    found = package.models.get_model_builder(name)
+    found = builder_of(library, name)
     known = inspect.signature(found).parameters
     none = {key: None for key in ("weights", "weights_backbone") if key in known}
     return lambda classes: found(**none, num_classes=classes)
 
 
-def _statistics(library: str, module: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
+def statistics_of(library: str, module: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
     """Return mean and standard deviation of the images that a classifier is made for."""
     stated: Any = getattr(module, "pretrained_cfg", None) if library == "timm" else None
     return (stated["mean"], stated["std"]) if stated and stated.get("mean") else IMAGENET
@@ -164,6 +175,22 @@ def classes_in(state: Mapping[str, Tensor], architecture: str) -> int | None:
     return counts.pop() if len(counts) == 1 and 0 not in counts else None
 
 
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's tensors; a frozen norm has no count of batches."""
+    return {n: tuple(t.shape) for n, t in state.items() if not n.endswith("num_batches_tracked")}
+
+
+def shapes_with(architecture: str, classes: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of an architecture's tensors when it tells so many classes apart."""
+    shapes = shapes_of(_counted(architecture))
+    heads = per_class_tensors(architecture)
+    return {
+        name: (shape[0] // _COUNTED * classes, *shape[1:]) if name in heads else shape
+        for name, shape in shapes.items()
+    }
+
+
+@functools.lru_cache(maxsize=2)
 def _counted(architecture: str) -> dict[str, Tensor]:
     try:
         with torch.device("meta"):

@@ -72,6 +72,11 @@ def described(module: nn.Module) -> Described:
     return found
 
 
+def is_described(module: nn.Module) -> bool:
+    """Tell whether a network came from this host."""
+    return isinstance(getattr(module, _ATTRIBUTE, None), Described)
+
+
 def describe_(module: nn.Module, what: Described) -> nn.Module:
     """Write on a network what it is, and return it."""
     module.__dict__[_ATTRIBUTE] = what

@@ -33,7 +33,8 @@ class TorchvisionHost:
     """See :class:`yolo_prune.adapters.host.Host`."""
 
     packages: tuple[str, ...] = ("torchvision", "timm")
-    objects = ""  # paths and names alone
+    objects = ""  # no trainer to attach to
+    modules = "a network that torchvision or timm builds by name"
     demo_model = "torchvision:ssdlite320_mobilenet_v3_large"
     keys = KEYS
 
@@ -46,6 +47,12 @@ class TorchvisionHost:
     def file_of(self, model: Any) -> Path | str | None:
         """Return the name or path itself."""
         return model if isinstance(model, (str, Path)) else None
+
+    def write_object(self, model: Any, folder: Path) -> Path | None:
+        """Write a network of one of the libraries by the name that builds it."""
+        from yolo_prune.adapters.torchvision.objects import write_object
+
+        return write_object(model, folder)
 
     def guarded(self, *, trust: bool, imports: Sequence[str] = ()) -> AbstractContextManager[None]:
         """Do nothing: the files are plain values, and are read as such."""

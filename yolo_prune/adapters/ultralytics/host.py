@@ -28,6 +28,7 @@ class UltralyticsHost:
 
     packages: tuple[str, ...] = ("ultralytics",)
     objects = "a YOLO object"
+    modules = ""
     demo_model = "yolov8n.yaml"
     keys = KEYS
 
@@ -43,6 +44,10 @@ class UltralyticsHost:
             return model
         path = getattr(model, "ckpt_path", None)
         return path if isinstance(path, (str, Path)) and Path(path).is_file() else None
+
+    def write_object(self, model: Any, folder: Path) -> Path | None:
+        """Return None: its objects came from files."""
+        return None
 
     def guarded(self, *, trust: bool, imports: Sequence[str] = ()) -> AbstractContextManager[None]:
         """See :mod:`yolo_prune.adapters.ultralytics.guard`."""
