@@ -41,10 +41,16 @@ def blame(parent: nn.Module, cut: nn.Module, graph: ChannelGraph, keep: BoolArra
     for (name, before), (other, after) in zip(expected, got, strict=False):
         if other != name:
             return name
-        scale = float(before.abs().max()) if before.numel() else 0.0
-        if before.shape == after.shape and not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * scale):
+        if before.shape == after.shape and not _agree(before, after):
             return name
     return running
+
+
+def _agree(before: Tensor, after: Tensor) -> bool:
+    """Tell whether two results are the same but for rounding, with NaN and infinities in the same places."""
+    finite = before[before.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(before, after, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
 
 
 def _record(model: nn.Module, arguments: Arguments) -> tuple[list[tuple[str, Tensor]], str]:
