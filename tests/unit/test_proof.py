@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from yolo_prune.cut.plan import choose_channels, make_plan
 from yolo_prune.cut.proof import compare_tensors, prove_equivalence
 from yolo_prune.cut.proven import Anatomy, cut_proven_
 from yolo_prune.cut.surgery import cut_
-from yolo_prune.errors import BudgetError, EquivalenceError
+from yolo_prune.errors import BudgetError, ConfigError, EquivalenceError
 from yolo_prune.graph import ModuleRule, trace_groups
 from yolo_prune.graph.decisions import Decisions
 from yolo_prune.recover.structure import prune_module
@@ -313,3 +314,52 @@ def test_a_layer_that_shows_in_nothing_is_named_and_can_be_frozen():
     assert reason_of(graph, "second.0") == "shows in nothing that a proof could compare"
     assert (free_width(graph, "second.0"), free_width(graph, "body.1.0")) == (0, 0)
     assert cut_proven_(net, cost, keep, bright)[1].exact  # the control
+
+
+class CachedAnchors(nn.Module):
+    """A detector that makes its anchors once for every size, as those with a cache at the function do."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 4, 1)
+        self.anchors = lru_cache(make_anchors)
+
+    def forward(self, x):
+        features = self.head(self.stem(x).relu()).flatten(2)
+        anchors, valid = self.anchors(features.shape[-1], x.dtype)
+        scores = torch.where(valid, features.amax(1) + anchors, -1.0)
+        return scores.gather(1, scores.topk(5).indices)
+
+
+def make_anchors(count, dtype):
+    places = torch.arange(count, dtype=dtype) / count
+    return places, (places > 0.01) & (places < 0.99)
+
+
+def test_what_numbers_decide_may_be_cached_between_models():
+    net = CachedAnchors()
+    plan = prune_module(net, torch.rand(1, 3, 16, 16), keep_macs=0.5)
+    assert plan.equivalence["exact"]
+    assert not any("cannot be cut exactly" in reason for reason in plan.frozen.values())
+    assert net.stem.out_channels == 16
+
+
+def test_a_constant_that_a_feature_is_written_into_decides_as_the_feature():
+    x = torch.rand(1, 8)
+    with Decisions() as decisions:
+        mixed = torch.zeros(1, 8)
+        mixed > 0.5  # noqa: B015 - numbers alone
+        before = len(decisions.made)
+        mixed[:, :4] = x[:, :4]
+        mixed > 0.5  # noqa: B015
+        torch.rand(3) > 0.5  # noqa: B015 - drawn, and another run would draw others
+    assert (before, [decision.name for decision in decisions.made]) == (0, ["gt", "gt"])
+
+
+def test_a_model_that_makes_nothing_finite_is_told_so():
+    net = Net(lambda m, x: m.b(m.a(x)) * torch.inf, a=nn.Conv2d(3, 32, 3), b=nn.Conv2d(32, 4, 1))
+    with pytest.raises(
+        ConfigError, match=r"^the model makes NaN or infinity alone in every tensor that it returns"
+    ):
+        prune_module(net, X, keep_macs=0.5)
+    assert net.a.out_channels == 32

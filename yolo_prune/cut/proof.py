@@ -162,6 +162,8 @@ class _Case:
                 if found.runs == 0 or isinstance(error, YoloPruneError):
                     raise
                 continue  # then it shows nothing in training
+            if found.runs == 0:
+                _check_finite(expected.outputs)
             found.add(expected, self._cut_run(arguments, dtype, training, expected))
             if found.is_complete:
                 break
@@ -248,6 +250,16 @@ class _Findings:
                 reach |= b.reach
         seen = {name for bit, name in enumerate(got.names) if reach >> bit & 1}
         self.missing = [name for name in self.missing if name not in seen]
+
+
+def _check_finite(outputs: Sequence[Sight]) -> None:
+    """Refuse a model that makes nothing finite: its cut cannot be told from any other."""
+    tensors = [sight.tensor for sight in outputs if sight.tensor.numel()]
+    if tensors and not any(map(_is_finite, tensors)):
+        raise ConfigError(
+            "the model makes NaN or infinity alone in every tensor that it returns for random input, so "
+            "no cut can be proven: check its weights and BatchNorm statistics."
+        )
 
 
 def _pairs(expected: Witness, got: Witness) -> Iterator[tuple[Sight, Sight, bool]]:

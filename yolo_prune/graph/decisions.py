@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from yolo_prune.graph.constants import Constants, storage_of
 from yolo_prune.graph.dispatch import OperatorMode
 
 # Read no values, however they are called.
@@ -84,6 +85,7 @@ class Decisions(OperatorMode):
         self.diverged = ""
         self.used: set[int] = set()
         self._decided: dict[int, tuple[Tensor, int]] = {}
+        self._constants = Constants()
         self._earlier = earlier
         self._keep_inputs = keep_inputs
 
@@ -95,18 +97,23 @@ class Decisions(OperatorMode):
         name = str(func.overloadpacket.__name__)
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not reads_values(name):
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            self._constants.follow(func, (), pytree.tree_leaves(out))
+            return out
         self.use(tensors)
         floats = [tensor for tensor in tensors if tensor.is_floating_point()]
         if not floats:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            self._constants.follow(func, tensors, pytree.tree_leaves(out))
+            return out
         steps = name.rstrip("_") in _STEPS or kwargs.get("rounding_mode") is not None
         writes = bool(func._schema.is_mutable)
         before = tuple(tensor.clone() for tensor in floats) if steps and writes else tuple(floats)
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         leaves, spec = pytree.tree_flatten(func(*args, **kwargs))
         chosen = [_is_decided(leaf, steps) for leaf in leaves]
-        if any(chosen):
+        constant = self._constants.follow(func, tensors, leaves)
+        if any(chosen) and not constant:  # what numbers decide is the same in every model, and may be cached
             leaves = self._repeat(name, shapes, leaves, chosen, writes)
             self._note([leaf for leaf, picked in zip(leaves, chosen, strict=True) if picked])
             results = tuple(
@@ -119,7 +126,7 @@ class Decisions(OperatorMode):
     def use(self, tensors: Iterable[Tensor]) -> None:
         """Note that something depends on these tensors."""
         for tensor in tensors:
-            if tensor.layout is torch.strided and (key := _storage(tensor)) in self._decided:
+            if tensor.layout is torch.strided and (key := storage_of(tensor)) in self._decided:
                 self.used.add(self._decided[key][1])
 
     def _note(self, results: Iterable[Any]) -> None:
@@ -128,7 +135,7 @@ class Decisions(OperatorMode):
             if not isinstance(result, Tensor):
                 self.used.add(len(self.made))  # a number of Python's goes where it likes
             elif result.layout is torch.strided:
-                self._decided[_storage(result)] = (result, len(self.made))
+                self._decided[storage_of(result)] = (result, len(self.made))
 
     def _repeat(
         self,
@@ -164,10 +171,6 @@ def _is_decided(leaf: Any, steps: bool) -> bool:
     if isinstance(leaf, Tensor):
         return steps or not (leaf.is_floating_point() or leaf.is_complex())
     return isinstance(leaf, (bool, int, float))
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _copy(leaf: Any) -> Any:
