@@ -94,6 +94,7 @@ READERS = {
         lambda: nn.Sequential(nn.Conv2d(5, 4, 3, padding=1, bias=False), shaken(nn.BatchNorm2d(4))),
         1,
     ),
+    "linear on a flattened map": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(5 * 12 * 12, 4)), 0),
     "5x5 dilated with bias, inside": (lambda: nn.Conv2d(5, 4, 3, padding=2, dilation=2), 2),
 }
 

@@ -10,7 +10,10 @@ from torch import nn
 from yolo_prune.criteria.backward import run_with_gradients
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import _sample, reading_layers
+from yolo_prune.criteria.reconstruction import choose_by_reconstruction
+from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.proven import Anatomy
+from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import DataError
 from yolo_prune.recover import collect_moments
 
@@ -143,6 +146,43 @@ def test_linear_layers_are_measured_too():
     seen = collect_moments(net, Anatomy(x[:1]).cost_of(net).graph, Calibration([x]))[SEEN]
     hidden = net[:2](x).detach().double().numpy()
     np.testing.assert_allclose(seen.second, hidden.T @ hidden / 50, rtol=1e-6)
+
+
+def flattened_and_convolution():
+    """A linear layer on a flattened map of 3 x 3, and the convolution of 3 x 3 that it is."""
+    torch.manual_seed(0)
+    maker, linear = nn.Conv2d(3, 6, 3), nn.Linear(6 * 9, 4)
+    conv = nn.Conv2d(6, 4, 3)
+    conv.weight.data, conv.bias.data = linear.weight.data.view(4, 6, 3, 3), linear.bias.data
+    flat = nn.Sequential(maker, nn.Tanh(), nn.Flatten(), linear)
+    return flat, nn.Sequential(copy.deepcopy(maker), nn.Tanh(), conv, nn.Flatten()), torch.rand(5, 3, 5, 5)
+
+
+@pytest.mark.parametrize("project", [None, lambda out: (out * torch.arange(1.0, 5)).tanh().sum()])
+def test_a_linear_layer_on_a_flattened_map_is_measured_as_the_convolution_that_it_is(project):
+    flat, conv, images = flattened_and_convolution()
+    assert torch.allclose(flat(images), conv(images), atol=1e-6)
+    calibration = Calibration([images], project)
+    ours = collect_moments(flat, graph_of(flat, images), calibration)["3.weight"]
+    theirs = collect_moments(conv, graph_of(conv, images), calibration)[SEEN]
+    assert ours.second.shape == (6, 6)
+    for name in ("second", "mean", "rows", "energy"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-5)
+
+
+def test_channels_of_a_flattened_map_are_chosen_as_those_of_the_convolution_are():
+    flat, conv, images = flattened_and_convolution()
+    kept = []
+    for net in (flat, conv):
+        cost = Anatomy(images[:1]).cost_of(net)
+        moments = collect_moments(net, cost.graph, Calibration([images], lambda out: out.tanh().sum()))
+        keep = choose_by_reconstruction(
+            net, cost, moments, Budget("keep_macs", 0.5), widths=Widths(round_to=1, min_width=1)
+        )
+        maker = next(axis for axis in cost.graph.axes if axis.name == "0.weight" and axis.role == "out")
+        kept.append(keep[cost.graph.axis_channels(maker)].tolist())
+    assert kept[0] == kept[1]
+    assert sum(kept[0]) == 3
 
 
 def test_the_module_is_left_as_it_was():

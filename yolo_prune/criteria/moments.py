@@ -4,6 +4,8 @@ For a layer that reads ``x`` (C channels) and makes ``z = W x``, an error ``e`` 
 ``sum_p sum_o g_o(p)^2 (W e(p))_o^2`` with ``g`` the gradient of a random projection of the model's decoded outputs.
 The pixel's part ``s(p) = sum_o g_o(p)^2`` weights the moments, the channel's part ``r_o`` the rows of ``W``. The sum
 runs over all positions of the output, so that layers with maps of different sizes can be compared.
+
+A linear layer that reads a flattened map (C, H, W) is measured as the convolution that it is: C channels at H W places.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Moments:
     """What one reading layer saw.
 
     Attributes:
-        second: Weighted mean of ``x x^T``, shape (C, C).
+        second: Weighted mean of ``x x^T``, shape (C, C), where C may be fewer than the layer reads: of a flattened map.
         mean: Weighted mean of ``x``, shape (C,).
         energy: Sum of ``s(p)`` over all positions of all images, estimated from those that were sampled: how much the
             task feels an error here, absolute. Without a task: the number of images over the output's variance.
@@ -63,8 +65,11 @@ class _Accumulator:
         self.samples = 0
 
     def add(self, x: Tensor, squared: Tensor) -> None:
-        """Add pixels ``x`` (P, C) whose outputs weigh ``squared`` (P, C_out)."""
+        """Add pixels ``x`` (P, C) whose outputs weigh ``squared`` (P, C_out); several in a row may share an output."""
         pixel = squared.sum(1).double()
+        if len(x) > len(pixel):
+            shared = len(x) // len(pixel)
+            pixel = pixel.repeat_interleave(shared) / shared
         x = x.double()
         weighted = x * pixel[:, None]
         second, first, rows = weighted.T @ x, weighted.sum(0), squared.double().sum(0)
@@ -114,6 +119,26 @@ def reading_layers(module: nn.Module, graph: ChannelGraph) -> dict[str, nn.Modul
     return layers
 
 
+def _positions_read(graph: ChannelGraph) -> dict[str, int]:
+    """Return by weight name how many indices in a row stand for one channel, for those that read a flattened map."""
+    found = {}
+    for axis in graph.axes:
+        channels = graph.axis_channels(axis)
+        changes = np.flatnonzero(np.diff(channels))
+        run = int(changes[0]) + 1 if len(changes) else 1
+        if axis.role == "in" and run > 1 and len(channels) % run == 0:
+            rows = channels.reshape(-1, run)
+            if (rows == rows[:, :1]).all():
+                found[axis.name] = run
+    return found
+
+
+def by_channel(weight: Tensor, dim: int, channels: int) -> Tensor:
+    """Return a weight with the channels that it reads first and the positions of a flattened map last, a view."""
+    apart = weight.view(*weight.shape[:dim], channels, -1, *weight.shape[dim + 1 :])
+    return apart.movedim((dim, dim + 1), (0, -1))
+
+
 def collect_moments(
     module: nn.Module,
     graph: ChannelGraph,
@@ -137,7 +162,7 @@ def collect_moments(
     Raises:
         DataError: There was no image, or the model makes infinite numbers or NaN of them.
     """
-    layers = reading_layers(module, graph)
+    layers, positions = reading_layers(module, graph), _positions_read(graph)
     added = {name: module.get_submodule(name) for name in blocks}
 
     def measure(batches: Sequence[Any]) -> dict[str, _Accumulator]:
@@ -145,7 +170,14 @@ def collect_moments(
         way_back = WayBack() if calibration.projection else None
         sums = {name: _Accumulator() for name in (*layers, *added)}
         watched = [
-            (layer, _hook(sums[name].add, generator, way_back, branch=name in added))
+            (
+                layer,
+                _hook(
+                    *(sums[name].add, generator, way_back),
+                    branch=name in added,
+                    positions=positions.get(name, 1),
+                ),
+            )
             for name, layer in (*layers.items(), *added.items())
         ]
         with _hooked(watched):
@@ -173,11 +205,12 @@ def _hook(
     way_back: WayBack | None,
     *,
     branch: bool = False,
+    positions: int = 1,
 ) -> Callable[..., Tensor | None]:
     """Return a forward hook that samples input pixels and weighs them by their outputs' gradients.
 
-    Of a residual block (``branch``) it samples the input beside the difference that the block makes. Without
-    ``way_back`` there is no task.
+    Of a residual block (``branch``) it samples the input beside the difference that the block makes. Of a flattened map
+    so many ``positions`` of a channel stand in a row. Without ``way_back`` there is no task.
     """
 
     def on_forward(layer: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> Tensor | None:
@@ -187,6 +220,9 @@ def _hook(
             x = torch.cat([x, out.detach() - x], 1 if spatial else -1)
         pixels, targets = _sample(x, out, spatial, generator)
         x = _take(x, pixels, spatial).cpu()
+        sampled = len(x)
+        if positions > 1:
+            x = x.view(sampled, -1, positions).transpose(1, 2).flatten(0, 1)
         if way_back is None:
             z = _take(out.detach(), targets, spatial).float().cpu()
             variance = (z - z.mean(0)).pow(2).mean(0).sum().clamp(min=1e-12)
@@ -194,7 +230,7 @@ def _hook(
         elif out.requires_grad:
             out = way_back.begin(out)
             every = (
-                out.numel() // out.shape[1 if spatial else -1] / len(x)
+                out.numel() // out.shape[1 if spatial else -1] / sampled
             )  # one in so many positions is sampled
             out.register_hook(  # type: ignore[no-untyped-call]
                 lambda g: add(x, _take(g, targets, spatial).float().cpu().pow(2) * every)

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from yolo_prune.cost import CostModel, FloatArray, channel_gradient
-from yolo_prune.criteria.moments import Moments
+from yolo_prune.criteria.moments import Moments, by_channel
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.widths import Widths
 from yolo_prune.graph.atoms import BoolArray, IntArray
@@ -175,8 +175,11 @@ def _readers(
         covariance[np.diag_indices(len(covariance))] += ridge * max(
             float(np.trace(covariance)) / len(covariance), 1e-12
         )
-        weight = weights[axis.name].detach().cpu().double().movedim(axis.dim, 0)
-        matrix = weight.reshape(*weight.shape[:2], -1).numpy()  # (in, out, taps); a linear layer has one tap
+        channels = channels[:: len(channels) // len(seen.mean)]
+        weight = by_channel(weights[axis.name].detach().cpu().double(), axis.dim, len(channels))
+        matrix = weight.flatten(
+            2
+        ).numpy()  # (in, out, taps); a linear layer has one tap, or one for each position
         matrix = (matrix * np.sqrt(seen.energy * seen.rows)[None, :, None]).reshape(len(channels), -1)
         readers.append(_Reader(np.asarray(np.linalg.inv(covariance), dtype=np.float64), matrix @ matrix.T))
         for index, channel in enumerate(channels):

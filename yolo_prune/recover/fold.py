@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from yolo_prune.cost import FloatArray
 from yolo_prune.criteria.calibration import Calibration, images_in
-from yolo_prune.criteria.moments import Moments
+from yolo_prune.criteria.moments import Moments, by_channel
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.copies import check_has_weights
 from yolo_prune.graph.groups import ChannelGraph
@@ -71,13 +71,15 @@ def fold_removed_(
         mask = keep[graph.axis_channels(axis)]
         if axis.role != "in" or seen is None or mask.all() or not mask.any():
             continue
+        mask = mask[:: len(mask) // len(seen.mean)]  # of a flattened map: once for all its positions
         kept, removed = np.flatnonzero(mask), np.flatnonzero(~mask)
         coefficients, constants = solve_fold(seen, kept, removed, ridge)
         layer = modules[axis.name.rpartition(".")[0]]
         norm = modules[graph.norm_of[axis.name]] if axis.name in graph.norm_of else None
         if isinstance(layer.weight, Tensor):
-            gone = layer.weight.detach().cpu().double().movedim(axis.dim, 0)[torch.from_numpy(removed)]
-            fold_into_(layer, axis.dim, norm, kept, gone, coefficients, constants)
+            weight = by_channel(layer.weight.detach().cpu().double(), axis.dim, len(mask))
+            gone = weight[torch.from_numpy(removed)]
+            fold_into_(layer, axis.dim, norm, kept, gone, coefficients, constants, channels=len(mask))
             changed += 1
     return changed
 
@@ -90,6 +92,8 @@ def fold_into_(
     gone: Tensor,
     coefficients: FloatArray,
     constants: FloatArray,
+    *,
+    channels: int | None = None,
 ) -> None:
     """Fold weights that nothing feeds any more into those beside them, in place.
 
@@ -101,15 +105,17 @@ def fold_into_(
         gone: Weights of what is missing, float64, on the CPU, the reading dimension first, shape (R, ...).
         coefficients: Missing channels in terms of the kept ones, shape (K, R).
         constants: Their constant parts, shape (R,).
+        channels: How many are read; None: as many as the dimension is long.
     """
     weight = layer.weight
     if not isinstance(weight, Tensor):
         return
     with torch.no_grad():
-        moved = weight.detach().cpu().double().movedim(dim, 0).clone()
+        wide = weight.detach().cpu().double().clone()
+        moved = by_channel(wide, dim, channels or weight.shape[dim])
         matrix = torch.from_numpy(coefficients)
         moved[torch.from_numpy(kept)] += (matrix @ gone.flatten(1)).reshape(len(kept), *moved.shape[1:])
-        weight.copy_(moved.movedim(0, dim).to(weight.dtype))
+        weight.copy_(wide.to(weight.dtype))
         taps = gone.flatten(2).sum(2) if gone.dim() > 2 else gone
         constant = torch.from_numpy(constants) @ taps
         if getattr(layer, "transposed", False):  # every output pixel sees one tap in so many: their mean
