@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.stored import LoadedModel
+from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import replacing, write_text
@@ -186,8 +187,8 @@ class StandIn:
     def stride(self, module) -> int:
         return 16
 
-    def projection(self, imgsz, seed, classes):
-        return lambda outputs: outputs.square().sum()
+    def calibration(self, module, batches, *, imgsz, classes, seed):
+        return Calibration(batches, lambda outputs: outputs.square().sum(), seed=seed)
 
     def open_task(self, loaded, source, **options):
         self.diary.note("open the task")

@@ -14,10 +14,11 @@ from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import export
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of, input_channels
 from yolo_prune.adapters.ultralytics.classify import check_colour, class_calibration_batches, resolve_classes
+from yolo_prune.adapters.ultralytics.closeness import DistillationWeights
 from yolo_prune.adapters.ultralytics.data import calibration_batches
 from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_detector
 from yolo_prune.adapters.ultralytics.export import export_onnx
-from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, distil_
+from yolo_prune.adapters.ultralytics.training.distill import distil_
 from yolo_prune.bench.parity import onnx_parity
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BenchmarkError, ConfigError, DataError

@@ -17,7 +17,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import ModelEMA
 
 from yolo_prune.adapters.checkpoint import save_detector
-from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, DistilledCriterion, distil_
+from yolo_prune.adapters.ultralytics.closeness import DistillationWeights
+from yolo_prune.adapters.ultralytics.training.distill import DistilledCriterion, distil_
 from yolo_prune.adapters.ultralytics.training.train import retrain, train_pruned
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, as_saved, prune_trainer
 from yolo_prune.cost import count_parameters

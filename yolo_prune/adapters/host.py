@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from yolo_prune.accuracy.task import Result, Task
     from yolo_prune.adapters.stored import LoadedModel
+    from yolo_prune.criteria.calibration import Calibration
     from yolo_prune.cut.proven import Anatomy
     from yolo_prune.cut.record import PrunePlan
     from yolo_prune.imgsz import ImageSize
@@ -139,8 +140,10 @@ class Host(Protocol):
     def stride(self, module: nn.Module) -> int:
         """Return what the sides of a model's images are multiples of, in pixels."""
 
-    def projection(self, imgsz: ImageSize, seed: int, classes: int) -> Callable[[Any], Tensor]:
-        """Return a scalar of a model's outputs whose squared gradient says how much its predictions change."""
+    def calibration(
+        self, module: nn.Module, batches: Sequence[Tensor], *, imgsz: ImageSize, classes: int, seed: int
+    ) -> Calibration:
+        """Return what a model is measured on: images, what its task feels of its outputs, and how far two are apart."""
 
     def open_task(
         self,

@@ -13,6 +13,7 @@ from yolo_prune.graph.values import change_tensors
 
 Forward = Callable[[nn.Module, Any], Any]
 Projection = Callable[[Any], Tensor]
+Distance = Callable[[Any, Any], Tensor]
 
 
 def call(module: nn.Module, batch: Any) -> Any:
@@ -32,12 +33,18 @@ class Calibration:
             pixels count alike, and each layer counts relative to the energy of its own output.
         forward: Runs a module on one batch and returns its outputs.
         seed: For the choice of pixels.
+        distance: How far a student's outputs (first) are from its teacher's: a scalar, 0 where they agree.
+            None: what any outputs tell, see :func:`yolo_prune.criteria.distance.output_distance`.
+        paired: Values choose positions inside the model (proposals, queries): two models are compared where the first
+            decides for both.
     """
 
     batches: Sequence[Any] = ()
     projection: Projection | None = None
     forward: Forward = call
     seed: int = 0
+    distance: Distance | None = None
+    paired: bool = False
 
     def run(self, module: nn.Module, batch: Any) -> Any:
         """Return a module's outputs for a batch, which is moved to where its weights are."""

@@ -82,7 +82,7 @@ def _alike_but_in_channels(one: Tensor, other: Tensor) -> bool:
 def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
     if theirs.dim() == 2 and theirs.shape[1] > 1:
         if bool(in_unit(theirs, 1).all()):
-            return _bernoulli(ours, theirs).sum() / len(theirs)
+            return bernoulli_divergence(ours, theirs).sum() / len(theirs)
         return F.kl_div(ours.log_softmax(1), theirs.log_softmax(1), log_target=True, reduction="batchmean")
     if has_scores(theirs):
         return _of_predictions(ours, theirs)
@@ -96,7 +96,7 @@ def _of_predictions(ours: Tensor, theirs: Tensor) -> Tensor:
     known = before[..., unit]
     wanted, best = rated(known, known)
     total = best.sum().clamp(min=_SMALL)
-    distance = _bernoulli(rated(after[..., unit], known)[0], wanted).sum() / total
+    distance = bernoulli_divergence(rated(after[..., unit], known)[0], wanted).sum() / total
     if bool((~unit).any()):
         boxes = before[..., ~unit]
         spread = spread_of(boxes, best)
@@ -105,7 +105,7 @@ def _of_predictions(ours: Tensor, theirs: Tensor) -> Tensor:
     return distance
 
 
-def _bernoulli(ours: Tensor, theirs: Tensor) -> Tensor:
+def bernoulli_divergence(ours: Tensor, theirs: Tensor) -> Tensor:
     """Return the divergence of every probability."""
     p, q = (values.clamp(_SMALL, 1 - _SMALL) for values in (theirs, ours))
     return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from yolo_prune.criteria.calibration import Calibration, Forward, part_of
+from yolo_prune.criteria.distance import relative_distance
 from yolo_prune.criteria.projection import HeadProjection, OutputProjection
 from yolo_prune.graph.dispatch import OperatorMode
 from yolo_prune.graph.groups import ChannelGraph
@@ -42,6 +43,8 @@ def measured_at_heads(module: nn.Module, graph: ChannelGraph, calibration: Calib
         calibration,
         forward=HeadForward(calibration.forward, names),
         projection=HeadProjection(calibration.seed),
+        distance=relative_distance,
+        paired=True,
     )
 
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.criteria.calibration import Calibration, images_in, part_of, placed_batch
-from yolo_prune.criteria.distance import output_distance, relative_distance
-from yolo_prune.criteria.heads import HeadForward
+from yolo_prune.criteria.distance import output_distance
 from yolo_prune.graph.decisions import Decisions
 from yolo_prune.graph.modes import evaluating, in_full_precision
 from yolo_prune.graph.values import change_tensors
@@ -164,17 +163,18 @@ class _Lesson:
 
     def apart(self, batch: Any) -> Tensor:
         """Return the distance between the two on a batch."""
-        batch = placed_batch(batch, self.student)
-        if not isinstance(self.calibration.forward, HeadForward):
+        batch, forward = placed_batch(batch, self.student), self.calibration.forward
+        distance = self.calibration.distance or output_distance
+        if not self.calibration.paired:
             with torch.no_grad():
-                theirs = self.calibration.forward(self.teacher, batch)
-            return output_distance(self.calibration.forward(self.student, batch), theirs)
+                theirs = forward(self.teacher, batch)
+            return distance(forward(self.student, batch), theirs)
         decided = Decisions()  # the same proposals for both, or nothing could be compared
         with torch.no_grad(), decided:
-            theirs = self.calibration.forward(self.teacher, batch)
+            theirs = forward(self.teacher, batch)
         with Decisions(decided.made):
-            ours = self.calibration.forward(self.student, batch)
-        return relative_distance(ours, theirs)
+            ours = forward(self.student, batch)
+        return distance(ours, theirs)
 
     def distance(self) -> float:
         """Return the distance on the images that nobody learns from."""

@@ -13,7 +13,6 @@ from torch import nn
 from yolo_prune.adapters.checkpoint import fingerprint, load_detector
 from yolo_prune.adapters.hosts import file_of, find_host, guarding_host
 from yolo_prune.adapters.stored import record_of_cut
-from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.heads import measured_at_heads
 from yolo_prune.cut.proven import Traced
 from yolo_prune.cut.record import PrunePlan
@@ -234,9 +233,11 @@ def _cut_and_recover(job: PruneJob) -> tuple[CutResult, dict[str, float | None]]
         seed=config.seed,
         depth=config.depth,
     )
-    calibration = Calibration(
+    calibration = job.host.calibration(
+        job.parent.module,
         job.task.calibration_batches(imgsz, config.calibration_images, config.seed),
-        job.host.projection(imgsz, config.seed, len(job.loaded.names)),
+        imgsz=imgsz,
+        classes=len(job.loaded.names),
         seed=config.seed,
     )
     calibration = measured_at_heads(job.parent.module, job.parent.cost.graph, calibration)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from yolo_prune.accuracy.task import Result, Task
     from yolo_prune.adapters.stored import LoadedModel
+    from yolo_prune.criteria.calibration import Calibration
     from yolo_prune.cut.proven import Anatomy
     from yolo_prune.cut.record import PrunePlan
     from yolo_prune.imgsz import ImageSize
@@ -115,11 +116,14 @@ class TorchvisionHost:
 
         return stride_of(module)
 
-    def projection(self, imgsz: ImageSize, seed: int, classes: int) -> Callable[[Any], Tensor]:
-        """Return the random projection of any network's outputs."""
+    def calibration(
+        self, module: nn.Module, batches: Sequence[Tensor], *, imgsz: ImageSize, classes: int, seed: int
+    ) -> Calibration:
+        """Return images, and the random projection of any network's outputs."""
+        from yolo_prune.criteria.calibration import Calibration
         from yolo_prune.criteria.projection import output_projection
 
-        return output_projection(seed)
+        return Calibration(batches, output_projection(seed), seed=seed)
 
     def open_task(
         self,

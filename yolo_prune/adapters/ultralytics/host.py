@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from yolo_prune.accuracy.task import Result, Task
     from yolo_prune.adapters.stored import LoadedModel
+    from yolo_prune.criteria.calibration import Calibration
     from yolo_prune.cut.proven import Anatomy
     from yolo_prune.cut.record import PrunePlan
     from yolo_prune.imgsz import ImageSize
@@ -117,11 +118,13 @@ class UltralyticsHost:
 
         return stride_of(module)
 
-    def projection(self, imgsz: ImageSize, seed: int, classes: int) -> Callable[[Any], Tensor]:
-        """Return a random projection of the decoded predictions."""
-        from yolo_prune.adapters.ultralytics.saliency import detection_projection
+    def calibration(
+        self, module: nn.Module, batches: Sequence[Tensor], *, imgsz: ImageSize, classes: int, seed: int
+    ) -> Calibration:
+        """Return images, a random projection of the decoded predictions, and how far they are apart."""
+        from yolo_prune.adapters.ultralytics.closeness import calibration_of
 
-        return detection_projection(imgsz, seed, classes=classes)
+        return calibration_of(module, batches, imgsz=imgsz, classes=classes, seed=seed)
 
     def open_task(
         self,

@@ -17,7 +17,7 @@ _MASKS = 16  # locations of an image whose masks count: the likeliest to be an o
 
 
 @dataclass(frozen=True)
-class _Predictions:
+class Predictions:
     """One head's decoded predictions at A locations.
 
     Attributes:
@@ -67,7 +67,7 @@ def detection_projection(
         if isinstance(decoded, Tensor) and decoded.dim() == 2:
             return (balanced_signs(decoded, generator) * decoded).sum()
         total = torch.zeros(())
-        for found in _branches(outputs, imgsz, classes):
+        for found in branches(outputs, imgsz, classes):
             best = found.scores.detach().amax(1, keepdim=True)
             total = total.to(best.device) + signed_sum(found.scores)
             total = total + box_weight * signed_sum(found.boxes / found.size * best)
@@ -76,13 +76,13 @@ def detection_projection(
             if found.angle is not None:
                 total = total + box_weight * signed_sum(found.angle * best)
             if found.masks is not None:
-                total = total + box_weight * signed_sum(_likeliest_masks(*found.masks, best))
+                total = total + box_weight * signed_sum(masks_at(*found.masks, best))
         return total
 
     return project
 
 
-def _branches(outputs: Any, imgsz: ImageSize, classes: int | None) -> Iterator[_Predictions]:
+def branches(outputs: Any, imgsz: ImageSize, classes: int | None) -> Iterator[Predictions]:
     """Yield the decoded predictions of every branch of the head."""
     raw = outputs[1] if isinstance(outputs, (tuple, list)) and len(outputs) == 2 else None
     if isinstance(raw, dict) and "one2one" in raw:
@@ -105,11 +105,11 @@ def _branches(outputs: Any, imgsz: ImageSize, classes: int | None) -> Iterator[_
 
 def _from_decoded(
     decoded: Tensor, kinds: Mapping[str, Any], proto: Tensor | None, classes: int | None
-) -> _Predictions:
+) -> Predictions:
     """Take apart a tensor (B, 4 + classes + what the task adds, A) of boxes in pixels and probabilities."""
     count = decoded.shape[1] - 4 if classes is None else classes
     boxes, scores, extra = decoded[:, :4], decoded[:, 4 : 4 + count], decoded[:, 4 + count :]
-    return _Predictions(
+    return Predictions(
         scores=scores,
         boxes=boxes,
         size=boxes.detach()[:, 2:3].mul(boxes.detach()[:, 3:4]).clamp(min=1.0).sqrt(),
@@ -119,7 +119,7 @@ def _from_decoded(
     )
 
 
-def _from_raw(branch: dict[str, Any], proto: Any) -> _Predictions:
+def _from_raw(branch: dict[str, Any], proto: Any) -> Predictions:
     """Decode one branch of a two-branch head: distances to the four sides, in strides, and class logits."""
     distances: Tensor = branch["boxes"]
     if distances.shape[1] > 4:  # a distribution over distances for each side
@@ -128,7 +128,7 @@ def _from_raw(branch: dict[str, Any], proto: Any) -> _Predictions:
     sides = distances.detach()
     area = (sides[:, 0:1] + sides[:, 2:3]).clamp(min=0.0) * (sides[:, 1:2] + sides[:, 3:4]).clamp(min=0.0)
     proto = proto[0] if isinstance(proto, (tuple, list)) else proto
-    return _Predictions(
+    return Predictions(
         scores=branch["scores"].sigmoid(),
         boxes=distances,
         size=area.clamp(min=0.25).sqrt(),
@@ -138,7 +138,7 @@ def _from_raw(branch: dict[str, Any], proto: Any) -> _Predictions:
     )
 
 
-def _likeliest_masks(coefficients: Tensor, proto: Tensor, best: Tensor) -> Tensor:
+def masks_at(coefficients: Tensor, proto: Tensor, best: Tensor) -> Tensor:
     """Return masks weighted by their probability, so that an image's pixels together count as one.
 
     They are those of the likeliest locations, and of others evenly spread, so that every level of the head is felt.

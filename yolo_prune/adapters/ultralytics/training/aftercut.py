@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolo_prune.adapters.ultralytics.closeness import DistillationWeights
 from yolo_prune.adapters.ultralytics.load import load_detector
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.save import save_detector
-from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, DistilledCriterion, distil_
+from yolo_prune.adapters.ultralytics.training.distill import DistilledCriterion, distil_
 from yolo_prune.adapters.ultralytics.training.midrun import size_of
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.cost import count_parameters

@@ -2,55 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics.anatomy import smallest_image
-from yolo_prune.errors import ConfigError
-from yolo_prune.train.distill import anchor_weights, box_loss, class_loss, score_loss
-
-
-@dataclass(frozen=True)
-class DistillationWeights:
-    """How much each part of the imitation counts beside the host's own loss.
-
-    Attributes:
-        scores: Class probabilities (the host's gain for its own classification loss is 0.5).
-        boxes: Box distributions (the host's gain for its own distribution loss is 1.5).
-        labels: The host's own loss, from the labels.
-    """
-
-    scores: float = 0.5
-    boxes: float = 1.5
-    labels: float = 1.0
-
-
-def raw_outputs(outputs: Any) -> list[dict[str, Any]]:
-    """Return the raw outputs of a host's model, one dictionary for each detection head.
-
-    Args:
-        outputs: What the model returned, in training or in evaluation mode.
-
-    Returns:
-        Dictionaries with "scores" (B, C, A) and "boxes" (B, 4 K, A), or with "logits" (B, C).
-
-    Raises:
-        ConfigError: The model has outputs of another kind.
-    """
-    if isinstance(outputs, tuple | list) and len(outputs) == 2:
-        outputs = outputs[1]
-    if isinstance(outputs, Tensor) and outputs.ndim == 2:
-        return [{"logits": outputs}]
-    if isinstance(outputs, dict):
-        heads = [outputs[key] for key in ("one2many", "one2one") if key in outputs] or [outputs]
-        if all({"scores", "boxes", "feats"} <= head.keys() for head in heads):
-            return heads
-    raise ConfigError(
-        "distillation does not know the outputs of this model: it learns from the labels alone."
-    )
+from yolo_prune.adapters.ultralytics.closeness import DistillationWeights, raw_distance, raw_outputs
 
 
 class DistilledCriterion:
@@ -80,24 +38,10 @@ class DistilledCriterion:
             return loss, items
         with torch.no_grad():
             targets = raw_outputs(self.teacher(batch["img"]))
-        distance = self.distance(raw_outputs(outputs), targets)
+        distance = raw_distance(raw_outputs(outputs), targets, self.weights)
         images = 1 if "logits" in targets[0] else len(batch["img"])
         total = torch.cat([loss.reshape(-1) * self.weights.labels, (distance * images).reshape(1)])
         return total, {**items, "distill_loss": distance.detach()} if isinstance(items, dict) else items
-
-    def distance(self, student: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> Tensor:
-        """Return the weighted distance, the mean over the detection heads."""
-        parts = []
-        for ours, theirs in zip(student, teacher, strict=True):
-            if "logits" in theirs:
-                parts.append(class_loss(ours["logits"], theirs["logits"]) * self.weights.scores)
-                continue
-            importance = anchor_weights(theirs["scores"])
-            parts.append(
-                score_loss(ours["scores"], theirs["scores"]) * self.weights.scores
-                + box_loss(ours["boxes"], theirs["boxes"], importance) * self.weights.boxes
-            )
-        return torch.stack(parts).mean()
 
 
 def distil_(model: nn.Module, teacher: nn.Module, weights: DistillationWeights) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
-from yolo_prune.adapters.ultralytics.saliency import detection_projection
+from yolo_prune.adapters.ultralytics.closeness import calibration_of
 from yolo_prune.adapters.ultralytics.training import aftercut, midrun
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.criteria.calibration import Calibration
@@ -91,8 +91,8 @@ class HostLoop:
         trainer, size = self._trainer, midrun.size_of(self._trainer)
         seed = int(trainer.args.seed)
         batches = midrun.calibration_images(trainer, count, seed)
-        projection = detection_projection(size, seed, classes=len(trainer.data["names"]))
-        return Calibration(batches, projection, seed=seed)
+        classes = len(trainer.data["names"])
+        return calibration_of(self.model, batches, imgsz=size, classes=classes, seed=seed)
 
     def before_first_cut(self, parent: nn.Module) -> None:
         """Write ``weights/parent.pt``."""

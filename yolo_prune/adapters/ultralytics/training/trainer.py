@@ -27,10 +27,11 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.stored import METADATA_KEY
+from yolo_prune.adapters.ultralytics.closeness import DistillationWeights
 from yolo_prune.adapters.ultralytics.load import check_run_files
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.save import marked
-from yolo_prune.adapters.ultralytics.training.distill import DistillationWeights, distil_
+from yolo_prune.adapters.ultralytics.training.distill import distil_
 from yolo_prune.adapters.ultralytics.training.writing import completed
 from yolo_prune.adapters.ultralytics.undisturbed import training_options
 from yolo_prune.cost import count_parameters
