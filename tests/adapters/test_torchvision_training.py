@@ -10,11 +10,11 @@ pytest.importorskip("torchvision")
 from yolo_prune.accuracy.box_data import read_boxes
 from yolo_prune.adapters.torchvision.build import coco_names
 from yolo_prune.adapters.torchvision.described import Described
-from yolo_prune.adapters.torchvision.framing import framed
 from yolo_prune.adapters.torchvision.tasks import match_classes
 from yolo_prune.adapters.torchvision.training.recipe import check_options, make_recipe
 from yolo_prune.adapters.torchvision.training.samples import BoxSamples, Loader
 from yolo_prune.errors import ConfigError, DataError
+from yolo_prune.runtimes.framing import framed
 
 
 @pytest.fixture

@@ -5,15 +5,13 @@ import numpy as np
 import pytest
 
 from yolo_prune.errors import DataError
+from yolo_prune.runtimes.detections import MAX_DETECTIONS, detect, suppress
 from yolo_prune.runtimes.images import (
-    MAX_DETECTIONS,
     centre_crop,
-    detect,
     draw_image,
     letterbox,
     load_images,
     read_image,
-    suppress,
     to_input,
 )
 

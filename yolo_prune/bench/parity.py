@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from yolo_prune.imgsz import ImageSize, height_width
-from yolo_prune.runtimes.images import holds_queries
+from yolo_prune.runtimes.detections import holds_queries
 from yolo_prune.runtimes.onnxruntime import open_runtime
 from yolo_prune.runtimes.pytorch import deployed, first_tensor
 from yolo_prune.runtimes.runtime import Settings

@@ -21,7 +21,7 @@ import numpy as np
 from yolo_prune.bench.clock import make_stepper, measure, plan_schedule, warm_up
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.imgsz import read_size
-from yolo_prune.runtimes.images import Image, import_cv2, load_images
+from yolo_prune.runtimes.images import Image, load_images, use_threads
 from yolo_prune.runtimes.runtime import DeviceUnavailableError, Settings, open_runtime
 
 
@@ -76,7 +76,7 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
 
         return load_detector(path, trust=settings.trust)
 
-    import_cv2().setNumThreads(settings.threads)
+    use_threads(settings.threads)
     paths = None if request["images"] is None else [Path(path) for path in request["images"]]
     images: dict[int, list[Image]] = {}
     facts: dict[str, dict[str, Any]] = {}

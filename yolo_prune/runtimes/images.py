@@ -1,6 +1,7 @@
-"""Everything around the network, the same for every runtime: resizing before it, suppression after it.
+"""The images that a network is fed with, the same for every runtime: read or drawn, resized, scaled.
 
-numpy and cv2 only, so that a model exported for an edge device can be timed where torch is not installed.
+NumPy alone, with OpenCV or Pillow where they are installed, so that a model exported for an edge device can be timed
+where torch is not.
 """
 
 from __future__ import annotations
@@ -15,17 +16,14 @@ from numpy.typing import NDArray
 
 from yolo_prune.errors import DataError, MissingRuntimeError
 from yolo_prune.imgsz import ImageSize, height_width, is_square
+from yolo_prune.runtimes.detections import CONFIDENCE, IOU
+from yolo_prune.runtimes.resampling import has_cv2, resize_linear, resize_smoothly
 
-CONFIDENCE = 0.25
-IOU = 0.7
-MAX_DETECTIONS = 300
-MAX_CANDIDATES = 30_000
 PADDING = 114
 SYNTHETIC_SHAPE = (480, 640)
 MAX_IMAGES = 32
 
 Image = NDArray[np.uint8]
-Detections = NDArray[np.float32]
 
 
 def import_cv2() -> Any:
@@ -37,10 +35,14 @@ def import_cv2() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise MissingRuntimeError(
-            "reading and resizing images needs OpenCV: pip install opencv-python-headless."
-        ) from error
+        raise MissingRuntimeError("this needs OpenCV: pip install opencv-python-headless.") from error
     return cv2
+
+
+def use_threads(count: int) -> None:
+    """Let OpenCV use so many threads, where it is installed."""
+    if has_cv2():
+        import_cv2().setNumThreads(count)
 
 
 def load_images(paths: Sequence[Path] | None, channels: int = 3) -> list[Image]:
@@ -76,14 +78,7 @@ def read_image(path: Path, channels: int) -> Image:
     Raises:
         DataError: It cannot be read, or has other channels.
     """
-    cv2 = import_cv2()
-    flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
-    image = None
-    if flag == cv2.IMREAD_UNCHANGED and path.suffix.lower() in (".tif", ".tiff"):
-        _, pages = cv2.imreadmulti(str(path), flags=flag)
-        whole = pages and (pages[0].ndim == 3 or len({page.shape for page in pages}) == 1)
-        image = (pages[0] if pages[0].ndim == 3 else np.dstack(pages)) if whole else None
-    image = cv2.imread(str(path), flag) if image is None else image
+    image = _decoded_by_cv2(path, channels) if has_cv2() else _decoded_by_pillow(path, channels)
     if image is None:
         raise DataError(f"cannot read the image '{path}'.")
     if image.dtype == np.uint16:
@@ -95,6 +90,44 @@ def read_image(path: Path, channels: int) -> Image:
         )
     found: Image = image
     return found
+
+
+def _decoded_by_cv2(path: Path, channels: int) -> NDArray[Any] | None:
+    """Return the pixels as OpenCV decodes them; None where it cannot."""
+    cv2 = import_cv2()
+    flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
+    image: NDArray[Any] | None = None
+    if flag == cv2.IMREAD_UNCHANGED and path.suffix.lower() in (".tif", ".tiff"):
+        _, pages = cv2.imreadmulti(str(path), flags=flag)
+        whole = pages and (pages[0].ndim == 3 or len({page.shape for page in pages}) == 1)
+        image = (pages[0] if pages[0].ndim == 3 else np.dstack(pages)) if whole else None
+    return cv2.imread(str(path), flag) if image is None else image
+
+
+def _decoded_by_pillow(path: Path, channels: int) -> NDArray[Any] | None:
+    """Return the pixels as Pillow decodes them, colours in BGR order; None where it cannot.
+
+    Raises:
+        MissingRuntimeError: Pillow is not installed either, or there are more channels than it knows.
+    """
+    if channels not in (1, 3):
+        raise MissingRuntimeError(
+            f"reading images of {channels} channels needs OpenCV: pip install opencv-python-headless."
+        )
+    try:
+        from PIL import Image as Pillow
+        from PIL import ImageOps
+    except ImportError as error:
+        raise MissingRuntimeError(
+            'reading images needs OpenCV or Pillow: pip install "yolo-prune[accuracy]".'
+        ) from error
+    try:
+        with Pillow.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            pixels = np.asarray(upright.convert("L" if channels == 1 else "RGB"))
+    except (OSError, SyntaxError):
+        return None
+    return pixels if channels == 1 else pixels[..., ::-1]
 
 
 def draw_image(seed: int, channels: int = 3) -> Image:
@@ -120,19 +153,29 @@ def letterbox(image: Image, imgsz: ImageSize) -> Image:
     Returns:
         uint8 [*imgsz, channels], the image centred.
     """
-    cv2 = import_cv2()
-    height, width, channels = image.shape
+    (new_height, new_width), (top, left) = placed(image.shape[:2], imgsz)
+    if (new_height, new_width) != image.shape[:2]:
+        image = resize_linear(image, (new_height, new_width))
+    canvas = np.full((*height_width(imgsz), image.shape[2]), PADDING, dtype=np.uint8)
+    canvas[top : top + new_height, left : left + new_width] = image
+    return canvas
+
+
+def placed(shape: tuple[int, ...], imgsz: ImageSize) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return where :func:`letterbox` puts an image: its height and width there, and its upper left corner (y, x)."""
+    height, width = shape
     tall, wide = height_width(imgsz)
     scale = min(tall / height, wide / width)
-    new_width, new_height = max(round(width * scale), 1), max(round(height * scale), 1)
-    if (new_height, new_width) != (height, width):
-        image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
-    top, left = round((tall - new_height) / 2 - 0.1), round((wide - new_width) / 2 - 0.1)
-    canvas = np.full((tall, wide, channels), PADDING, dtype=np.uint8)
-    canvas[top : top + new_height, left : left + new_width] = np.atleast_3d(
-        image
-    )  # OpenCV drops a single channel
-    return canvas
+    new_height, new_width = max(round(height * scale), 1), max(round(width * scale), 1)
+    return (new_height, new_width), (
+        round((tall - new_height) / 2 - 0.1),
+        round((wide - new_width) / 2 - 0.1),
+    )
+
+
+def stretch(image: Image, imgsz: ImageSize) -> Image:
+    """Resize to the size of the network's input, whatever becomes of the aspect ratio."""
+    return resize_linear(image, height_width(imgsz))
 
 
 def centre_crop(image: Image, imgsz: ImageSize) -> Image:
@@ -145,15 +188,8 @@ def centre_crop(image: Image, imgsz: ImageSize) -> Image:
         imgsz: Size of the input, in pixels.
 
     Returns:
-        uint8 [*imgsz, channels], pixel for pixel what the host's transforms give.
-
-    Raises:
-        MissingRuntimeError: Pillow, which the host resizes with, is not installed.
+        uint8 [*imgsz, channels], pixel for pixel what the host's transforms give where Pillow is installed.
     """
-    try:
-        from PIL import Image as Pillow
-    except ImportError as error:
-        raise MissingRuntimeError("resizing for a classifier needs Pillow: pip install pillow.") from error
     height, width = image.shape[:2]
     tall, wide = height_width(imgsz)
     if is_square(imgsz):
@@ -162,11 +198,7 @@ def centre_crop(image: Image, imgsz: ImageSize) -> Image:
     else:
         height, width = tall, wide
     if (height, width) != image.shape[:2]:
-        planes = [image] if image.shape[2] == 3 else np.split(image, image.shape[2], axis=2)
-        drawn = [Pillow.fromarray(np.squeeze(plane)) for plane in planes]
-        image = np.dstack(
-            [np.asarray(each.resize((width, height), Pillow.Resampling.BILINEAR)) for each in drawn]
-        )
+        image = resize_smoothly(image, (height, width))
     top, left = round((height - tall) / 2), round((width - wide) / 2)
     return image[top : top + tall, left : left + wide]
 
@@ -209,82 +241,3 @@ def to_input(
     planes = np.ascontiguousarray(ordered.transpose(0, 3, 1, 2))
     scaled: NDArray[np.float32] = np.multiply(planes, np.float32(1 / 255), dtype=np.float32)
     return scaled
-
-
-def detect(output: NDArray[np.float32], classes: int | None = None) -> list[Detections]:
-    """Turn the raw output of a detector (or classifier) into its results.
-
-    The layout is read from the shape: [B, 4 + C (+ extra), anchors] needs suppression; [B, N, 6] is end to
-    end and needs a threshold only; [B, N, 4 + C] are the queries of a transformer; [B, C] are class scores.
-
-    Args:
-        output: The network's first output.
-        classes: C; taken from the shape when None.
-
-    Returns:
-        Per image float32 [n, 6]: x1, y1, x2, y2, score, class, in input pixels, best first; for a classifier
-        [5, 2]: score, class.
-    """
-    if output.ndim == 2:
-        return [top_classes(scores) for scores in output]
-    if output.shape[2] == 6 and classes != 2:
-        return [rows[rows[:, 4] > CONFIDENCE][:MAX_DETECTIONS] for rows in output]
-    if classes is not None and output.shape[1] < 4 + classes:
-        raise DataError(f"the output {output.shape} is too small for {classes} classes.")
-    if classes is not None and holds_queries(output.shape, classes):
-        return [best_classes(rows) for rows in output]
-    count = output.shape[1] - 4 if classes is None else classes
-    return [suppress(best_classes(planes[: 4 + count].T)) for planes in output]
-
-
-def holds_queries(shape: Sequence[int], classes: int) -> bool:
-    """Tell [B, N, 4 + C] from [B, 4 + C, anchors]: small inputs have as few anchors as there are channels."""
-    return shape[2] == 4 + classes and shape[1] > shape[2]
-
-
-def top_classes(scores: NDArray[np.float32], count: int = 5) -> Detections:
-    """Return the best classes of one image as float32 [count, 2]: score, class."""
-    best = np.argsort(-scores)[:count]
-    return np.stack([scores[best], best], axis=1).astype(np.float32)
-
-
-def best_classes(rows: NDArray[np.float32]) -> Detections:
-    """Keep the boxes whose best class passes the threshold.
-
-    Args:
-        rows: float32 [n, 4 + C]: centre x, centre y, width, height, class scores.
-
-    Returns:
-        float32 [m, 6]: x1, y1, x2, y2, score, class, best first.
-    """
-    rows = rows[rows[:, 4:].max(axis=1) > CONFIDENCE]
-    label = rows[:, 4:].argmax(axis=1)
-    score = np.take_along_axis(rows[:, 4:], label[:, None], axis=1)[:, 0]
-    order = np.argsort(-score, kind="stable")[:MAX_CANDIDATES]
-    centre, half = rows[order, :2], rows[order, 2:4] / 2
-    columns = (centre - half, centre + half, score[order, None], label[order, None])
-    return np.concatenate(columns, axis=1).astype(np.float32)
-
-
-def suppress(boxes: Detections, iou: float = IOU) -> Detections:
-    """Greedy non-maximum suppression within each class.
-
-    Args:
-        boxes: float32 [n, 6]: x1, y1, x2, y2, score, class, best first.
-        iou: A box that overlaps a better one of its class by more than this is dropped.
-
-    Returns:
-        float32 [m, 6], best first, at most 300.
-    """
-    low, high, label = boxes[:, :2], boxes[:, 2:4], boxes[:, 5]
-    area = (high - low).prod(axis=1)
-    left = np.arange(len(boxes))
-    kept: list[int] = []
-    while len(left) and len(kept) < MAX_DETECTIONS:
-        best, left = left[0], left[1:]
-        kept.append(int(best))
-        side = np.minimum(high[best], high[left]) - np.maximum(low[best], low[left])
-        shared = side.clip(0).prod(axis=1)
-        overlap = shared / (area[best] + area[left] - shared + 1e-9)
-        left = left[(overlap <= iou) | (label[left] != label[best])]
-    return boxes[kept]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.imgsz import ImageSize, height_width, size_text
-from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Detections, Image, detect, to_input
+from yolo_prune.runtimes.detections import Detections, detect
+from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Image, to_input
 from yolo_prune.runtimes.runtime import DeviceUnavailableError, Loader, Settings, cpu_name, device_index
 
 CUDA = "CUDAExecutionProvider"

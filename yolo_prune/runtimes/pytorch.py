@@ -11,7 +11,8 @@ import numpy as np
 
 from yolo_prune.errors import ConfigError, MissingRuntimeError
 from yolo_prune.imgsz import ImageSize
-from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Detections, Image, Surroundings, detect, to_input
+from yolo_prune.runtimes.detections import Detections, detect
+from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Image, Surroundings, to_input
 from yolo_prune.runtimes.runtime import DeviceUnavailableError, Loader, Settings, cpu_name, device_index
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.runtimes import RUNTIMES
-from yolo_prune.runtimes.images import Detections, Image
+from yolo_prune.runtimes.detections import Detections
+from yolo_prune.runtimes.images import Image
 
 Loader = Callable[[Path], Any]
 """Loads a checkpoint: returns its ``module`` (float32, evaluation mode), ``task``, ``channels`` and ``names``."""

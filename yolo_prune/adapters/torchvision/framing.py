@@ -1,70 +1,18 @@
-"""From an image to the canvas that a network sees, and boxes there and back."""
+"""From image files to the batches that a network sees."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from yolo_prune.errors import DataError
-from yolo_prune.imgsz import ImageSize, height_width
-from yolo_prune.runtimes.images import Image, centre_crop, import_cv2, letterbox, read_image
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Where an image lies in a canvas.
-
-    Attributes:
-        scale: Canvas pixels per image pixel, across and down.
-        corner: Its upper left corner in the canvas, x and y in pixels.
-        size: Width and height of the image in pixels.
-    """
-
-    scale: tuple[float, float]
-    corner: tuple[int, int]
-    size: tuple[int, int]
-
-    def into(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return boxes (n, 4) of the image, x1, y1, x2, y2 in its pixels, in pixels of the canvas."""
-        scale, corner = np.array([*self.scale, *self.scale]), np.array([*self.corner, *self.corner])
-        moved: NDArray[np.float32] = (boxes * scale + corner).astype(np.float32)
-        return moved
-
-    def back(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return boxes of the canvas in pixels of the image, clipped to it."""
-        scale, corner = np.array([*self.scale, *self.scale]), np.array([*self.corner, *self.corner])
-        limit = np.array([*self.size, *self.size])
-        moved: NDArray[np.float32] = np.clip((boxes - corner) / scale, 0, limit).astype(np.float32)
-        return moved
-
-
-def framed(image: Image, imgsz: ImageSize, *, stretched: bool = False) -> tuple[Image, Frame]:
-    """Put an image on a canvas: letterboxed, as every runtime here does it, or stretched to fill it.
-
-    Args:
-        image: uint8 (height, width, 3).
-        imgsz: Size of the canvas in pixels.
-        stretched: Fill it.
-
-    Returns:
-        uint8 (*imgsz, 3), and where the image is.
-    """
-    height, width = image.shape[:2]
-    tall, wide = height_width(imgsz)
-    if stretched:
-        resized: Image = import_cv2().resize(image, (wide, tall))
-        return resized, Frame((wide / width, tall / height), (0, 0), (width, height))
-    scale = min(tall / height, wide / width)
-    new_width, new_height = max(round(width * scale), 1), max(round(height * scale), 1)
-    corner = round((wide - new_width) / 2 - 0.1), round((tall - new_height) / 2 - 0.1)
-    frame = Frame((new_width / width, new_height / height), corner, (width, height))
-    return letterbox(image, imgsz), frame
+from yolo_prune.imgsz import ImageSize
+from yolo_prune.runtimes.framing import Frame, framed
+from yolo_prune.runtimes.images import Image, centre_crop, read_image
 
 
 def as_tensor(images: Sequence[Image]) -> Tensor:

@@ -28,11 +28,12 @@ from yolo_prune.adapters.torchvision.build import coco_names, may_lack_backgroun
 from yolo_prune.adapters.torchvision.described import CLASSIFY, Described, described
 from yolo_prune.adapters.torchvision.detector import is_stretched
 from yolo_prune.adapters.torchvision.exported import ExportedNetwork
-from yolo_prune.adapters.torchvision.framing import Frame, drawn, load_cropped, load_framed
+from yolo_prune.adapters.torchvision.framing import drawn, load_cropped, load_framed
 from yolo_prune.errors import DataError
 from yolo_prune.graph.modes import evaluating
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.progress import LOGGER, track
+from yolo_prune.runtimes.framing import Frame
 
 _Framed = tuple[Tensor, list[Frame], tuple[int, ...]]  # images, where they lie, their ids
 _SCORES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
