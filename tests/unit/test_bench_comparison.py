@@ -31,7 +31,7 @@ def samples(latency, rounds=3, steps=2):
         "post_ms": latency / 4,
         "cpu_ms": 1.0,
     }
-    return [[[step[field] for field in FIELDS]] * steps] * rounds
+    return [[[step.get(field, 0.0) for field in FIELDS]] * steps] * rounds
 
 
 ANSWER = {

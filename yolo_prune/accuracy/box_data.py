@@ -15,8 +15,9 @@ import yaml
 from numpy.typing import NDArray
 
 from yolo_prune.accuracy.annotations import annotation_files, read_annotations
-from yolo_prune.accuracy.labels import IMAGE_ENDINGS, coco_from_yolo, image_size
+from yolo_prune.accuracy.labels import coco_from_yolo, image_size
 from yolo_prune.errors import DataError
+from yolo_prune.runtimes.images import IMAGE_ENDINGS
 
 _ALIASES = {"val": ("val", "valid", "validation"), "train": ("train",), "test": ("test",)}
 

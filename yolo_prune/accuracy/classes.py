@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.accuracy.bootstrap import ImageHits
-from yolo_prune.accuracy.labels import IMAGE_ENDINGS
 from yolo_prune.errors import DataError
+from yolo_prune.runtimes.images import IMAGE_ENDINGS
 
 
 @dataclass(frozen=True)

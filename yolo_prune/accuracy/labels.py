@@ -15,8 +15,6 @@ from yolo_prune.errors import DataError
 
 _ROTATED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 _TURNED_FORMATS = {"JPEG", "MPO", "PNG", "AVIF"}  # formats whose orientation OpenCV applies when it decodes
-IMAGE_ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".mpo", ".png", ".tif", ".tiff", ".webp"})
-"""What OpenCV decodes, among the endings that data sets of images have."""
 _TOLERANCE = 0.01  # how far outside [0, 1] the host accepts a label's coordinates
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from yolo_prune.accuracy.deployed import DeployedModel
     from yolo_prune.accuracy.task import Result, Task
     from yolo_prune.adapters.stored import LoadedModel
     from yolo_prune.criteria.calibration import Calibration
@@ -163,6 +164,9 @@ class Host(Protocol):
         """
 
     # Deployment.
+
+    def read_export(self, metadata: Mapping[str, Any]) -> DeployedModel | None:
+        """Return what a file of this host's says in its metadata, without torch; None where another exported it."""
 
     def open_export(self, path: str | Path) -> ExportedFile | None:
         """Return a file that the host exported, None for a path that names no export."""

@@ -1,6 +1,7 @@
 """The one timing protocol: warm up, then alternate the candidates so that drift hits all of them alike.
 
-A *step* is one batch through preprocessing, network and postprocessing. A *turn* is a few steps of one
+A *step* is one batch through preprocessing, network and postprocessing, and through reading and decoding before that
+where images come from a stream. A *turn* is a few steps of one
 candidate in a row, the first of them untimed where steps are short, because the others have just used the
 caches. A *round* is one turn of every candidate. Ratios are taken inside a round, where the machine was the
 same for all. This file needs numpy only and reads no clock that it was not given.
@@ -15,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.runtimes.images import Image
 from yolo_prune.runtimes.runtime import Runtime
+from yolo_prune.runtimes.sources import Source
 
 PERCENTILES = (10, 50, 90, 99)
-FIELDS = ("latency_ms", "pre_ms", "net_ms", "post_ms", "cpu_ms")
+FIELDS = ("latency_ms", "pre_ms", "net_ms", "post_ms", "cpu_ms", "read_ms")
 WARM_UP_STEPS = 3
 WARM_UP_SECONDS = 0.3
 MIN_ROUNDS, MAX_ROUNDS = 10, 2000
@@ -30,13 +31,17 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Step:
-    """One batch: wall time in all and per phase, and the CPU time of all threads of the process, in ms."""
+    """One batch: wall time in all and per phase, and the CPU time of all threads of the process, in ms.
+
+    ``read_ms`` is reading and decoding of the images, where they come from a stream.
+    """
 
     latency_ms: float
     pre_ms: float
     net_ms: float
     post_ms: float
     cpu_ms: float
+    read_ms: float = 0.0
 
 
 Stepper = Callable[[int], Step]
@@ -66,14 +71,12 @@ class Ratio:
         return f"{self.value:.2f}x [{self.low:.2f}, {self.high:.2f}]"
 
 
-def make_stepper(
-    runtime: Runtime, images: Sequence[Image], batch: int, clock: Clock, cpu_clock: Clock
-) -> Stepper:
+def make_stepper(runtime: Runtime, source: Source, batch: int, clock: Clock, cpu_clock: Clock) -> Stepper:
     """Return a function that runs one batch and times its phases.
 
     Args:
         runtime: The loaded model.
-        images: Images to take in turn: step k uses images k * batch, ... modulo their number.
+        source: Gives the images: step k uses number k * batch and the following ones.
         batch: Images per step.
         clock: Wall clock in seconds.
         cpu_clock: CPU time of the process in seconds.
@@ -83,8 +86,10 @@ def make_stepper(
     """
 
     def step(index: int) -> Step:
-        chosen = [images[(index * batch + offset) % len(images)] for offset in range(batch)]
+        held = None if source.timed else source.take(index * batch, batch)
         cpu_start, start = cpu_clock(), clock()
+        chosen = source.take(index * batch, batch) if held is None else held
+        read = start if held is not None else clock()
         inputs = runtime.preprocess(chosen)
         prepared = clock()
         output, device_ms = runtime.infer(inputs)
@@ -93,10 +98,11 @@ def make_stepper(
         end, cpu_end = clock(), cpu_clock()
         return Step(
             latency_ms=1e3 * (end - start),
-            pre_ms=1e3 * (prepared - start),
+            pre_ms=1e3 * (prepared - read),
             net_ms=1e3 * (inferred - prepared) if device_ms is None else device_ms,
             post_ms=1e3 * (end - inferred),
             cpu_ms=1e3 * (cpu_end - cpu_start),
+            read_ms=1e3 * (read - start),
         )
 
     return step

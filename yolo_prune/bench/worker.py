@@ -13,16 +13,21 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from yolo_prune.bench.clock import make_stepper, measure, plan_schedule, warm_up
+from yolo_prune.bench.clock import Schedule, Stepper, make_stepper, measure, plan_schedule, warm_up
+from yolo_prune.bench.limits import Limit, all_decided, look_after
+from yolo_prune.bench.machine import peak_memory_mb, read_machine
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.imgsz import read_size
-from yolo_prune.runtimes.images import Image, load_images, use_threads
+from yolo_prune.runtimes.images import load_images, use_threads
 from yolo_prune.runtimes.runtime import DeviceUnavailableError, Settings, open_runtime
+from yolo_prune.runtimes.sources import Held, Source, open_source
 
 
 def main() -> int:
@@ -55,12 +60,13 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
     """Warm every candidate up, run the rounds and report each.
 
     Args:
-        request: runtime, settings, candidates (name -> path, imgsz), images, seconds, rounds, imports.
+        request: runtime, settings, candidates (name -> path, imgsz), images, seconds, rounds, imports; where measuring
+            may end early, limits (fields of :class:`Limit`); where images come from a stream, source.
         out: Where progress goes.
 
     Returns:
-        facts and samples [rounds][timed][field] in ms per candidate, load1, timed and untimed steps, and what a step
-        does.
+        facts and samples [rounds][timed][field] in ms per candidate, load1, timed and untimed steps, what a step
+        does, the machine before and after, memory in 1e6 bytes and seconds of measuring.
     """
     settings = Settings(**request["settings"])
     if request.get("imports"):
@@ -68,6 +74,50 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
 
         for host in hosts():
             host.import_classes(request["imports"])
+    use_threads(settings.threads)
+    began_mb = peak_memory_mb()
+    opened = open_candidates(request, settings)
+    load1 = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    step_seconds = [warm_up(stepper, time.perf_counter) for stepper in opened.steppers.values()]
+    schedule = plan_schedule(step_seconds, request["seconds"], request["rounds"])
+    send(out, {"rounds": schedule.rounds})
+    before, start = read_machine(), time.perf_counter()
+    samples = run_rounds(
+        opened.steppers, schedule, tuple(Limit(**one) for one in request.get("limits", ())), out
+    )
+    return {
+        "facts": opened.facts,
+        "samples": {name: np.round(steps, 5).tolist() for name, steps in samples.items()},
+        "load1": load1,
+        "images": opened.images,
+        "timed": schedule.timed,
+        "untimed": schedule.untimed,
+        "phases": "; ".join(opened.phases),
+        "seconds": time.perf_counter() - start,
+        "machine": [before.to_dict(), read_machine().to_dict()],
+        "memory_mb": {"before": began_mb, "peak": peak_memory_mb()},
+    }
+
+
+@dataclass
+class Opened:
+    """Candidates that are ready to run.
+
+    Attributes:
+        steppers: By name.
+        facts: Of each: runtime, device, threads, batch, imgsz.
+        phases: What their steps do, in words, each once.
+        images: How many images they run on; None for a stream.
+    """
+
+    steppers: dict[str, Stepper] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    phases: dict[str, None] = field(default_factory=dict)
+    images: int | None = None
+
+
+def open_candidates(request: dict[str, Any], settings: Settings) -> Opened:
+    """Load every candidate, and the images that each is fed with."""
 
     def load(path: Path) -> Any:
         from yolo_prune.adapters.checkpoint import (
@@ -76,34 +126,44 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
 
         return load_detector(path, trust=settings.trust)
 
-    use_threads(settings.threads)
     paths = None if request["images"] is None else [Path(path) for path in request["images"]]
-    images: dict[int, list[Image]] = {}
-    facts: dict[str, dict[str, Any]] = {}
-    phases: dict[str, None] = {}
-    steppers = {}
+    held: dict[int, Held] = {}
+    opened = Opened()
     for name, candidate in request["candidates"].items():
         runtime = open_runtime(
             request["runtime"], Path(candidate["path"]), read_size(candidate["imgsz"]), settings, load
         )
-        phases[runtime.phases] = None
-        facts[name] = {**runtime.facts, "batch": settings.batch, "imgsz": candidate["imgsz"]}
-        if runtime.channels not in images:
-            images[runtime.channels] = load_images(paths, runtime.channels)
-        shown = images[runtime.channels]
-        steppers[name] = make_stepper(runtime, shown, settings.batch, time.perf_counter, time.process_time)
-    load1 = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    step_seconds = [warm_up(stepper, time.perf_counter) for stepper in steppers.values()]
-    schedule = plan_schedule(step_seconds, request["seconds"], request["rounds"])
-    send(out, {"rounds": schedule.rounds})
-    turns: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in steppers}
-    for index, turn in enumerate(measure(steppers, schedule)):
+        if request.get("source"):
+            source: Source = open_source(request["source"], runtime.channels)
+        else:
+            if runtime.channels not in held:
+                held[runtime.channels] = Held(load_images(paths, runtime.channels))
+            source = held[runtime.channels]
+            opened.images = len(held[runtime.channels].images)
+        opened.phases[f"{'reading and decoding, ' if source.timed else ''}{runtime.phases}"] = None
+        opened.facts[name] = {**runtime.facts, "batch": settings.batch, "imgsz": candidate["imgsz"]}
+        clocks = time.perf_counter, time.process_time
+        opened.steppers[name] = make_stepper(runtime, source, settings.batch, *clocks)
+    return opened
+
+
+def run_rounds(
+    steppers: dict[str, Stepper], schedule: Schedule, limits: tuple[Limit, ...], out: IO[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Run the rounds, until all limits are decided where there are some, and return the steps of each candidate."""
+    turns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in steppers}
+    looks = look_after(schedule.rounds)
+    for number, turn in enumerate(measure(steppers, schedule), 1):
         for name, steps in turn.items():
             turns[name].append(steps)
-        send(out, {"round": index + 1})
-    samples = {name: np.round(np.stack(steps), 5).tolist() for name, steps in turns.items()}
-    counts = {"timed": schedule.timed, "untimed": schedule.untimed, "phases": "; ".join(phases)}
-    return {"facts": facts, "samples": samples, "load1": load1, "images": len(shown), **counts}
+        send(out, {"round": number})
+        if (
+            limits
+            and number in looks
+            and all_decided(limits, {name: np.stack(done) for name, done in turns.items()})
+        ):
+            break
+    return {name: np.stack(done) for name, done in turns.items()}
 
 
 if __name__ == "__main__":

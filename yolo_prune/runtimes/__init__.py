@@ -1,7 +1,31 @@
 """What runs a model, one file a runtime, and the images that it is fed with."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RuntimeEntry:
+    """Where a runtime is, and what it runs; known without importing it.
+
+    Attributes:
+        module: Its ``open_runtime`` loads a model. Where it runs exported files, its ``read_file`` says what one takes.
+        endings: Of the names of the files (or folders) that it runs itself, in lower case.
+        install: What pip installs it by.
+    """
+
+    module: str
+    endings: tuple[str, ...]
+    install: str
+
+    def runs(self, name: str) -> bool:
+        """Tell whether it runs a file of such a name as it is."""
+        return name.lower().endswith(self.endings)
+
+
 RUNTIMES = {
-    "torch": "yolo_prune.runtimes.pytorch",
-    "onnxruntime": "yolo_prune.runtimes.onnxruntime",
+    "torch": RuntimeEntry("yolo_prune.runtimes.pytorch", (".pt", ".pth"), "torch"),
+    "onnxruntime": RuntimeEntry("yolo_prune.runtimes.onnxruntime", (".onnx",), "yolo-prune[onnx]"),
 }
-"""Runtime by name -> the module whose ``open_runtime`` loads a model into it, imported by whoever opens one."""
+"""The runtimes by name. Of several that run a file the first one does, unless another is named."""

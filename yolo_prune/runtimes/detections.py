@@ -37,6 +37,9 @@ SCORED = Thresholds(0.001, every_class=True)
 """What average precision is computed of."""
 
 
+ANCHORS, QUERIES, RANKED, CLASSES = "anchors", "queries", "ranked", "classes"
+
+
 def detect(
     output: NDArray[np.float32], classes: int | None = None, thresholds: Thresholds = SHOWN
 ) -> list[Detections]:
@@ -53,14 +56,40 @@ def detect(
     Returns:
         Per image float32 [n, 6]: x1, y1, x2, y2, score, class, in input pixels, best first; for a classifier
         [5, 2]: score, class.
+
+    Raises:
+        DataError: There is no room for so many classes.
     """
-    if output.ndim == 2:
+    return decode(output, layout_of(output.shape, classes), classes, thresholds)
+
+
+def layout_of(shape: Sequence[int], classes: int | None = None) -> str:
+    """Return how an output of such a shape is laid out; with two classes queries look like ranked boxes."""
+    if len(shape) == 2:
+        return CLASSES
+    if shape[2] == 6 and classes != 2:
+        return RANKED
+    return QUERIES if classes is not None and holds_queries(shape, classes) else ANCHORS
+
+
+def decode(
+    output: NDArray[np.float32], layout: str, classes: int | None = None, thresholds: Thresholds = SHOWN
+) -> list[Detections]:
+    """Turn an output of a known layout into results; see :func:`detect`.
+
+    Args:
+        output: The network's first output.
+        layout: ``ANCHORS``, ``QUERIES``, ``RANKED`` or ``CLASSES``.
+        classes: C; taken from the shape when None.
+        thresholds: What counts as found.
+    """
+    if layout == CLASSES:
         return [top_classes(scores) for scores in output]
-    if output.shape[2] == 6 and classes != 2:
-        return [rows[rows[:, 4] > thresholds.confidence][:MAX_DETECTIONS] for rows in output]
-    if classes is not None and output.shape[1] < 4 + classes:
+    if layout == RANKED:
+        return [rows[rows[:, 4] > thresholds.confidence, :6][:MAX_DETECTIONS] for rows in output]
+    if classes is not None and output.shape[2 if layout == QUERIES else 1] < 4 + classes:
         raise DataError(f"the output {output.shape} is too small for {classes} classes.")
-    if classes is not None and holds_queries(output.shape, classes):
+    if layout == QUERIES:
         return [likely_boxes(rows, Thresholds(thresholds.confidence)) for rows in output]
     count = output.shape[1] - 4 if classes is None else classes
     return [suppress(likely_boxes(planes[: 4 + count].T, thresholds)) for planes in output]

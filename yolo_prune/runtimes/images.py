@@ -22,6 +22,8 @@ from yolo_prune.runtimes.resampling import has_cv2, resize_linear, resize_smooth
 PADDING = 114
 SYNTHETIC_SHAPE = (480, 640)
 MAX_IMAGES = 32
+IMAGE_ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+"""What OpenCV decodes, among the endings that data sets of images have."""
 
 Image = NDArray[np.uint8]
 

@@ -10,13 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
+from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import ImageSize, height_width, size_text
 from yolo_prune.runtimes.detections import Detections, detect
 from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Image, to_input
-from yolo_prune.runtimes.runtime import DeviceUnavailableError, Loader, Settings, cpu_name, device_index
+from yolo_prune.runtimes.runtime import (
+    DeviceUnavailableError,
+    FileFacts,
+    Loader,
+    Settings,
+    cpu_name,
+    device_index,
+    missing_runtime,
+)
 
 CUDA = "CUDAExecutionProvider"
+_QUANTISED = b"DequantizeLinear"  # the operator that every ONNX file with weights of 8 bits has
 
 
 class OnnxRuntime:
@@ -44,7 +53,11 @@ class OnnxRuntime:
 
     def postprocess(self, output: NDArray[Any]) -> list[Detections]:
         """Suppress overlapping boxes."""
-        return detect(output.astype(np.float32, copy=False), self._classes)
+        return detect(self.as_array(output), self._classes)
+
+    def as_array(self, output: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the output in 32 bits."""
+        return output.astype(np.float32, copy=False)
 
 
 def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader | None = None) -> OnnxRuntime:
@@ -65,12 +78,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         ConfigError: The file was exported for another input, or half precision or compilation is asked for.
         CheckpointError: The file is not a readable ONNX model.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingRuntimeError(
-            "the 'onnxruntime' runtime is not installed: pip install \"yolo-prune[onnx]\"."
-        ) from error
+    onnxruntime = import_onnxruntime()
     if settings.half:
         raise ConfigError("half=true applies to the torch runtime; export a 16-bit ONNX file instead.")
     if settings.compile:
@@ -91,6 +99,43 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         "threads": settings.threads,
     }
     return OnnxRuntime(session, imgsz, facts)
+
+
+def import_onnxruntime() -> Any:
+    """Return the onnxruntime module.
+
+    Raises:
+        MissingRuntimeError: It is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_runtime("onnxruntime") from error
+    return onnxruntime
+
+
+def read_file(path: Path) -> FileFacts:
+    """Return what an ONNX file takes.
+
+    Raises:
+        MissingRuntimeError: onnxruntime is not installed.
+        CheckpointError: The file is missing or no ONNX model.
+        ConfigError: It has several inputs, or one that is no batch of images.
+    """
+    session = open_session(import_onnxruntime(), path, Settings("cpu", 1, 1))
+    inputs = session.get_inputs()
+    shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
+    if len(inputs) != 1 or len(shape) != 4:
+        raise ConfigError(
+            f"'{path}' takes {len(inputs)} inputs, the first of shape {list(inputs[0].shape)}: expected one batch of "
+            "images [B, C, H, W]."
+        )
+    batch, _, height, width = shape
+    precision = "float16" if "float16" in inputs[0].type else "float32"
+    if _QUANTISED in path.read_bytes():
+        precision = "int8"
+    metadata = session.get_modelmeta().custom_metadata_map
+    return FileFacts(batch, channel_count(session), height, width, precision, metadata)
 
 
 def open_session(onnxruntime: Any, path: Path, settings: Settings) -> Any:

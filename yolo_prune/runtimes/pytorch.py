@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from yolo_prune.errors import ConfigError, MissingRuntimeError
+from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.runtimes.detections import Detections, detect
 from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Image, Surroundings, to_input
-from yolo_prune.runtimes.runtime import DeviceUnavailableError, Loader, Settings, cpu_name, device_index
+from yolo_prune.runtimes.runtime import (
+    DeviceUnavailableError,
+    Loader,
+    Settings,
+    cpu_name,
+    device_index,
+    missing_runtime,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +83,11 @@ class TorchRuntime:
 
     def postprocess(self, output: torch.Tensor) -> list[Detections]:
         """Copy to the CPU and suppress overlapping boxes."""
-        return detect(np.asarray(output.float().cpu()), self._classes)
+        return detect(self.as_array(output), self._classes)
+
+    def as_array(self, output: torch.Tensor) -> NDArray[np.float32]:
+        """Copy to the CPU."""
+        return np.asarray(output.float().cpu())
 
 
 def first_tensor(output: Any) -> torch.Tensor:
@@ -107,7 +119,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader)
     try:
         import torch
     except ImportError as error:
-        raise MissingRuntimeError("the 'torch' runtime is not installed: pip install torch.") from error
+        raise missing_runtime("torch") from error
     if path.suffix == ".onnx":
         raise ConfigError(f"the 'torch' runtime cannot run '{path}'. Give the checkpoint or use onnxruntime.")
     if settings.half and settings.device == "cpu":

@@ -6,13 +6,17 @@ import difflib
 import importlib
 import os
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
-from yolo_prune.errors import ConfigError
-from yolo_prune.imgsz import ImageSize
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_prune.errors import ConfigError, MissingRuntimeError
+from yolo_prune.imgsz import ImageSize, read_size
 from yolo_prune.runtimes import RUNTIMES
 from yolo_prune.runtimes.detections import Detections
 from yolo_prune.runtimes.images import Image
@@ -46,6 +50,34 @@ class Settings:
     trust: bool = False
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """What an exported file takes, before it runs; None stands for a size that is left open.
+
+    Attributes:
+        batch: Images at once.
+        channels: Of an image.
+        height: Of its input in pixels.
+        width: Of its input in pixels.
+        precision: Of its weights, as far as the file says: ``float32``, ``float16`` or ``int8``.
+        metadata: What its exporter wrote into it.
+    """
+
+    batch: int | None
+    channels: int | None
+    height: int | None
+    width: int | None
+    precision: str
+    metadata: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def imgsz(self) -> ImageSize | None:
+        """Size of the input in pixels; None where a side is open."""
+        if self.height is None or self.width is None:
+            return None
+        return read_size((self.height, self.width))
+
+
 class Runtime(Protocol):
     """A model loaded into a runtime on a device."""
 
@@ -65,6 +97,9 @@ class Runtime(Protocol):
     def postprocess(self, output: Any) -> list[Detections]:
         """Turn the network's output into results in the memory of the CPU."""
 
+    def as_array(self, output: Any) -> NDArray[np.float32]:
+        """Return the network's output as it is, in the memory of the CPU."""
+
 
 def check_runtime(name: str) -> None:
     """Raise ConfigError, with the nearest name, when there is no runtime of that name."""
@@ -72,6 +107,52 @@ def check_runtime(name: str) -> None:
         near = difflib.get_close_matches(name, RUNTIMES, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ConfigError(f"unknown runtime '{name}', expected one of {', '.join(RUNTIMES)}.{hint}")
+
+
+def runtime_for(path: Path | str, name: str | None = None) -> str:
+    """Return the runtime that a file runs on.
+
+    Args:
+        path: The file.
+        name: The one that was asked for; None takes the first that runs such files.
+
+    Raises:
+        ConfigError: There is no runtime of that name, or none runs such a file.
+    """
+    if name is not None:
+        check_runtime(name)
+        return name
+    found = next((each for each, entry in RUNTIMES.items() if entry.runs(str(path))), None)
+    if found is None:
+        endings = ", ".join(f"*{ending}" for entry in RUNTIMES.values() for ending in entry.endings)
+        raise ConfigError(f"no runtime runs '{path}': expected one of {endings}.")
+    return found
+
+
+def read_file(name: str, path: Path) -> FileFacts:
+    """Return what an exported file takes, without torch and without running it.
+
+    Args:
+        name: A runtime that runs such files.
+        path: The file.
+
+    Raises:
+        CheckpointError: It is missing or not what its name says.
+        MissingRuntimeError: The runtime is not installed.
+    """
+    facts: FileFacts = _module_of(name).read_file(path)
+    return facts
+
+
+def _module_of(name: str) -> ModuleType:
+    return importlib.import_module(RUNTIMES[name].module)
+
+
+def missing_runtime(name: str) -> MissingRuntimeError:
+    """Return the error of a runtime that is not installed."""
+    install = RUNTIMES[name].install
+    quoted = f'"{install}"' if "[" in install else install
+    return MissingRuntimeError(f"the '{name}' runtime is not installed: pip install {quoted}.")
 
 
 def open_runtime(name: str, path: Path, imgsz: ImageSize, settings: Settings, load: Loader) -> Runtime:
@@ -93,7 +174,7 @@ def open_runtime(name: str, path: Path, imgsz: ImageSize, settings: Settings, lo
         DeviceUnavailableError: The device is not there.
     """
     check_runtime(name)
-    opened: Runtime = importlib.import_module(RUNTIMES[name]).open_runtime(path, imgsz, settings, load)
+    opened: Runtime = _module_of(name).open_runtime(path, imgsz, settings, load)
     return opened
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.adapters.torchvision.described import CLASSIFY, Described, describe_
+from yolo_prune.adapters.torchvision.stated import read_export
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import ImageSize, height_width, read_size, size_text
-from yolo_prune.runtimes.onnxruntime import open_session
+from yolo_prune.runtimes.onnxruntime import import_onnxruntime, open_session
 from yolo_prune.runtimes.runtime import Settings
 
 
@@ -32,18 +32,15 @@ class ExportedNetwork(nn.Module):
             CheckpointError: The file is no model of ONNX, or not of this host.
         """
         super().__init__()
-        onnxruntime = _runtime()
         self.path = path
-        self._session = open_session(onnxruntime, path, Settings("cpu", torch.get_num_threads(), 1))
+        self._session = open_session(import_onnxruntime(), path, Settings("cpu", torch.get_num_threads(), 1))
         facts = self._session.get_modelmeta().custom_metadata_map
-        try:
-            names = tuple(json.loads(facts["classes"]))
-            labels = tuple(json.loads(facts["labels"]))
-            size = read_size(json.loads(facts["imgsz"]))
-            self.stretched = bool(json.loads(facts["stretched"]))
-            what = Described(facts["architecture"], facts["task"], len(labels), size, names, labels)
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"'{path}' does not say what its outputs mean: export it again.") from error
+        stated = read_export(facts)
+        if stated is None or "architecture" not in facts:
+            raise CheckpointError(f"'{path}' does not say what its outputs mean: export it again.")
+        self.stretched = stated.stretched
+        labels, names = stated.labels, tuple(stated.names.values())
+        what = Described(facts["architecture"], stated.task, len(labels), stated.imgsz, names, labels)
         describe_(self, what)
         self._what = what
         self._batch = self._session.get_inputs()[0].shape[0]
@@ -87,15 +84,3 @@ class ExportedNetwork(nn.Module):
             )
         outputs = self._session.run(None, {"images": image.cpu().numpy()})
         return torch.from_numpy(outputs[0])
-
-
-def _runtime() -> Any:
-    from yolo_prune.errors import MissingRuntimeError
-
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingRuntimeError(
-            "the 'onnxruntime' runtime is not installed: pip install \"yolo-prune[onnx]\"."
-        ) from error
-    return onnxruntime

@@ -15,6 +15,7 @@ from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from yolo_prune.accuracy.deployed import DeployedModel
     from yolo_prune.accuracy.task import Result, Task
     from yolo_prune.adapters.stored import LoadedModel
     from yolo_prune.criteria.calibration import Calibration
@@ -147,6 +148,12 @@ class TorchvisionHost:
                 f"its state dict, or train it with 'yolo-prune train model={path} data=...'."
             )
         return open_task(module, source, split=split, batch=batch, device=device)
+
+    def read_export(self, metadata: Mapping[str, Any]) -> DeployedModel | None:
+        """Return what the metadata of an exported file says, without torch; None where it is another host's."""
+        from yolo_prune.adapters.torchvision.stated import read_export
+
+        return read_export(metadata)
 
     def open_export(self, path: str | Path) -> ExportedFile | None:
         """Open an ONNX file of this host, None for another path."""

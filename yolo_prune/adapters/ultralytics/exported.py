@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yolo_prune.accuracy.deployed import DeployedModel
 from yolo_prune.errors import CheckpointError, ConfigError, DataError, MissingRuntimeError
 from yolo_prune.imgsz import ImageSize, read_size, size_text
+from yolo_prune.runtimes.detections import ANCHORS, QUERIES, RANKED
 
 _OPENVINO = "_openvino_model"
 _NEEDED = {  # modules that a format runs on, and the extra that installs them
@@ -147,10 +149,34 @@ def open_export(path: str | Path) -> ExportedModel:
         batch=int(found.get("batch") or 1),
         channels=int(found.get("channels") or 3),
         dynamic=bool(found.get("dynamic", options.get("dynamic", False))),
-        stretched=found.get("head") == "RTDETRDecoder"
-        or "rtdetr" in str(found.get("description", "")).lower(),
+        stretched=_holds_queries(found),
         suppresses=bool(options.get("nms", False)),
     )
+
+
+def read_export(metadata: Mapping[str, Any]) -> DeployedModel | None:
+    """Return what metadata of the host's exporter says; None where it is not its own."""
+    found = _plain(metadata)
+    if not {"task", "names", "imgsz"} <= set(found):
+        return None
+    names, options = found["names"], found.get("args") or {}
+    names = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
+    queries = _holds_queries(found)
+    suppresses = bool(options.get("nms", False))
+    return DeployedModel(
+        task=str(found["task"]),
+        names=names,
+        labels=tuple(names),
+        layout=QUERIES if queries else RANKED if suppresses or found.get("end2end") else ANCHORS,
+        imgsz=read_size(found["imgsz"]),
+        stretched=queries,
+        suppresses=suppresses,
+    )
+
+
+def _holds_queries(found: Mapping[str, Any]) -> bool:
+    """Tell a transformer's file, which takes stretched images and answers with queries."""
+    return found.get("head") == "RTDETRDecoder" or "rtdetr" in str(found.get("description", "")).lower()
 
 
 def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:

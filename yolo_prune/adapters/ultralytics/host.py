@@ -14,6 +14,7 @@ from yolo_prune.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from yolo_prune.accuracy.deployed import DeployedModel
     from yolo_prune.accuracy.task import Result, Task
     from yolo_prune.adapters.stored import LoadedModel
     from yolo_prune.criteria.calibration import Calibration
@@ -141,6 +142,12 @@ class UltralyticsHost:
         from yolo_prune.adapters.ultralytics.tasks import open_task
 
         return open_task(loaded, source, split=split, batch=batch, device=device, workers=workers, rect=rect)
+
+    def read_export(self, metadata: Mapping[str, Any]) -> DeployedModel | None:
+        """Return what the metadata of an exported file says, without torch; None where it is another host's."""
+        from yolo_prune.adapters.ultralytics.exported import read_export
+
+        return read_export(metadata)
 
     def open_export(self, path: str | Path) -> ExportedFile | None:
         """Read what an exported file says of itself; None for a path that names none."""

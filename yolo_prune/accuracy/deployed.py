@@ -1,0 +1,185 @@
+"""Accuracy of an exported file as it is deployed: on its own runtime, without torch and without its host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_prune.accuracy.bootstrap import ImageSample
+from yolo_prune.accuracy.box_data import read_boxes
+from yolo_prune.accuracy.classes import read_class_folders, score_classes
+from yolo_prune.errors import ConfigError, DataError, MissingRuntimeError
+from yolo_prune.imgsz import ImageSize, height_width
+from yolo_prune.progress import track
+from yolo_prune.runtimes.detections import QUERIES, SCORED, decode
+from yolo_prune.runtimes.framing import framed
+from yolo_prune.runtimes.images import read_image
+from yolo_prune.runtimes.runtime import Runtime
+
+_WITHOUT_BOXES = ("obb",)
+
+
+@dataclass(frozen=True)
+class DeployedModel:
+    """What an exported file says that its output means.
+
+    Attributes:
+        task: ``detect``, ``classify`` or another of the host's names.
+        names: Class index -> name.
+        labels: What the output calls each of them, in their order.
+        layout: Of its output: ``ANCHORS``, ``QUERIES`` or ``RANKED`` of :mod:`yolo_prune.runtimes.detections`.
+        imgsz: Size of the input that it was exported at.
+        stretched: Whether images are stretched to its input instead of padded.
+        suppresses: Whether it drops unlikely boxes by itself, at its own thresholds.
+    """
+
+    task: str
+    names: dict[int, str] = field(repr=False)
+    labels: tuple[int, ...] = field(repr=False)
+    layout: str
+    imgsz: ImageSize
+    stretched: bool = False
+    suppresses: bool = False
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One number, and what it is of.
+
+    Attributes:
+        metric: ``ap`` or ``top1``, fields of a report's row.
+        value: In [0, 1].
+        images: Number of images.
+        source: What it was computed from and by.
+        sample: What was found in each image.
+        notes: What a reader has to know, in sentences.
+    """
+
+    metric: str
+    value: float
+    images: int
+    source: str
+    sample: ImageSample | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
+
+
+def file_accuracy(
+    runtime: Runtime, model: DeployedModel, data: str, *, imgsz: ImageSize, batch: int, split: str = "val"
+) -> Accuracy:
+    """Run a file on a split of data and score what it finds: COCO AP of boxes, of a classifier top-1.
+
+    Boxes of a score above 0.001 count, for every class that has one; those of heads that leave it to the caller are
+    suppressed at an IoU of 0.7 within their class; at most 300 an image. Every image is letterboxed to the input.
+
+    Args:
+        runtime: The file, opened for ``imgsz`` and ``batch``.
+        model: What its output means.
+        data: What :func:`read_boxes` takes; for a classifier a folder of folders of images.
+        imgsz: Size of its input in pixels.
+        batch: Images at once.
+        split: ``train``, ``val`` or ``test``.
+
+    Raises:
+        ConfigError: The file finds what has no upright boxes.
+        DataError: The data is missing or broken, or has other classes.
+        MissingRuntimeError: pycocotools, or what reads images, is not installed.
+    """
+    if model.task == "classify":
+        return _top1(runtime, model, data, batch, split)
+    if model.task in _WITHOUT_BOXES:
+        raise ConfigError(
+            f"min_ap= is of upright boxes, and this file is a model of the task '{model.task}'."
+        )
+    return _box_ap(runtime, model, data, imgsz, batch, split)
+
+
+def _box_ap(
+    runtime: Runtime, model: DeployedModel, data: str, imgsz: ImageSize, batch: int, split: str
+) -> Accuracy:
+    try:
+        from yolo_prune.accuracy.coco import coco_ap_by_image
+        from yolo_prune.accuracy.matching import quick_evaluation
+
+        quick_evaluation()
+    except ImportError as error:
+        raise MissingRuntimeError(
+            'AP needs pycocotools, which is not installed: pip install "yolo-prune[accuracy]".'
+        ) from error
+    boxes = read_boxes(data, split)
+    notes = _matched(model, boxes.names, data)
+    category = {label: boxes.category_ids[index] for index, label in enumerate(model.labels)}
+    scale = np.tile(height_width(imgsz)[::-1], 2) if model.layout == QUERIES else np.ones(4)
+    found: list[dict[str, Any]] = []
+    ids = iter(boxes.image_ids)
+    for files in _batches(boxes.image_files, batch):
+        pairs = [
+            framed(read_image(file, runtime.channels), imgsz, stretched=model.stretched) for file in files
+        ]
+        output = _run(runtime, [image for image, _ in pairs], batch)
+        for (_, frame), rows in zip(
+            pairs, decode(output, model.layout, len(model.names), SCORED), strict=False
+        ):
+            image_id = next(ids)
+            corners = frame.back((rows[:, :4] * scale).astype(np.float32))
+            found += _as_coco(corners, rows, image_id, category)
+    result, sample = coco_ap_by_image(boxes.ground_truth, found, by_size=False)
+    if model.suppresses and model.layout != QUERIES:
+        notes = (
+            *notes,
+            "The file drops unlikely and overlapping boxes at its own thresholds: they are not in this AP.",
+        )
+    return Accuracy("ap", result.ap, result.images, f"{result.evaluator}, {boxes.source}", sample, notes)
+
+
+def _as_coco(
+    corners: NDArray[np.float32], rows: NDArray[np.float32], image_id: int, category: dict[int, int]
+) -> Iterator[dict[str, Any]]:
+    """Yield COCO results in pixels of the image; labels that no class has are background."""
+    for (left, top, right, bottom), score, label in zip(
+        corners.tolist(), rows[:, 4].tolist(), rows[:, 5].astype(int).tolist(), strict=True
+    ):
+        if label in category:
+            box = [left, top, right - left, bottom - top]
+            yield {"image_id": image_id, "category_id": category[label], "bbox": box, "score": score}
+
+
+def _top1(runtime: Runtime, model: DeployedModel, data: str, batch: int, split: str) -> Accuracy:
+    folders = read_class_folders(data, split)
+    notes = _matched(model, folders.names, data)
+    scores = []
+    for files in _batches(folders.image_files, batch):
+        images = [read_image(file, runtime.channels) for file in files]
+        scores.append(_run(runtime, images, batch)[: len(files), list(model.labels)])
+    result = score_classes(
+        np.concatenate(scores), np.array(folders.labels), folders.names, f"yolo_prune, {folders.root}"
+    )
+    return Accuracy("top1", result.top1, result.images, result.evaluator, result.sample, notes)
+
+
+def _batches(files: Sequence[Path], batch: int) -> Iterator[Sequence[Path]]:
+    for start in track(range(0, len(files), batch), "Evaluating"):
+        yield files[start : start + batch]
+
+
+def _run(runtime: Runtime, images: list[NDArray[np.uint8]], batch: int) -> NDArray[np.float32]:
+    """Run a batch, filled up with its last image where a file of fixed batch needs more."""
+    filled = [*images, *images[-1:] * (batch - len(images))]
+    return runtime.as_array(runtime.infer(runtime.preprocess(filled))[0])[: len(images)]
+
+
+def _matched(model: DeployedModel, names: dict[int, str], data: str) -> tuple[str, ...]:
+    """Compare classes by their number, and return a sentence where their names differ.
+
+    Raises:
+        DataError: There are more or fewer of them.
+    """
+    if len(model.names) != len(names):
+        raise DataError(f"the file has {len(model.names)} classes and {data} has {len(names)}.")
+    if list(model.names.values()) == list(names.values()):
+        return ()
+    return ("The class names of the file and of the data differ: classes were matched by index.",)
