@@ -90,6 +90,7 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
         "samples": {name: np.round(steps, 5).tolist() for name, steps in samples.items()},
         "load1": load1,
         "images": opened.images,
+        "rounds": schedule.rounds,
         "timed": schedule.timed,
         "untimed": schedule.untimed,
         "phases": "; ".join(opened.phases),

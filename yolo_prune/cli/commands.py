@@ -16,11 +16,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 from yolo_prune.adapters.hosts import find_host, guarding_host
 from yolo_prune.cli.tables import aligned_table
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize, plain_size, size_text
 from yolo_prune.options import (
     BenchConfig,
+    CheckConfig,
     DemoConfig,
     EvalConfig,
     ExportConfig,
@@ -34,6 +35,7 @@ from yolo_prune.report.metric import METRICS
 
 if TYPE_CHECKING:
     from yolo_prune.adapters.stored import LoadedModel
+    from yolo_prune.report.checks import CheckReport
 
 _ANSWERS: ContextVar[IO[str] | None] = ContextVar("_ANSWERS", default=None)
 
@@ -164,6 +166,39 @@ def bench(config: BenchConfig) -> None:
         ]
     say(markdown_table(comparisons))
     _write_json(config.json, [comparison.to_dict() for comparison in comparisons])
+
+
+def check(config: CheckConfig) -> int:
+    """Print whether a model reaches what it must, and return 0, or 1 where it does not or nobody can tell."""
+    from yolo_prune.report.checks import CheckReport
+    from yolo_prune.runs.check import run_check
+
+    try:
+        found = run_check(config)
+    except (YoloPruneError, OSError) as error:
+        _write_check(config, CheckReport(config.model, error=str(error)))
+        raise
+    verdicts = [
+        {"requirement": one.requirement, "measured": one.measured, "verdict": one.sentence}
+        for one in found.findings
+    ]
+    say(f"{found.title}\n\n{aligned_table(verdicts)}")
+    width = max(map(len, found.details))
+    say("\n".join(["", *(f"{name:<{width}}  {text}" for name, text in found.details.items())]))
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+    _write_check(config, found)
+    return found.exit_code
+
+
+def _write_check(config: CheckConfig, found: CheckReport) -> None:
+    from yolo_prune.report.checks import check_junit, check_markdown
+
+    _write_json(config.json, found.to_dict())
+    for key, path, render in (("junit", config.junit, check_junit), ("md", config.md, check_markdown)):
+        if path is not None:
+            write_text(Path(path), render(found))
+            say(f"{key}: {path}")
 
 
 @guarding_host

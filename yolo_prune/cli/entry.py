@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; those of the process when None.
 
     Returns:
-        0, or 2 after an error, or 130 after Ctrl-C.
+        0, or 2 after an error, or 130 after Ctrl-C; 1 where a check is not met.
     """
     # Before torch is imported: spinning OpenMP threads make a shared machine tens of times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -92,8 +92,7 @@ def _dispatch(words: list[str]) -> int:
     config = make_config(command.kind, parse_overrides(rest))
     log_to_console(config.verbose)
     with commands.answers_alone_on_stdout():
-        command.call(config)
-    return OK
+        return command.call(config) or OK
 
 
 def _host_words(words: Sequence[str]) -> list[str]:

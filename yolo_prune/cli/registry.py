@@ -12,10 +12,13 @@ from yolo_prune.cli import commands
 
 @dataclass(frozen=True)
 class Command:
-    """A word of the command line: its options, what it calls, and what the help says of it."""
+    """A word of the command line: its options, what it calls, and what the help says of it.
+
+    What it calls returns the exit code; None is 0.
+    """
 
     kind: type[Any]
-    call: Callable[[Any], None]
+    call: Callable[[Any], int | None]
     summary: str
     example: str
 
@@ -50,6 +53,12 @@ COMMANDS = {
         commands.bench,
         "latency and FPS of models against each other",
         "yolo-prune bench model=parent.pt,pruned.pt imgsz=320 threads=1",
+    ),
+    "check": Command(
+        configs.CheckConfig,
+        commands.check,
+        "does a model reach FPS, latency, accuracy, size and memory on this machine: exit 0, 1 or 2",
+        "yolo-prune check model=best.onnx min_fps=30 max_size_mb=10",
     ),
     "export": Command(
         configs.ExportConfig,

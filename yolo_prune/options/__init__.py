@@ -1,6 +1,7 @@
 """The options of every command: what they are, how they are read and how they are written down."""
 
 from yolo_prune.cut.budget import BUDGETS
+from yolo_prune.options.check import CheckConfig
 from yolo_prune.options.runs import DemoConfig, PruneConfig, SweepConfig, TrainConfig
 from yolo_prune.options.tools import BenchConfig, EvalConfig, ExportConfig, InspectConfig, ReportConfig
 from yolo_prune.options.written import to_yaml
@@ -8,6 +9,7 @@ from yolo_prune.options.written import to_yaml
 __all__ = [
     "BUDGETS",
     "BenchConfig",
+    "CheckConfig",
     "DemoConfig",
     "EvalConfig",
     "ExportConfig",

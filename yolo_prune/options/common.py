@@ -13,8 +13,9 @@ from yolo_prune.runtimes import RUNTIMES
 MODEL, BUDGET, WHEN, CUT, SPARSE = "Model and data", "Budget", "When to cut", "What to cut", "Sparse epochs"
 RECOVERY, TRAINING, MEASURING, CHOICE = "Recovery without training", "Retraining", "Measuring", "Choice"
 FILE, COMPUTING, FOLDER, OUTPUT = "File", "Computing", "Run folder", "Output"
+LIMITS = "What it must reach"
 TITLES = (
-    *(MODEL, BUDGET, WHEN, CUT, SPARSE, RECOVERY, TRAINING),
+    *(MODEL, LIMITS, BUDGET, WHEN, CUT, SPARSE, RECOVERY, TRAINING),
     *(MEASURING, CHOICE, FILE, COMPUTING, FOLDER, OUTPUT),
 )
 """What the options of a command stand under in its help, in this order."""

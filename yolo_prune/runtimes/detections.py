@@ -87,6 +87,8 @@ def decode(
         return [top_classes(scores) for scores in output]
     if layout == RANKED:
         return [rows[rows[:, 4] > thresholds.confidence, :6][:MAX_DETECTIONS] for rows in output]
+    if layout == QUERIES and holds_labels(output, classes):
+        return [_corners(rows[rows[:, 4] > thresholds.confidence][:MAX_DETECTIONS]) for rows in output]
     if classes is not None and output.shape[2 if layout == QUERIES else 1] < 4 + classes:
         raise DataError(f"the output {output.shape} is too small for {classes} classes.")
     if layout == QUERIES:
@@ -98,6 +100,17 @@ def decode(
 def holds_queries(shape: Sequence[int], classes: int) -> bool:
     """Tell [B, N, 4 + C] from [B, 4 + C, anchors]: small inputs have as few anchors as there are channels."""
     return shape[2] == 4 + classes and shape[1] > shape[2]
+
+
+def holds_labels(queries: NDArray[np.float32], classes: int | None) -> bool:
+    """Tell queries [B, N, 6] that end in score and class, as newer exporters write them, from two class scores."""
+    return queries.shape[2] == 6 and (classes != 2 or bool((queries[..., 5] % 1 == 0).all()))
+
+
+def _corners(rows: NDArray[np.float32]) -> Detections:
+    """Return rows that begin with centre and size as rows that begin with two corners."""
+    half = rows[:, 2:4] / 2
+    return np.concatenate([rows[:, :2] - half, rows[:, :2] + half, rows[:, 4:6]], axis=1).astype(np.float32)
 
 
 def top_classes(scores: NDArray[np.float32], count: int = 5) -> Detections:

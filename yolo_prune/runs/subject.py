@@ -1,0 +1,131 @@
+"""What a check measures: an exported file as it is, or a checkpoint, exported where the runtime wants a file."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolo_prune.adapters.hosts import find_host, hosts
+from yolo_prune.bench.exports import Exports
+from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError
+from yolo_prune.imgsz import ImageSize, size_text
+from yolo_prune.options import CheckConfig
+from yolo_prune.runtimes import RUNTIMES
+from yolo_prune.runtimes.runtime import DeviceUnavailableError, Settings, open_runtime, read_file
+
+if TYPE_CHECKING:
+    from yolo_prune.accuracy.deployed import Accuracy, DeployedModel
+
+_BATCH = 16  # images that a host evaluates a checkpoint with at once
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is ready to be measured.
+
+    Attributes:
+        name: As it was given.
+        file: What runs.
+        imgsz: Size of its input in pixels.
+        batch: Images per step.
+        precision: Of its weights.
+        task: The host's name of what it does; None where the file does not say.
+        deployed: What an exported file says that its output means.
+    """
+
+    name: str
+    file: Path
+    imgsz: ImageSize
+    batch: int
+    precision: str
+    task: str | None
+    deployed: DeployedModel | None = None
+
+
+def open_subject(name: str, runtime: str, config: CheckConfig, exports: Exports, stack: ExitStack) -> Subject:
+    """Find out what a model takes; torch and a host are imported for a checkpoint alone.
+
+    Args:
+        name: A file, or what a host takes for one.
+        runtime: What it runs on.
+        config: The options.
+        exports: Keeps the files that checkpoints are exported to.
+        stack: Keeps the host of a checkpoint guarded.
+
+    Raises:
+        ConfigError: The runtime does not run it, or its size is open and not given.
+        CheckpointError: It is missing or damaged.
+    """
+    entry = RUNTIMES[runtime]
+    if any(one.runs(name) and not one.checkpoints for one in RUNTIMES.values()):
+        if not entry.runs(name):
+            expected = ", ".join(f"*{ending}" for ending in entry.endings)
+            raise ConfigError(f"the '{runtime}' runtime does not run '{name}', expected {expected}.")
+        return _exported(name, Path(name), runtime, config)
+    host = find_host(name)
+    stack.enter_context(host.guarded(trust=config.trust, imports=config.imports))
+    loaded = host.load(name, trust=config.trust)
+    imgsz, batch = config.imgsz or loaded.imgsz, config.batch or 1
+    if entry.checkpoints:
+        return Subject(name, loaded.path, imgsz, batch, "float32", loaded.task)
+    if not entry.runs("a.onnx"):
+        raise ConfigError(f"the '{runtime}' runtime does not run '{name}': export it first.")
+    file = exports.of({name: loaded.path}, {name: imgsz}, batch=batch, trust=config.trust)[name]
+    return _exported(name, file, runtime, config)
+
+
+def _exported(name: str, file: Path, runtime: str, config: CheckConfig) -> Subject:
+    """Read what an exported file says of itself."""
+    if not file.exists():
+        raise CheckpointError(f"there is no file '{file}'.")
+    facts = read_file(runtime, file)
+    stated = (host.read_export(facts.metadata) for host in hosts())
+    deployed = next((each for each in stated if each is not None), None)
+    if config.imgsz is not None and facts.imgsz not in (None, config.imgsz):
+        raise ConfigError(
+            f"'{name}' takes images of {size_text(facts.imgsz or 0)} px and imgsz={size_text(config.imgsz)} was asked "
+            "for. Leave imgsz= out, or export it again."
+        )
+    imgsz = config.imgsz or facts.imgsz or (deployed.imgsz if deployed else None)
+    if imgsz is None:
+        raise ConfigError(f"'{name}' takes images of any size: give imgsz=.")
+    if config.batch is not None and facts.batch not in (None, config.batch):
+        raise ConfigError(
+            f"'{name}' takes {facts.batch} images at once and batch={config.batch} was asked for. Leave batch= out, or "
+            "export it again."
+        )
+    batch = config.batch or facts.batch or 1
+    return Subject(name, file, imgsz, batch, facts.precision, deployed.task if deployed else None, deployed)
+
+
+def accuracy_of(own: Subject, runtime: str, settings: Settings, config: CheckConfig) -> Accuracy:
+    """Return the accuracy of an exported file on its runtime, or of a checkpoint as its host evaluates it."""
+    from yolo_prune.accuracy.deployed import Accuracy, file_accuracy
+
+    data = config.data or ""
+    if own.deployed is not None:
+        try:
+            opened = open_runtime(runtime, own.file, own.imgsz, settings, _no_checkpoint)
+        except DeviceUnavailableError as error:
+            raise BenchmarkError(f"not measured: {error}.") from error
+        return file_accuracy(opened, own.deployed, data, imgsz=own.imgsz, batch=own.batch, split=config.split)
+    host = find_host(own.name)
+    loaded = host.load(own.name, trust=config.trust)
+    task = host.open_task(loaded, data, split=config.split, batch=_BATCH, device=settings.device, workers=0)
+    result = task.evaluate(loaded.module, own.imgsz)
+    metric = "top1" if own.task == "classify" else "ap"
+    value = result.scores[metric]
+    return Accuracy(metric, float(value or 0.0), result.images, result.evaluator, result.sample, result.notes)
+
+
+def _no_checkpoint(path: Path) -> Any:
+    raise CheckpointError(f"'{path}' is no exported file.")
+
+
+def size_mb(file: Path) -> float:
+    """Return the size of a model in 1e6 bytes: of a file with the files of weights beside it, or of a whole folder."""
+    beside = [file, *(file.with_name(f"{file.name}{ending}") for ending in (".data", "_data"))]
+    files = file.rglob("*") if file.is_dir() else beside
+    return sum(each.stat().st_size for each in files if each.is_file()) / 1e6
