@@ -91,9 +91,36 @@ def test_a_file_that_suppresses_by_itself_says_what_that_does_to_ap(
     assert expected in capsys.readouterr().out.splitlines()
 
 
+def checked(model: Path, data: Path, folder: Path, *words: str) -> dict:
+    out = folder / "check.json"
+    limits = ["min_ap=0.1", "min_fps=0.1", "seconds=0.1", "threads=1"]
+    assert cli.main(["check", f"model={model}", f"data={data}", *limits, f"json={out}", *words]) == 0
+    return json.loads(out.read_text())
+
+
+def test_check_finds_the_ap_of_a_file_without_its_host(fixed, checkpoint, data, of_squares, tmp_path):
+    assert checked(fixed, data, tmp_path)["accuracy"]["ap"] == pytest.approx(of_squares, abs=2e-3)
+    file = host_export(Path(shutil.copy(checkpoint, tmp_path / "nms.pt")), format="onnx", nms=True)
+    assert checked(file, data, tmp_path)["accuracy"]["ap"] == pytest.approx(
+        ap_of(file, data, tmp_path), abs=2e-3
+    )
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_check_takes_a_checkpoint_and_exports_it_where_the_runtime_wants_a_file(
+    runtime, checkpoint, data, of_squares, tmp_path
+):
+    found = checked(checkpoint, data, tmp_path, f"runtime={runtime}", "imgsz=64")
+    assert found["conditions"]["runtime"].startswith(runtime)
+    assert Path(found["file"]).suffix == {"torch": ".pt", "onnxruntime": ".onnx"}[runtime]
+    assert found["accuracy"]["ap"] == pytest.approx(of_squares, abs=0.02)
+
+
 def test_the_int8_file_of_a_run_can_be_evaluated(finished, data, tmp_path):
     folder, _, _ = finished
-    assert ap_of(folder / "weights" / "best_int8.onnx", data, tmp_path) > 0.3
+    file = folder / "weights" / "best_int8.onnx"
+    assert ap_of(file, data, tmp_path) > 0.3
+    assert checked(file, data, tmp_path)["precision"] == "int8"
 
 
 def test_other_classes_another_size_and_other_channels_are_one_sentence_each(fixed, data, tmp_path, capsys):

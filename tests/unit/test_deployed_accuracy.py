@@ -143,7 +143,7 @@ def test_a_file_that_drops_boxes_itself_says_so(data):
     (note,) = ap(Seer(RANKED), data, suppresses=True).notes
     assert (
         note
-        == "The file drops unlikely and overlapping boxes at its own thresholds: they are not in this AP."
+        == "The file suppresses boxes by itself, at its own thresholds: what it dropped is not in this AP."
     )
 
 

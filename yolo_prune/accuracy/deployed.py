@@ -131,7 +131,7 @@ def _box_ap(
     if model.suppresses and model.layout != QUERIES:
         notes = (
             *notes,
-            "The file drops unlikely and overlapping boxes at its own thresholds: they are not in this AP.",
+            "The file suppresses boxes by itself, at its own thresholds: what it dropped is not in this AP.",
         )
     return Accuracy("ap", result.ap, result.images, f"{result.evaluator}, {boxes.source}", sample, notes)
 

@@ -24,7 +24,8 @@ class MachineState:
         mhz: Mean clock of the CPUs.
         celsius: The hottest sensor.
         throttle_events: How often CPUs have been slowed down by heat since the start of the system.
-        firmware: Flags of a board's firmware in hexadecimal: 0x0 unless it had too little power or too much heat.
+        firmware: Flags of a board's firmware in hexadecimal: the lowest four bits are too little power or too much
+            heat now, the upper ones since its start.
     """
 
     load1: float | None = None
@@ -89,13 +90,20 @@ def warnings_of(before: MachineState, after: MachineState, cpus: int, threads: i
     if before.throttle_events is not None and (after.throttle_events or 0) > before.throttle_events:
         count = (after.throttle_events or 0) - before.throttle_events
         found.append(f"CPUs were slowed down by heat {count} times while measuring.")
-    if after.firmware not in (None, "0", "0x0"):
+    if _raised(before.firmware, after.firmware):
         found.append(f"The firmware reports too little power or too much heat (flags {after.firmware}).")
     if after.governor and set(after.governor.split(", ")) & {"powersave", "ondemand", "conservative"}:
         found.append(
             f"The governor '{after.governor}' changes the clock: 'performance' gives steadier times."
         )
     return tuple(found)
+
+
+def _raised(before: str | None, after: str | None) -> bool:
+    """Tell whether flags of the firmware say something of now, or something that they did not say before."""
+    if before is None or after is None:
+        return False
+    return bool(int(after, 16) & 0xF or int(after, 16) & ~int(before, 16))
 
 
 def _clocks_of_cpuinfo() -> list[float]:

@@ -7,7 +7,6 @@ On random pixels they differ by at most 1 of 255 from ``cv2.resize`` with ``INTE
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import numpy as np
@@ -48,10 +47,10 @@ def resize_smoothly(image: Pixels, size: tuple[int, int]) -> Pixels:
     Returns:
         uint8 [*size, channels].
     """
-    if importlib.util.find_spec("PIL") is None:
+    try:
+        from PIL import Image as Pillow
+    except ImportError:
         return smooth_by_numpy(image, size)
-    from PIL import Image as Pillow
-
     planes = [image] if image.shape[2] == 3 else np.split(image, image.shape[2], axis=2)
     drawn = [
         Pillow.fromarray(np.squeeze(plane, axis=2) if plane.shape[2] == 1 else plane) for plane in planes
@@ -62,8 +61,12 @@ def resize_smoothly(image: Pixels, size: tuple[int, int]) -> Pixels:
 
 @functools.cache
 def has_cv2() -> bool:
-    """Tell whether OpenCV is installed."""
-    return importlib.util.find_spec("cv2") is not None
+    """Tell whether OpenCV is installed and can be imported: on a bare server its libraries may be missing."""
+    try:
+        import cv2
+    except ImportError:
+        return False
+    return hasattr(cv2, "resize")
 
 
 def resized_by() -> str:
