@@ -116,6 +116,7 @@ def test_an_option_that_several_commands_have_stands_under_one_title():
     assert several == {
         "calibration_images": {"Recovery without training", "File"},  # export makes nothing but the file
         "quantize": {"Measuring", "File"},
+        "min_fps": {"Choice", "What it must reach"},  # sweep chooses by it
     }
 
 
@@ -141,7 +142,7 @@ def test_version_names_the_versions_in_use(capsys):
         (["help", "prnue"], "unknown command 'prnue'. Did you mean 'prune'?"),
         (
             ["zzz"],
-            "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, export, inspect, report, demo.",
+            "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, check, export, inspect, report, demo.",
         ),
         ([*PRUNE, "l1_strenght=1"], "unknown key 'l1_strenght'."),
         ([*PRUNE, "epoch=1"], "unknown key 'epoch'. Did you mean 'epochs'?"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
-from yolo_prune.options.common import COMPUTING, LIMITS, MEASURING, OUTPUT, shared
+from yolo_prune.options.common import LIMITS, MEASURING, OUTPUT, shared
 from yolo_prune.options.fields import coerce_, option
 from yolo_prune.runtimes import RUNTIMES
 
@@ -58,7 +58,7 @@ class CheckConfig:
     runtime: str | None = option(
         "what runs it; chosen by the ending of its name when not given",
         None,
-        group=COMPUTING,
+        group=MEASURING,
         choices=tuple(RUNTIMES),
     )
     device: str = shared("device", help="cpu, cuda:0 or the number of a GPU", default="cpu")
