@@ -53,4 +53,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'yolo_prune' has no attribute '{name}'")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from yolo_prune.extras import missing_extra
+
+        missing = missing_extra(error, f"yolo_prune.{name}")
+        if missing is None:
+            raise
+        raise missing from error

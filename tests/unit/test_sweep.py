@@ -190,7 +190,9 @@ def test_the_table_marks_front_and_choice(tmp_path):
 
 def test_ray_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(MissingRuntimeError, match=r"^engine=ray needs Ray: pip install ray\.$"):
+    with pytest.raises(
+        MissingRuntimeError, match=r'^engine=ray needs Ray: pip install "yolo-prune\[ray\]"\.$'
+    ):
         sweep._engine("ray")
 
 

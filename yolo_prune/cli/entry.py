@@ -7,11 +7,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
+from yolo_prune.adapters.hosts import hosts
 from yolo_prune.cli import commands
 from yolo_prune.cli.help import command_help, general_help, version_text
 from yolo_prune.cli.registry import COMMANDS
 from yolo_prune.errors import ConfigError, YoloPruneError
+from yolo_prune.extras import missing_extra
 from yolo_prune.options.fields import option_fields, parse_overrides
 from yolo_prune.progress import log_to_console
 from yolo_prune.runs.configure import make_config
@@ -92,7 +95,21 @@ def _dispatch(words: list[str]) -> int:
     config = make_config(command.kind, parse_overrides(rest))
     log_to_console(config.verbose)
     with commands.answers_alone_on_stdout():
-        return command.call(config) or OK
+        try:
+            return command.call(config) or OK
+        except ModuleNotFoundError as error:
+            missing = _missing(error, name, config)
+            if missing is None:
+                raise
+            raise missing from error
+
+
+def _missing(error: ModuleNotFoundError, command: str, config: Any) -> YoloPruneError | None:
+    """Say which extra installs what a command could not import; None where none does."""
+    model = getattr(config, "model", None)
+    own = {package for host in hosts() if host.takes(model) for package in host.packages[:1]}
+    packages = [package for host in hosts() for package in host.packages]
+    return missing_extra(error, f"'{command}'", packages, next(iter(own), None))
 
 
 def _host_words(words: Sequence[str]) -> list[str]:

@@ -131,7 +131,7 @@ def _engine(name: str) -> Callable[[Sequence[PruneConfig]], list[str]]:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise MissingRuntimeError("engine=ray needs Ray: pip install ray.") from error
+        raise MissingRuntimeError('engine=ray needs Ray: pip install "yolo-prune[ray]".') from error
 
     def on_ray(plans: Sequence[PruneConfig]) -> list[str]:
         ray.init(ignore_reinit_error=True)

@@ -12,13 +12,13 @@ class RuntimeEntry:
     Attributes:
         module: Its ``open_runtime`` loads a model. Where it runs exported files, its ``read_file`` says what one takes.
         endings: Of the names of the files (or folders) that it runs itself, in lower case.
-        install: What pip installs it by.
+        extra: Of this package, which installs it.
         checkpoints: Whether those files are checkpoints, which the host that wrote them loads.
     """
 
     module: str
     endings: tuple[str, ...]
-    install: str
+    extra: str
     checkpoints: bool = False
 
     def runs(self, name: str) -> bool:
@@ -28,6 +28,6 @@ class RuntimeEntry:
 
 RUNTIMES = {
     "torch": RuntimeEntry("yolo_prune.runtimes.pytorch", (".pt", ".pth"), "torch", checkpoints=True),
-    "onnxruntime": RuntimeEntry("yolo_prune.runtimes.onnxruntime", (".onnx",), "yolo-prune[onnx]"),
+    "onnxruntime": RuntimeEntry("yolo_prune.runtimes.onnxruntime", (".onnx",), "onnx"),
 }
 """The runtimes by name. Of several that run a file the first one does, unless another is named."""

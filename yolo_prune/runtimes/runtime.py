@@ -150,9 +150,9 @@ def _module_of(name: str) -> ModuleType:
 
 def missing_runtime(name: str) -> MissingRuntimeError:
     """Return the error of a runtime that is not installed."""
-    install = RUNTIMES[name].install
-    quoted = f'"{install}"' if "[" in install else install
-    return MissingRuntimeError(f"the '{name}' runtime is not installed: pip install {quoted}.")
+    return MissingRuntimeError(
+        f"the '{name}' runtime is not installed: pip install \"yolo-prune[{RUNTIMES[name].extra}]\"."
+    )
 
 
 def open_runtime(name: str, path: Path, imgsz: ImageSize, settings: Settings, load: Loader) -> Runtime:
