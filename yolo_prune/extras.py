@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from yolo_prune.errors import MissingRuntimeError
 
 EXTRAS = {
-    **dict.fromkeys(("torch", "scipy", "matplotlib", "jinja2"), "torch"),
+    **dict.fromkeys(("torch", "scipy", "matplotlib", "jinja2", "cv2"), "torch"),
     **dict.fromkeys(("pycocotools", "PIL"), "accuracy"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxslim"), "onnx"),
     **{name: name for name in ("openvino", "ncnn", "ray")},

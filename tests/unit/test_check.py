@@ -268,6 +268,33 @@ def test_a_missing_runtime_is_named_with_what_installs_it(file, tmp_path):
     assert "the 'onnxruntime' runtime is not installed: pip install \"yolo-prune[onnx]\"." in done.stderr
 
 
+@pytest.mark.slow
+def test_the_base_install_and_one_runtime_are_enough(file, tmp_path):
+    """An environment of its own, made by pip from its index: nothing but the base install and ONNX Runtime."""
+    home = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+    python = home / "bin" / "python"
+    root = Path(__file__).resolve().parents[2]
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", root, "onnxruntime"]
+    subprocess.run(list(map(str, install)), check=True)
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def ran(*words):
+        command = [str(home / "bin" / "yolo-prune"), *map(str, words)]
+        return subprocess.run(command, env=clean, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    listed = subprocess.run(
+        [str(python), "-m", "pip", "list"], capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"torch", "ultralytics", "opencv-python", "pillow", "scipy"} & set(listed.lower().split())
+    codes = [ran("check", f"model={file}", *QUICK, f"min_fps={fps}").returncode for fps in (0.1, 1e9)]
+    assert codes == [0, 1]
+    assert ran("check", "model=none.onnx", "min_fps=1").returncode == 2
+    assert ran("-h").returncode == 0
+    needed = ran("prune", "model=a.pt", "data=b.yaml", "keep_macs=0.5")
+    assert 'pip install "yolo-prune[ultralytics]"' in needed.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

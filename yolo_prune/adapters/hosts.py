@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +26,8 @@ class Trusting(Protocol):
         """Python files or modules that hold such classes."""
 
 
+PLAIN_CHECKPOINT = "best.pt"
+"""A path that the host of plain checkpoints takes, the one that a command without a model is about."""
 _Config = TypeVar("_Config", bound=Trusting)
 _Result = TypeVar("_Result")
 
@@ -82,12 +84,19 @@ def guarding_host(call: Callable[[_Config], _Result]) -> Callable[[_Config], _Re
     @functools.wraps(call)
     def guarded_call(config: _Config) -> _Result:
         model = getattr(config, "model", "")
-        with ExitStack() as stack:
-            for host in {find_host(one) for one in ([model] if isinstance(model, str) else model)}:
-                stack.enter_context(host.guarded(trust=config.trust, imports=config.imports))
+        with guarded([model] if isinstance(model, str) else model, config):
             return call(config)
 
     return guarded_call
+
+
+@contextmanager
+def guarded(models: Iterable[Any], config: Trusting) -> Iterator[None]:
+    """Guard the hosts of models for the duration of the block; without models none is imported."""
+    with ExitStack() as stack:
+        for host in {find_host(one) for one in models}:
+            stack.enter_context(host.guarded(trust=config.trust, imports=config.imports))
+        yield
 
 
 def attach(model: Any, **options: Any) -> Attached:

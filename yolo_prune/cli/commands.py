@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from yolo_prune.adapters.hosts import find_host, guarding_host
+from yolo_prune.adapters.hosts import find_host, guarded, guarding_host
 from yolo_prune.cli.tables import aligned_table
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.files import write_text
@@ -32,6 +32,7 @@ from yolo_prune.options import (
     TrainConfig,
 )
 from yolo_prune.report.metric import METRICS
+from yolo_prune.runtimes import is_exported
 
 if TYPE_CHECKING:
     from yolo_prune.adapters.stored import LoadedModel
@@ -136,34 +137,34 @@ def evaluate(config: EvalConfig) -> None:
     _write_json(config.json, found)
 
 
-@guarding_host
 def bench(config: BenchConfig) -> None:
-    """Print the timings of models against each other, a table for all runtimes."""
+    """Print the timings of models against each other, a table for all runtimes; exported files need no host."""
     from yolo_prune.bench import compare
     from yolo_prune.bench.exports import shared_exports
     from yolo_prune.report.timings import markdown_table
 
-    candidates = dict(zip(short_names(config.model), config.model, strict=True))
-    sizes = {name: config.imgsz or _own_size(path, config.trust) for name, path in candidates.items()}
-    with shared_exports() as exports:
-        comparisons = [
-            compare(
-                candidates,
-                runtime=runtime,
-                imgsz=sizes,
-                device=config.device,
-                threads=config.threads,
-                batch=config.batch,
-                rounds=config.rounds,
-                seconds=config.seconds,
-                half=config.half,
-                compile=config.compile,
-                trust=config.trust,
-                imports=config.imports,
-                exports=exports,
-            )
-            for runtime in config.runtimes
-        ]
+    with guarded([model for model in config.model if not is_exported(model)], config):
+        candidates = dict(zip(short_names(config.model), config.model, strict=True))
+        sizes = {name: config.imgsz or _own_size(path, config.trust) for name, path in candidates.items()}
+        with shared_exports() as exports:
+            comparisons = [
+                compare(
+                    candidates,
+                    runtime=runtime,
+                    imgsz=sizes,
+                    device=config.device,
+                    threads=config.threads,
+                    batch=config.batch,
+                    rounds=config.rounds,
+                    seconds=config.seconds,
+                    half=config.half,
+                    compile=config.compile,
+                    trust=config.trust,
+                    imports=config.imports,
+                    exports=exports,
+                )
+                for runtime in config.runtimes
+            ]
     say(markdown_table(comparisons))
     _write_json(config.json, [comparison.to_dict() for comparison in comparisons])
 

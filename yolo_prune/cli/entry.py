@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from yolo_prune.adapters.hosts import hosts
+from yolo_prune.adapters.hosts import PLAIN_CHECKPOINT, find_host, hosts
 from yolo_prune.cli import commands
 from yolo_prune.cli.help import command_help, general_help, version_text
 from yolo_prune.cli.registry import COMMANDS
@@ -107,9 +107,9 @@ def _dispatch(words: list[str]) -> int:
 def _missing(error: ModuleNotFoundError, command: str, config: Any) -> YoloPruneError | None:
     """Say which extra installs what a command could not import; None where none does."""
     model = getattr(config, "model", None)
-    own = {package for host in hosts() if host.takes(model) for package in host.packages[:1]}
-    packages = [package for host in hosts() for package in host.packages]
-    return missing_extra(error, f"'{command}'", packages, next(iter(own), None))
+    first = model[0] if isinstance(model, tuple) else model
+    own = find_host(PLAIN_CHECKPOINT if first is None else first).packages[0]
+    return missing_extra(error, f"'{command}'", [name for host in hosts() for name in host.packages], own)
 
 
 def _host_words(words: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from yolo_prune.adapters.hosts import hosts
+from yolo_prune.adapters.hosts import PLAIN_CHECKPOINT, find_host
 from yolo_prune.device import resolve_device
 from yolo_prune.errors import ConfigError
 from yolo_prune.options import PruneConfig
@@ -67,7 +67,7 @@ def run_demo(
                 make_demo_detection(Path(project) / "data", train=_TRAIN_IMAGES, val=_VAL_IMAGES, seed=seed)
             )
     if model is None:
-        host = hosts()[0]
+        host = find_host(PLAIN_CHECKPOINT)
         length = train_epochs or _TRAIN_EPOCHS
         with space.stage("train", f"training {host.demo_model} from random weights for {length} epochs"):
             model = str(

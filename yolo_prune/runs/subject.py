@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_prune.adapters.hosts import find_host, hosts
+from yolo_prune.adapters.hosts import find_host, guarded, hosts
 from yolo_prune.bench.exports import Exports
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError
 from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.options import CheckConfig
-from yolo_prune.runtimes import RUNTIMES
-from yolo_prune.runtimes.runtime import DeviceUnavailableError, Settings, open_runtime, read_file
+from yolo_prune.runtimes import RUNTIMES, is_exported
+from yolo_prune.runtimes.runtime import (
+    DeviceUnavailableError,
+    Settings,
+    open_runtime,
+    read_file,
+)
 
 if TYPE_CHECKING:
     from yolo_prune.accuracy.deployed import Accuracy, DeployedModel
@@ -59,14 +64,13 @@ def open_subject(name: str, runtime: str, config: CheckConfig, exports: Exports,
         CheckpointError: It is missing or damaged.
     """
     entry = RUNTIMES[runtime]
-    if any(one.runs(name) and not one.checkpoints for one in RUNTIMES.values()):
+    if is_exported(name):
         if not entry.runs(name):
             expected = ", ".join(f"*{ending}" for ending in entry.endings)
             raise ConfigError(f"the '{runtime}' runtime does not run '{name}', expected {expected}.")
         return _exported(name, Path(name), runtime, config)
-    host = find_host(name)
-    stack.enter_context(host.guarded(trust=config.trust, imports=config.imports))
-    loaded = host.load(name, trust=config.trust)
+    stack.enter_context(guarded([name], config))
+    loaded = find_host(name).load(name, trust=config.trust)
     imgsz, batch = config.imgsz or loaded.imgsz, config.batch or 1
     if entry.checkpoints:
         return Subject(name, loaded.path, imgsz, batch, "float32", loaded.task)

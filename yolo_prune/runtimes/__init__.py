@@ -31,3 +31,8 @@ RUNTIMES = {
     "onnxruntime": RuntimeEntry("yolo_prune.runtimes.onnxruntime", (".onnx",), "onnx"),
 }
 """The runtimes by name. Of several that run a file the first one does, unless another is named."""
+
+
+def is_exported(name: str) -> bool:
+    """Tell by its name whether a model is an exported file, which runs without the framework that it came from."""
+    return any(entry.runs(name) and not entry.checkpoints for entry in RUNTIMES.values())
