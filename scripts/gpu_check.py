@@ -50,7 +50,9 @@ def list_packages(options: list[str]) -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     given = {word.partition("==")[0] for word in options if "==" in word}
-    for pin in needed([*project["dependencies"], *EXTRAS]):
+    extras = project["optional-dependencies"]
+    roots = [*project["dependencies"], *extras["torch"], *extras["ultralytics"], *EXTRAS]
+    for pin in needed([root for root in roots if not root.startswith("yolo-prune[")]):
         if pin.partition("==")[0] not in {*given, "pip"}:
             print(pin)
 
