@@ -303,6 +303,43 @@ def test_the_latest_images_are_kept_and_no_targets():
     assert {key for item in kept for key in item} == {"image"}
 
 
+class Kept:
+    """Keeps what the latest step lost."""
+
+    def __init__(self):
+        self.losses = []
+
+    def before_train(self): ...
+
+    def before_step(self): ...
+
+    def after_step(self):
+        self.losses.append({name: v for name, v in self.trainer.storage.items() if name.startswith("loss")})
+
+    def after_train(self): ...
+
+
+def test_the_uncut_model_teaches_after_the_cut_and_fades(tmp_path):
+    kept, model = Kept(), build()
+    hook = make(**QUICK, distill=True, output_dir=tmp_path)
+    trainer_of(model, [Seeded(), hook, kept], rate=0.0).train(0, 12)
+    taught = [losses.get("loss_distill") for losses in kept.losses]
+    assert taught[:6] == [None] * 6
+    assert all(value > 0 for value in taught[6:])
+    shares = [1, 1, 2 / 3, 2 / 3, 1 / 3, 1 / 3]
+    apart = [value / share for value, share in zip(taught[6:], shares, strict=True)]
+    assert max(apart) < 1.5 * min(apart), "at a rate of zero the distance stays, and its share falls"
+    assert not model._forward_hooks
+    assert set(model(loader()[0])) == set(kept.losses[0]), "its losses are its own again"
+
+
+def test_without_a_teacher_the_losses_are_the_model_s_own(tmp_path):
+    kept = Kept()
+    hook = make(**QUICK, distill=False, output_dir=tmp_path)
+    trainer_of(build(), [Seeded(), hook, kept]).train(0, 12)
+    assert not any("loss_distill" in losses for losses in kept.losses)
+
+
 def broken(**parts):
     """A trainer of which something is missing."""
     trainer = trainer_of(build())
@@ -389,7 +426,6 @@ def test_a_hook_without_a_trainer_says_so():
         ({"keep_macs": None}, "give exactly one budget of keep_macs, gmacs, keep_params; got none"),
         ({"keep_mac": 0.5}, "unknown key 'keep_mac'"),
         ({"parts": 0}, "parts must be at least 1, got 0."),
-        ({"distill": True}, "distill=true needs outputs that can be compared"),
     ],
 )
 def test_a_wrong_option_is_refused_when_the_hook_is_made(options, sentence):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,50 @@ def relative_distance(ours: Any, theirs: Any) -> Tensor:
     return torch.stack([_relative(*pair) for pair in comparable(ours, theirs)]).mean()
 
 
+def bounded_distance(ours: Any, theirs: Any) -> Tensor:
+    """Return the mean over all outputs of the squared error, relative to what there is of it and of the variance.
+
+    Never more than 1, with a gradient that falls as the error grows: an output that hardly varies must not outweigh the
+    other losses of a training.
+
+    Raises:
+        ConfigError: The outputs are of another number or shape, or there are none.
+    """
+    errors = [_relative(*pair) for pair in comparable(ours, theirs)]
+    return torch.stack([error / (1 + error.detach()) for error in errors]).mean()
+
+
+class Predictions(NamedTuple):
+    """What a head says at many locations, when it is known what is what.
+
+    Attributes:
+        scores: Probabilities, shape (B, locations, scores).
+        boxes: What stands beside them, shape (B, locations, numbers).
+    """
+
+    scores: Tensor
+    boxes: Tensor
+
+
+def prediction_distance(ours: Sequence[Predictions], theirs: Sequence[Predictions]) -> Tensor:
+    """Return the distance of the predictions of several heads, the mean over them; see :func:`output_distance`.
+
+    Raises:
+        ConfigError: They are of another number or shape, or there are none.
+    """
+    pairs = list(zip(ours, theirs, strict=False))
+    same = all(a.scores.shape == b.scores.shape and a.boxes.shape == b.boxes.shape for a, b in pairs)
+    if not pairs or len(ours) != len(theirs) or not same:
+        raise _not_comparable(_floating(ours), _floating(theirs))
+    return torch.stack([_of_head(*pair) for pair in pairs]).mean()
+
+
+def _of_head(ours: Predictions, theirs: Predictions) -> Tensor:
+    ours, theirs = (Predictions(*(values.float() for values in one)) for one in (ours, theirs))
+    theirs = Predictions(*(values.detach() for values in theirs))
+    return _apart(ours, theirs, theirs.scores.amax(-1, keepdim=True))
+
+
 def comparable(ours: Any, theirs: Any) -> list[tuple[Tensor, Tensor]]:
     """Return the floating-point outputs of two networks side by side, in float32, the teacher's without gradient.
 
@@ -65,11 +109,15 @@ def comparable(ours: Any, theirs: Any) -> list[tuple[Tensor, Tensor]]:
     pairs = list(zip(left, right, strict=False))
     same = [(a, b) for a, b in pairs if a.shape == b.shape]
     if not same or len(left) != len(right) or not all(_alike_but_in_channels(a, b) for a, b in pairs):
-        raise ConfigError(
-            f"the uncut model's outputs cannot be compared: {_shapes(left)} of the model, {_shapes(right)} of its "
-            "teacher. Hand over the batch that the outputs are of, and the outputs before they are filtered."
-        )
+        raise _not_comparable(left, right)
     return [(a.float(), b.detach().float()) for a, b in same]
+
+
+def _not_comparable(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> ConfigError:
+    return ConfigError(
+        f"the uncut model's outputs cannot be compared: {_shapes(ours)} of the model, {_shapes(theirs)} of its "
+        "teacher. Hand over the batch that the outputs are of, and the outputs before they are filtered."
+    )
 
 
 def _alike_but_in_channels(one: Tensor, other: Tensor) -> bool:
@@ -95,12 +143,17 @@ def _of_predictions(ours: Tensor, theirs: Tensor) -> Tensor:
     unit = in_unit(before, 2)
     known = before[..., unit]
     wanted, best = rated(known, known)
+    made = Predictions(rated(after[..., unit], known)[0], after[..., ~unit])
+    return _apart(made, Predictions(wanted, before[..., ~unit]), best)
+
+
+def _apart(ours: Predictions, theirs: Predictions, best: Tensor) -> Tensor:
+    """Return the distance of predictions where the teacher's best score of each location is known."""
     total = best.sum().clamp(min=_SMALL)
-    distance = bernoulli_divergence(rated(after[..., unit], known)[0], wanted).sum() / total
-    if bool((~unit).any()):
-        boxes = before[..., ~unit]
-        spread = spread_of(boxes, best)
-        apart = F.smooth_l1_loss(after[..., ~unit] / spread, boxes / spread, reduction="none", beta=_KNEE)
+    distance = bernoulli_divergence(ours.scores, theirs.scores).sum() / total
+    if theirs.boxes.shape[-1]:
+        spread = spread_of(theirs.boxes, best)
+        apart = F.smooth_l1_loss(ours.boxes / spread, theirs.boxes / spread, reduction="none", beta=_KNEE)
         distance = distance + (best * apart).sum() / total
     return distance
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,24 +57,53 @@ def last_layers(module: nn.Module, graph: ChannelGraph) -> tuple[str, ...]:
     return tuple(sorted({owner for owner in owners if owner in known}))
 
 
+Reader = Callable[[Any], Any]
+
+
 class HeadForward:
-    """Runs a model and returns what its last layers made, in the order in which they ran."""
+    """Runs a model and returns what its heads made, in the order in which they ran.
 
-    def __init__(self, forward: Forward, layers: Sequence[str]) -> None:
-        self._forward, self._layers = forward, tuple(layers)
+    Args:
+        forward: Runs the model.
+        layers: Names of its last layers, or of its heads with what to make of what each returns.
+        distance: How far what a model's heads made is from what another's did; None: the mean over all of the squared
+            error relative to the teacher's variance.
+    """
 
-    def __call__(self, module: nn.Module, batch: Any) -> list[Tensor]:
-        """Return a tensor for every call of such a layer."""
-        made: list[Tensor] = []
+    def __init__(
+        self,
+        forward: Forward,
+        layers: Sequence[str] | Mapping[str, Reader],
+        distance: Callable[[Any, Any], Tensor] | None = None,
+    ) -> None:
+        self._forward = forward
+        named = layers if isinstance(layers, Mapping) else dict.fromkeys(layers, _as_it_is)
+        self._layers = dict(named)
+        self.distance = distance or relative_distance
 
-        def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
-            made.append(output)
-
-        with ExitStack() as undo:
-            for name in self._layers:
-                undo.callback(module.get_submodule(name).register_forward_hook(keep).remove)
+    def __call__(self, module: nn.Module, batch: Any) -> list[Any]:
+        """Return what was made for every call of a head."""
+        with self.watching(module) as made:
             self._forward(module, batch)
         return made
+
+    @contextmanager
+    def watching(self, module: nn.Module) -> Iterator[list[Any]]:
+        """Yield a list that gets what the heads of a model make until the block ends."""
+        made: list[Any] = []
+
+        def keep(read: Reader, layer: nn.Module, inputs: Any, output: Any) -> None:
+            made.append(read(output))
+
+        with ExitStack() as undo:
+            for name, read in self._layers.items():
+                layer = module.get_submodule(name)
+                undo.callback(layer.register_forward_hook(partial(keep, read)).remove)
+            yield made
+
+
+def _as_it_is(output: Any) -> Any:
+    return output
 
 
 def _filters(module: nn.Module, calibration: Calibration) -> bool:

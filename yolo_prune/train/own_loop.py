@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yolo_prune.criteria.batches import gather_batches
 from yolo_prune.criteria.calibration import Calibration, Forward, Projection
+from yolo_prune.criteria.distance import bounded_distance
+from yolo_prune.criteria.heads import HeadForward, last_layers
+from yolo_prune.cut.optimizer import follow_cut
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
-from yolo_prune.train.imitate import OutputTeacher
+from yolo_prune.cut.surgery import cut_
+from yolo_prune.train.imitate import HeadTeacher, OutputTeacher
 from yolo_prune.train.midcut import is_distributed
 from yolo_prune.train.wrappers import average_inside, renew_wrappers_, restart_average_, unwrapped
 
@@ -38,6 +42,7 @@ class OwnLoop:
         steps: Steps of the optimizer in this epoch.
         counted: Steps of the optimizer in the last one.
         teacher: The uncut network.
+        last: What the last layer of each of its heads makes; None as long as nobody asked.
     """
 
     wrapped: nn.Module
@@ -54,6 +59,7 @@ class OwnLoop:
     steps: int = 0
     counted: int = 0
     teacher: OutputTeacher | None = None
+    last: HeadForward | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -103,10 +109,41 @@ class OwnLoop:
         if self.distill:
             self.teacher = OutputTeacher(copy.deepcopy(parent), self.forward)
 
+    def head_teacher(self, heads: HeadForward | None) -> HeadTeacher | None:
+        """Return the uncut model as a teacher of detectors, None before the first cut.
+
+        Args:
+            heads: What is compared; None: what the last layers make.
+        """
+        if self.teacher is None:
+            return None
+        uncut = self.teacher.module
+        if heads is None:
+            heads = self.last = self.last or HeadForward(
+                self.forward, last_layers(uncut, self.how.cost_of(uncut).graph), bounded_distance
+            )
+        return HeadTeacher(uncut, heads)
+
     def after_cut(self, plan: PrunePlan, parent: nn.Module | None) -> None:
         """Renew wrappers and average."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
+        self.renew()
+
+    def cut_again(self, plan: PrunePlan, teacher: Mapping[str, Tensor] | None) -> None:
+        """Cut a fresh model as that of a saved training was.
+
+        Args:
+            plan: What was cut.
+            teacher: Weights of the uncut model, where there was a teacher.
+        """
+        if teacher is not None:
+            uncut = copy.deepcopy(self.model)
+            uncut.load_state_dict(teacher)
+            self.teacher = OutputTeacher(uncut, self.forward)
+        cut_(self.model, plan, rules=self.how.rules)
+        for optimizer in self.optimizers:
+            follow_cut(optimizer, self.model)
         self.renew()
 
     def renew(self) -> None:

@@ -13,8 +13,7 @@ Around an ordinary loop::
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 
 from yolo_prune.criteria.batches import calibration_of, gather_batches
 from yolo_prune.criteria.calibration import Forward, Projection, call
-from yolo_prune.cut.optimizer import check_can_follow, follow_cut
+from yolo_prune.criteria.heads import HeadForward
+from yolo_prune.cut.optimizer import check_can_follow
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.prunable import check_prunable
 from yolo_prune.cut.record import PrunePlan
-from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.graph.copies import check_has_weights
 from yolo_prune.graph.decisions import Positions
@@ -34,7 +33,8 @@ from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import ModuleRules, OutputSelector
 from yolo_prune.options.inrun import make_settings, same_settings, without_images
 from yolo_prune.progress import LOGGER
-from yolo_prune.train.imitate import OutputTeacher
+from yolo_prune.train.imitate import Lesson
+from yolo_prune.train.lowered import LoweredRates
 from yolo_prune.train.own_loop import OwnLoop
 from yolo_prune.train.session import Session
 from yolo_prune.train.state import RunState
@@ -139,10 +139,8 @@ class PruningSession:
         )
         self._session = Session(settings, self._loop)
         self._per_epoch, self._iterations = steps_per_epoch, 0
-        self._gentle: float | None = None
+        self._rates = LoweredRates(optimizers, self._factor_on_rates)
         self._stage = "new"
-        self._hooks: list[Any] = []
-        self._rates: dict[int, list[float]] = {}
         self._within: Mapping[str, int] = {}
 
     @property
@@ -167,9 +165,7 @@ class PruningSession:
         self._expect("new")
         state = getattr(self._session, "state", None)
         self._session.begin(state)
-        for optimizer in self._loop.optimizers:
-            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
-            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+        self._rates.attach()
         self._stage = "training"
         self._begin_epoch()
         if self._within:  # stopped in the middle of an epoch
@@ -217,8 +213,31 @@ class PruningSession:
         """
         teacher = self._loop.teacher
         if teacher is None:
-            return torch.zeros((), device=next(self.model.parameters()).device)
+            return self._no_distance()
         return teacher.distance(self.model, batch, outputs) * self._session.teacher_share()
+
+    def learn(self, run: Callable[[nn.Module], Any], heads: HeadForward | None = None) -> tuple[Any, Tensor]:
+        """Run a detector on a batch, and return how far its heads are from the uncut model's, to be added to the loss.
+
+        For models that return losses in training. As :meth:`teacher_loss` it fades, and is zero before the first cut.
+
+        Args:
+            run: Runs a network as the loop does: ``losses, apart = session.learn(lambda net: net(images, targets))``.
+            heads: What is compared, and how; None: what the last layer of each head makes, by its spread.
+
+        Returns:
+            What the model returned, and a scalar with gradient.
+        """
+        lesson, wrapped = self.lesson(heads), self._loop.wrapped
+        if lesson is None:
+            return run(wrapped), self._no_distance()
+        outputs = lesson.watch(lambda: run(wrapped))
+        return outputs, lesson.distance(run)
+
+    def lesson(self, heads: HeadForward | None = None) -> Lesson | None:
+        """Return :meth:`learn` in parts, for a loop that cannot call it; None before the first cut."""
+        teacher = self._loop.head_teacher(heads)
+        return None if teacher is None else teacher.lesson(self.model, self._session.teacher_share())
 
     def finish(self) -> PrunePlan | None:
         """Take every hook off and return the plan, None where nothing was cut.
@@ -233,9 +252,8 @@ class PruningSession:
             if not self._session.is_done:
                 done, wanted = len(self._session.state.cuts), self._session.settings.cuts
                 LOGGER.warning("the training ended after %d of %d cuts: the budget is not met.", done, wanted)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._loop.teacher, self._stage = [], None, "finished"
+        self._rates.detach()
+        self._loop.teacher, self._stage = None, "finished"
         return self.plan
 
     @property
@@ -296,14 +314,7 @@ class PruningSession:
             )
         stored, loop = RunState.from_dict(state["state"]), self._loop
         if stored.plan:
-            if state["teacher"] is not None:
-                uncut = copy.deepcopy(self.model)
-                uncut.load_state_dict(state["teacher"])
-                loop.teacher = OutputTeacher(uncut, loop.forward)
-            cut_(self.model, PrunePlan.from_json(stored.plan), rules=loop.how.rules)
-            for optimizer in loop.optimizers:
-                follow_cut(optimizer, self.model)
-            loop.renew()
+            loop.cut_again(PrunePlan.from_json(stored.plan), state["teacher"])
         self._session.state, loop.epoch, loop.counted = stored, int(state["epoch"]), int(state["steps"])
         self._within = state.get("within", {})
         self._positions.load_state_dict(state.get("positions", {}))
@@ -315,21 +326,14 @@ class PruningSession:
         self._session.begin_epoch()
         self._session.order_scales()
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Lower the rates for this step in the first epoch after a cut, so that it does not undo the recovery."""
-        if optimizer is self._loop.optimizers[0]:
-            self._gentle = self._session.gentle(self._loop.steps_per_epoch)
-            self._loop.steps += 1
-        if self._gentle is not None:
-            self._rates[id(optimizer)] = [group["lr"] for group in optimizer.param_groups]
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * self._gentle
+    def _factor_on_rates(self) -> float | None:
+        """Return what is left of the rates in the next step, lower in the first epoch after a cut, and count it."""
+        factor = self._session.gentle(self._loop.steps_per_epoch)
+        self._loop.steps += 1
+        return factor
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Give the rates back: the schedule is the loop's."""
-        rates = self._rates.pop(id(optimizer), None)
-        for group, rate in zip(optimizer.param_groups, rates or (), strict=False):
-            group["lr"] = rate
+    def _no_distance(self) -> Tensor:
+        return torch.zeros((), device=next(self.model.parameters()).device)
 
     def _expect(self, stage: str) -> None:
         if self._stage == stage:

@@ -31,6 +31,7 @@ from yolo_prune.adapters.detectron.batches import (
 from yolo_prune.adapters.detectron.division import Division
 from yolo_prune.adapters.detectron.journal import Journal, say_begin, say_cut, say_frozen_norms
 from yolo_prune.adapters.detectron.saved import WithPruning, check_weights, weigh
+from yolo_prune.adapters.detectron.teaching import add_teacher
 from yolo_prune.criteria.calibration import Forward, Projection, call
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError, ConfigError
@@ -51,7 +52,7 @@ _SCORE = "bbox/AP"  # where detectron2's evaluation leaves it, in per cent
 
 
 class PruningHook(HookBase):  # type: ignore[misc]
-    """Sparse training, the cut and gentle rates after it, for a trainer with hooks.
+    """Sparse training, the cut, gentle rates and a teacher after it, for a trainer with hooks.
 
     The training is divided into ``parts`` equal parts, which are the epochs of :class:`yolo_prune.PruningSession`: it
     can be cut between them. The model and the optimizer stay the same objects, so schedulers, averages (mayaku's
@@ -103,11 +104,6 @@ class PruningHook(HookBase):  # type: ignore[misc]
         """
         if parts < 1:
             raise ConfigError(f"parts must be at least 1, got {parts}.")
-        if options.setdefault("distill", False):
-            raise ConfigError(
-                "distill=true needs outputs that can be compared, and a trainer with hooks adds up its losses by "
-                "itself: use PruningSession in a loop of your own for a teacher."
-            )
         self.parts, self._options = parts, options
         self._settings = make_settings(options)
         self._example, self._cost_input, self._calibration = example_input, cost_input, calibration
@@ -117,6 +113,7 @@ class PruningHook(HookBase):  # type: ignore[misc]
         self._session: PruningSession | None = None
         self._recent: RecentImages | None = None
         self._handles: list[Any] = []
+        self._teaching: list[Any] = []
         self._stage = "new"
         self._fed = self._judged = 0
         self._saved: Mapping[str, Any] | None = None
@@ -153,6 +150,7 @@ class PruningHook(HookBase):  # type: ignore[misc]
         self._stage = "training"
         session.before_train()
         self._watch(session)
+        self._teaching = add_teacher(session.model, session.lesson) if self._settings.distill else []
         for writer in parts.writers_of(trainer):
             writer.metadata = WithPruning(writer.metadata, self.state_dict)
         self._say_begin(session)
@@ -187,9 +185,9 @@ class PruningHook(HookBase):  # type: ignore[misc]
             return
         self._stage = "ended"
         session.finish()
-        for handle in self._handles:
+        for handle in (*self._handles, *self._teaching):
             handle.remove()
-        self._handles, self._recent = [], None
+        self._handles, self._teaching, self._recent = [], [], None
         self._journal.close()
 
     # What checkpoints hold.

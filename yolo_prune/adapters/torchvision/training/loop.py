@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from yolo_prune.adapters.torchvision import files
 from yolo_prune.adapters.torchvision.described import CLASSIFY, described
+from yolo_prune.adapters.torchvision.predictions import heads_of
 from yolo_prune.adapters.torchvision.training.recipe import TrainRecipe
 from yolo_prune.adapters.torchvision.training.samples import Loader
 from yolo_prune.cut.record import PrunePlan
@@ -22,7 +23,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import replacing
 from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.progress import LOGGER, track
-from yolo_prune.train.imitate import OutputTeacher
+from yolo_prune.train.imitate import HeadTeacher, OutputTeacher
 from yolo_prune.train.plain import PruningSession
 
 STATE_KEY = "training"
@@ -77,7 +78,7 @@ class Training:
     folder: Path
     record: Mapping[str, Any]
     session: PruningSession | None = None
-    teacher: OutputTeacher | None = None
+    teacher: OutputTeacher | HeadTeacher | None = None
     began: str | None = None
     progress: Progress = field(default_factory=Progress)
 
@@ -175,16 +176,26 @@ class Training:
         device = self.recipe.device
         if described(self.module).task != CLASSIFY:
             there = [{name: tensor.to(device) for name, tensor in each.items()} for each in targets]
-            losses: dict[str, Tensor] = self.module(list(images), there)
-            return torch.stack(list(losses.values())).sum()
+            return self._losses(lambda network: network(list(images), there))
         outputs: Any = self.module(images)
         scores = getattr(outputs, "logits", outputs)  # some classifiers have others beside
         loss = F.cross_entropy(scores, targets.to(device), label_smoothing=_SMOOTHING)
-        if self.teacher is not None:
+        if isinstance(self.teacher, OutputTeacher):
             loss = loss + self.teacher.distance(self.module, images, outputs)
         if self.session is not None:
             loss = loss + self.session.teacher_loss(images, outputs)
         return loss
+
+    def _losses(self, run: Callable[[nn.Module], dict[str, Tensor]]) -> Tensor:
+        """Return what a detector makes of a batch, with the distance to its teacher, and to the uncut network."""
+        if self.session is not None:
+            losses, apart = self.session.learn(run, heads_of(self.module))
+            return torch.stack([*losses.values(), apart]).sum()
+        if not isinstance(self.teacher, HeadTeacher):
+            return torch.stack(list(run(self.module).values())).sum()
+        lesson = self.teacher.lesson(self.module)
+        losses = lesson.watch(lambda: run(self.module))
+        return torch.stack([*losses.values(), lesson.distance(run)]).sum()
 
     def _cuts(self) -> str | None:
         plan = self.session.plan if self.session else None

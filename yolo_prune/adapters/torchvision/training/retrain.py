@@ -11,13 +11,14 @@ from torch import nn
 
 from yolo_prune.adapters.torchvision import files
 from yolo_prune.adapters.torchvision.described import CLASSIFY, described
+from yolo_prune.adapters.torchvision.detector import learn_from_
+from yolo_prune.adapters.torchvision.predictions import heads_of
 from yolo_prune.adapters.torchvision.training.recipe import make_recipe
 from yolo_prune.adapters.torchvision.training.setup import check_trainable, go_on_, state_of, training_of
 from yolo_prune.cost import count_parameters
 from yolo_prune.criteria.calibration import call
 from yolo_prune.imgsz import ImageSize
-from yolo_prune.progress import LOGGER
-from yolo_prune.train.imitate import OutputTeacher
+from yolo_prune.train.imitate import HeadTeacher, OutputTeacher
 from yolo_prune.train.retrained import RetrainResult, check_still_cut
 
 
@@ -41,7 +42,7 @@ def retrain(
 ) -> RetrainResult:
     """Train a cut network of this host; see :meth:`yolo_prune.adapters.host.Host.retrain`.
 
-    A classifier learns from its parent, too. Detectors learn from the labels alone: in training they return losses.
+    It learns from its parent, too: a classifier's outputs are compared, of a detector what its heads make.
 
     Raises:
         ConfigError: The network needs labels that are not read, or the training diverged.
@@ -55,11 +56,8 @@ def retrain(
     if state is not None:
         module = files.load(last).module
     module.to(recipe.device).requires_grad_(True)
-    learns = teacher is not None and described(module).task == CLASSIFY
-    if teacher is not None and not learns:
-        LOGGER.info("detectors of this host learn from the labels alone: there is no teacher.")
     training = training_of(module, recipe, str(data), Path(run_dir), meta)
-    training.teacher = OutputTeacher(copy.deepcopy(teacher), call) if learns and teacher else None
+    training.teacher = _teacher(copy.deepcopy(teacher), recipe.rois) if teacher is not None else None
     go_on_(training, state)
     progress = training.run(judge_start=True)
     after = count_parameters(files.load(training.best).module)
@@ -74,3 +72,10 @@ def retrain(
         start_fitness=progress.start,
         best_fitness=progress.best,
     )
+
+
+def _teacher(parent: nn.Module, regions: int) -> OutputTeacher | HeadTeacher:
+    if described(parent).task == CLASSIFY:
+        return OutputTeacher(parent, call)
+    learn_from_(parent, regions)
+    return HeadTeacher(parent, heads_of(parent))

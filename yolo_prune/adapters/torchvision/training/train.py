@@ -143,18 +143,14 @@ def _transfer_(module: nn.Module, architecture: str, file: Path) -> None:
 def _session(training: Training, settings: Mapping[str, Any]) -> PruningSession:
     """Make the session that prunes in the loop."""
     module, recipe = training.module, training.recipe
-    options = dict(settings)
-    if described(module).task != CLASSIFY and options["distill"]:
-        options["distill"] = False
-        LOGGER.info("detectors of this host learn from the labels alone: there is no teacher.")
     return PruningSession(
         module,
         training.optimizer,
         example_of(module, recipe.imgsz),
         total=recipe.epochs,
-        calibration=_calibration(training, int(options["calibration_images"])),
+        calibration=_calibration(training, int(settings["calibration_images"])),
         seed=recipe.seed,
-        **options,
+        **settings,
     )
 
 
