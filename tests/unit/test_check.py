@@ -109,6 +109,15 @@ def test_a_file_that_is_no_model_exits_with_two(tmp_path, capsys):
     assert "is not an ONNX model that onnxruntime can load" in capsys.readouterr().err
 
 
+def test_all_of_the_time_is_measured_where_that_is_asked_for(file, tmp_path):
+    steps = []
+    for early in ("true", "false"):
+        report = tmp_path / f"{early}.json"
+        assert check(f"model={file}", "min_fps=0.1", f"early={early}", f"json={report}") == 0
+        steps.append(json.loads(report.read_text())["samples"])
+    assert steps[0] < steps[1]
+
+
 def test_a_speedup_is_measured_in_turns(file, tmp_path):
     slow = export(tmp_path / "slow.onnx", Net(stride=2), (1, 3, 256, 256))
     report = tmp_path / "check.json"

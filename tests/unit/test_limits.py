@@ -55,6 +55,23 @@ def test_times_that_change_slowly_have_a_wider_interval_than_the_same_times_shuf
     assert widths[0] > 1.5 * widths[1]
 
 
+def lasting(random, count=300, memory=0.9):
+    """Steps in ms that depend on those before."""
+    found = [random.normal()]
+    for push in random.normal(size=count - 1):
+        found.append(memory * found[-1] + math.sqrt(1 - memory**2) * push)
+    return 10 * np.exp(0.1 * np.array(found)).reshape(-1, 3)
+
+
+def test_steps_that_depend_on_each_other_are_worth_fewer():
+    random = np.random.default_rng(0)
+    single = [percentile_bounds(noisy(random, rounds=100), 50) for _ in range(20)]
+    repeated = [percentile_bounds(lasting(random), 50) for _ in range(20)]
+    widths = [np.mean([one.high - one.low for one in many]) for many in (single, repeated)]
+    assert widths[1] > 2 * widths[0]
+    assert sum(one.low <= 10 <= one.high for one in repeated) >= 17
+
+
 def test_too_few_steps_say_nothing_of_a_high_percentile():
     few = percentile_bounds(noisy(np.random.default_rng(0), rounds=20), 99)
     assert few.high == math.inf

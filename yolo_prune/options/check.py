@@ -67,6 +67,11 @@ class CheckConfig:
         "batch", help="images per step; the file's own, or 1, when not given", default=None
     )
     seconds: float = option("longest time to measure, without warm-up", 10.0, group=MEASURING, low=0.1)
+    early: bool = option(
+        "end once all is decided; false: measure for all of seconds=, for example until a board is hot",
+        True,
+        group=MEASURING,
+    )
     source: str | None = option(
         "video, folder of images or number of a camera: reading it is timed too", None, group=MEASURING
     )

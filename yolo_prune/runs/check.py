@@ -76,7 +76,7 @@ def run_check(config: CheckConfig) -> CheckReport:
         findings=tuple(findings),
         conditions=_conditions(own, alone),
         details=_details(own, alone, accuracy, size),
-        warnings=_warnings(config, alone, paired, accuracy, settings.threads),
+        warnings=_warnings(config, alone, paired, settings.threads),
         values=_values(own, alone, paired, accuracy, size),
         seconds=time.perf_counter() - began,
     )
@@ -121,7 +121,7 @@ def _watch(
         runtime=runtime,
         settings=settings,
         seconds=config.seconds,
-        limits=limits,
+        limits=limits if config.early else (),
         source=config.source,
         imports=config.imports,
     )
@@ -222,23 +222,24 @@ def _details(own: Subject, alone: Watched, accuracy: Accuracy | None, size: floa
         found["accuracy"] = (
             f"{accuracy.images} images, {accuracy.source}; bounds: 95 % over the choice of images"
         )
+        if accuracy.notes:
+            found["note"] = " ".join(accuracy.notes)
     return found
 
 
-def _warnings(
-    config: CheckConfig, alone: Watched, paired: Watched | None, accuracy: Accuracy | None, threads: int
-) -> tuple[str, ...]:
-    found = dict.fromkeys(
+def _warnings(config: CheckConfig, alone: Watched, paired: Watched | None, threads: int) -> tuple[str, ...]:
+    """Say each thing that makes the times doubtful once."""
+    found = [
         text
         for watched in (alone, paired)
         if watched is not None
         for text in warnings_of(*watched.machine, available_cpus(), threads)
-    )
+    ]
     if config.source is not None and config.source.isdecimal():
-        found[
-            "A camera gives images at its own rate: the FPS are those of the camera where it is the slower one."
-        ] = None
-    return (*found, *(accuracy.notes if accuracy is not None else ()))
+        found.append(
+            "A camera gives images at its own rate: FPS are the camera's where it is the slower of the two."
+        )
+    return tuple(dict.fromkeys(found))
 
 
 def _values(
