@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.graph import ModuleRule, ModuleRules
-
 CLASSIFIERS = (
     *("resnet18", "resnet50", "resnext50_32x4d", "densenet121"),
     *("squeezenet1_1", "mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0"),
@@ -79,41 +77,6 @@ class Network:
     def run(self, model: nn.Module) -> Any:
         """Call a network with its example."""
         return model(**self.example) if isinstance(self.example, dict) else model(self.example)
-
-    @property
-    def rules(self) -> ModuleRules | None:
-        """Rules for blocks of its own that bake a width into an attribute, as a user would give them."""
-        return next((rules() for word, rules in RULES.items() if word in self.name), None)
-
-
-def _of_mixed_convolutions() -> ModuleRules:
-    from timm.layers.mixed_conv2d import MixedConv2d
-
-    def splits(module: Any, *_: Any) -> None:
-        module.splits = [conv.weight.shape[1] * conv.groups for conv in module.values()]
-
-    return {MixedConv2d: ModuleRule(splits, follow=splits)}
-
-
-def _of_cross_stages() -> ModuleRules:
-    from timm.models.cspnet import CrossStage
-
-    def halves(module: Any) -> None:
-        module.expand_chs = module.conv_exp.conv.weight.shape[0]
-
-    return {CrossStage: ModuleRule(halves)}
-
-
-def _of_hierarchical_blocks() -> ModuleRules:
-    from timm.models.res2net import Bottle2neck
-
-    def width(module: Any) -> None:
-        module.width = module.conv1.weight.shape[0] // module.scale
-
-    return {Bottle2neck: ModuleRule(width)}
-
-
-RULES = {"mixnet": _of_mixed_convolutions, "csp": _of_cross_stages, "res2net": _of_hierarchical_blocks}
 
 
 def networks() -> Iterator[Network]:

@@ -77,20 +77,17 @@ def examine(network: Network, folder: Path) -> dict[str, Any]:
     try:
         model = built(network)
         step = "trace"
-        rules = network.rules
-        if rules:
-            row["without"] = shares(Anatomy(network.example).cost_of(model))["channels"]
-        cost = Anatomy(network.example, rules=rules, positions=Positions()).cost_of(model)
+        cost = Anatomy(network.example, positions=Positions()).cost_of(model)
         row |= shares(cost)
         step = "cut"
         keep = KEEP if row["least"] < 0.98 * KEEP else min(0.95, row["least"] + 0.1)
         narrow = copy.deepcopy(model)
-        plan = prune_module(model, network.example, keep_macs=keep, criterion="l1", rules=rules)
+        plan = prune_module(model, network.example, keep_macs=keep, criterion="l1")
         row["kept"], row["exact"] = plan.kept_macs, difference(plan)
         row["compared"], row["seconds"] = plan.equivalence.get("compared"), time.process_time() - began
         if row["least"] < 0.98 * LESS:
             step = f"cut to {LESS}"
-            less = prune_module(narrow, network.example, keep_macs=LESS, criterion="l1", rules=rules)
+            less = prune_module(narrow, network.example, keep_macs=LESS, criterion="l1")
             row["less"], row["exact"] = less.kept_macs, max(row["exact"], difference(less))
         step = "restore"
         row["restored"] = is_restored(network, model, plan.save(folder / "plan.json"))
@@ -110,7 +107,7 @@ def difference(plan: PrunePlan) -> float:
 def is_restored(network: Network, model: nn.Module, plan: Path) -> bool:
     """Tell whether a fresh network, cut by the plan and given the weights, computes the same to the bit."""
     torch.manual_seed(1)
-    fresh = restore(network.make().eval(), plan, rules=network.rules)
+    fresh = restore(network.make().eval(), plan)
     fresh.load_state_dict(model.state_dict())
     with torch.no_grad():
         ours, theirs = (list(tensors(network.run(each))) for each in (model, fresh))
@@ -172,14 +169,11 @@ relative difference of the exported file; most detectors were not exported.
 | network | kind | GMACs | frozen | least | at {KEEP} | at {LESS} | exact | restored | ONNX | CPU s | result |
 |---|---|---|---|---|---|---|---|---|---|---|---|
 """
-    ruled = [
-        f"{row['name']} ({row['without']:.0%} without)" for row in rows if row.get("without") is not None
-    ]
     notes = [
         "",
-        f"With a rule of a few lines for a block that bakes its width into an attribute: {', '.join(ruled)}.",
+        "Blocks of timm and transformers that bake a width into an attribute have rules in the package; for one of your own",
+        "[a rule is a few lines](custom_models.md#a-module-that-knows-its-own-width).",
     ]
-    notes[-1] += " They are `RULES` in the script; [how to write one](custom_models.md)."
     notes += [
         "",
         "## What stays, and why",

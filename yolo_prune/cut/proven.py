@@ -26,8 +26,9 @@ from yolo_prune.graph.copies import copy_as, copy_with
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.groups import ChannelGraph, Group, trace_groups
 from yolo_prune.graph.held import hold_
+from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.graph.rules import Operator
-from yolo_prune.graph.trace import ModuleRules, OutputSelector
+from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.progress import LOGGER
 
 _Value = TypeVar("_Value")

@@ -12,7 +12,7 @@ from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import PlanError
 from yolo_prune.graph.copies import copy_with
-from yolo_prune.graph.trace import ModuleRules
+from yolo_prune.graph.module_rules import ModuleRules
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

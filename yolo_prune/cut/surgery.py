@@ -13,7 +13,7 @@ from yolo_prune.cut.optimizer import note_gone, note_heir
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import PlanError
 from yolo_prune.graph.copies import laid_out_as
-from yolo_prune.graph.trace import ModuleRules, rule_for
+from yolo_prune.graph.module_rules import ModuleRules, rule_for
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)

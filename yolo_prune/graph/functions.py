@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from yolo_prune.graph.calls import Request
 from yolo_prune.graph.labels import rows_along, varying_dims
 from yolo_prune.graph.rules.movement import padded_label
+from yolo_prune.graph.rules.products import SCALED
 from yolo_prune.graph.sizes import Size, sized
 from yolo_prune.graph.trace import Tracer
 
@@ -101,8 +102,9 @@ def _scaled_attention(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: 
     """Queries and keys of attention that is scaled by their width, however PyTorch takes it apart."""
     if kwargs.get("scale") is None:
         for tensor in (*args, *kwargs.values())[:2]:
-            if (label := tracer.label(tensor)) is not None:
-                tracer.freeze(label, "is scaled by the width of an attention head")
+            label = tracer.label(tensor)
+            if label is not None and not any(d < label.dim() - 2 for d in tracer.shorter_dims(label)):
+                tracer.freeze(label, SCALED)
     return func(*args, **kwargs)
 
 

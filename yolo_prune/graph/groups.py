@@ -15,10 +15,11 @@ from torch import nn
 from yolo_prune.graph.atoms import Axis, BoolArray, Findings, IntArray, MacUse, Pieces
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.held import hold_
+from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.graph.passes import trace_channels
 from yolo_prune.graph.reading import unread_channels
 from yolo_prune.graph.rules import OPERATORS, Operator
-from yolo_prune.graph.trace import ModuleRules, OutputSelector
+from yolo_prune.graph.trace import OutputSelector
 
 
 @dataclass(frozen=True)

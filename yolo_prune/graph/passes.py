@@ -18,7 +18,8 @@ from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.functions import AskedFor
 from yolo_prune.graph.labels import compact
 from yolo_prune.graph.modes import plain_attention
-from yolo_prune.graph.trace import Call, ModuleRules, OutputSelector, Tracer, rule_for
+from yolo_prune.graph.module_rules import ModuleRules, rule_for
+from yolo_prune.graph.trace import Call, OutputSelector, Tracer
 from yolo_prune.graph.untraced import Visit, freeze_what_may_be_read, untraced_parameters
 from yolo_prune.graph.values import tensors_in
 from yolo_prune.progress import LOGGER

@@ -21,35 +21,10 @@ from yolo_prune.graph.atoms import Axis, Findings, IntArray, MacUse, Pieces
 from yolo_prune.graph.calls import Request, is_pointwise
 from yolo_prune.graph.decisions import reads_values
 from yolo_prune.graph.dispatch import OperatorMode
-from yolo_prune.graph.labels import compact
+from yolo_prune.graph.labels import compact, rows_along, varying_dims
+from yolo_prune.graph.module_rules import ModuleRule, ModuleRules, rule_for
 
 OutputSelector = Callable[[Any], Any]
-
-
-@dataclass(frozen=True)
-class ModuleRule:
-    """What a module class that bakes widths into attributes needs.
-
-    Attributes:
-        sync: Called with the module after its parameters were cut; sets the attributes from the new shapes.
-        may_split: The class's own forward may split or reshape a channel dimension (``sync`` keeps it right).
-        equal: Pairs of (parameter path below the module, dim) that must keep equally many channels.
-        follow: As ``sync``, called after it with the kept indices of each cut axis below the module as well, e.g.
-            ``{"conv.weight[0]": [0, 2, 3]}``. With it, the parts of a split may keep different numbers of channels.
-    """
-
-    sync: Callable[[nn.Module], None]
-    may_split: bool = True
-    equal: tuple[tuple[tuple[str, int], tuple[str, int]], ...] = ()
-    follow: Callable[[nn.Module, Mapping[str, Sequence[int]]], None] | None = None
-
-
-ModuleRules = Mapping[type[nn.Module], ModuleRule]
-
-
-def rule_for(rules: ModuleRules, module: nn.Module) -> ModuleRule | None:
-    """Return the rule of a module's class, or of the nearest base class that has one."""
-    return next((rules[base] for base in type(module).__mro__ if base in rules), None)
 
 
 @dataclass(frozen=True)
@@ -307,6 +282,14 @@ class Tracer(OperatorMode):
         arrays = tuple(tuple(np.asarray(part.reshape(-1).numpy()) for part in tied) for tied in parts)
         self.found.pieces.append(Pieces(arrays, self.where))
         self._tied.update(part.tobytes() for tied in arrays if len(tied) > 1 for part in tied)
+
+    def shorter_dims(self, label: Tensor) -> list[int]:
+        """Return the dimensions of a label that get shorter by a cut, where that is known of some: heads, say."""
+        return [dim for dim in varying_dims(label) if any(map(self.is_tied, rows_along(label, dim)))]
+
+    def cut_dims(self, label: Tensor) -> list[int]:
+        """Return the dimensions that a cut may make shorter: along the others the numbers of the code stay right."""
+        return self.shorter_dims(label) or varying_dims(label)
 
     def is_tied(self, vector: Tensor) -> bool:
         """Tell whether these channels are one of several parts that keep equally many, each its own choice."""

@@ -38,8 +38,9 @@ from yolo_prune.errors import BudgetError, ConfigError, EquivalenceError
 from yolo_prune.graph.atoms import BoolArray
 from yolo_prune.graph.copies import check_has_weights, copy_with
 from yolo_prune.graph.decisions import Positions
+from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.graph.rules import Operator
-from yolo_prune.graph.trace import ModuleRules, OutputSelector
+from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.imitate import imitate_
 from yolo_prune.recover.stages import recover_by_stages

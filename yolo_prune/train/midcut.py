@@ -19,7 +19,7 @@ from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Lineage, Widths
 from yolo_prune.device import release_memory
 from yolo_prune.errors import YoloPruneError
-from yolo_prune.graph.trace import ModuleRules
+from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.recover.steps import Recipe, cut_in_steps
 from yolo_prune.train.state import RunState

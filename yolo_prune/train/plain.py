@@ -29,8 +29,9 @@ from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.graph.copies import check_has_weights
 from yolo_prune.graph.decisions import Positions
+from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.graph.rules import Operator
-from yolo_prune.graph.trace import ModuleRules, OutputSelector
+from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.options.inrun import make_settings, same_settings, without_images
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.imitate import Lesson

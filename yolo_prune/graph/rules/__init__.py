@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from yolo_prune.graph.rules import elementwise, layers, movement, positions
+from yolo_prune.graph.rules import elementwise, layers, movement, positions, products
 from yolo_prune.graph.trace import Call, Tracer
 
 Operator = Callable[[Tracer, Call], None]
@@ -86,12 +86,12 @@ OPERATORS: dict[str, Operator] = {
     "convolution": layers.convolution,
     "addmm": layers.linear,
     "mm": layers.linear,
-    "bmm": layers.matmul,
-    "baddbmm": layers.matmul,
+    "bmm": products.matmul,
+    "baddbmm": products.matmul,
     "native_group_norm": layers.group_norm,
     "native_layer_norm": layers.fixed_norm,
     **dict.fromkeys(_BATCH_NORMS, layers.batch_norm),
-    **dict.fromkeys(_ATTENTION, layers.attention),
+    **dict.fromkeys(_ATTENTION, products.attention),
     "torchvision::deform_conv2d": layers.deformed,
     **dict.fromkeys(("torchvision::roi_align", "torchvision::roi_pool"), positions.regions),
     "cat": movement.cat,

@@ -162,7 +162,8 @@ def reduce(tracer: Tracer, call: Call, position: int = 1) -> None:
         if not varying - set(dims):
             tracer.freeze(label, f"is summed over by '{call.name}'")
             return
-        label = _fold(tracer, label, sorted(varying & set(dims)))  # e.g. a sum of stacked maps
+        for dim in sorted(varying & set(dims)):  # e.g. a sum of stacked maps
+            label = fold(tracer, label, dim)
     keep = call.outputs[0].dim() == label.dim()
     reduced = label
     for dim in sorted(dims, reverse=True):
@@ -174,13 +175,11 @@ def reduce(tracer: Tracer, call: Call, position: int = 1) -> None:
             tracer.freeze(label, f"is summed over by '{call.name}'")
 
 
-def _fold(tracer: Tracer, label: Tensor, dims: list[int]) -> Tensor:
-    """Unite what stands in the same place along ``dims``, and return the label of the first everywhere."""
-    for dim in dims:
-        first = label.narrow(dim, 0, 1)
-        tracer.unite(label, first)
-        label = first.expand(label.shape)
-    return label
+def fold(tracer: Tracer, label: Tensor, dim: int) -> Tensor:
+    """Unite what stands in the same place along ``dim``, and return the label of the first everywhere."""
+    first = label.narrow(dim, 0, 1)
+    tracer.unite(label, first)
+    return first.expand(label.shape)
 
 
 def maximum(tracer: Tracer, call: Call) -> None:

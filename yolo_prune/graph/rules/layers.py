@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from yolo_prune.graph.atoms import Axis, IntArray
 from yolo_prune.graph.labels import compact, per_channel, varying_dims
+from yolo_prune.graph.rules.products import product
 from yolo_prune.graph.trace import Call, ParameterView, Tracer
 
 _NONE: IntArray = np.zeros(0, dtype=np.int64)
@@ -199,73 +198,6 @@ def linear(tracer: Tracer, call: Call) -> None:
     tracer.made_by[id(out)] = view.name
     if bias is not None:
         _tie_vector(tracer, bias, made.vector)
-
-
-def matmul(tracer: Tracer, call: Call) -> None:
-    """``bmm`` of two activations."""
-    left, right = call.args[-2:]
-    product(tracer, call, left, right)
-    if call.name == "baddbmm" and (label := tracer.label(call.args[0])) is not None:
-        tracer.freeze(label, "is added to a product")
-
-
-def product(tracer: Tracer, call: Call, left: Tensor, right: Tensor) -> None:
-    """Product over a contracted dimension: what is summed together is united; the free dimensions stay."""
-    for tensor in (left, right):
-        if tracer.label(tensor) is None and (view := tracer.parameter(tensor)) is not None:
-            tracer.freeze_parameter(view, tensor, "is a weight used as an activation")
-    a, b = (_label_or_none(tracer, tensor) for tensor in (left, right))
-    atoms = _unite_product(tracer, call, a, b)
-    tracer.use("matmul", "", float(call.outputs[0].numel() * left.shape[-1]), None, None, atoms[atoms > 0])
-
-
-def _label_or_none(tracer: Tracer, tensor: Tensor) -> Tensor:
-    label = tracer.label(tensor)
-    return torch.zeros((), dtype=torch.int64).expand(tensor.shape) if label is None else label
-
-
-def _unite_product(tracer: Tracer, call: Call, a: Tensor, b: Tensor) -> IntArray:
-    """Unite what a product sums over, label its result, and return the atoms that its cost is proportional to."""
-    out = call.outputs[0]
-    varying = varying_dims(a), varying_dims(b)
-    inner = a.dim() - 1 in varying[0] or b.dim() - 2 in varying[1]
-    rows, columns = a.dim() - 2 in varying[0], b.dim() - 1 in varying[1]
-    if (inner and (rows or columns)) or (rows and columns):
-        tracer.freeze_call(call, "is multiplied in two channel dimensions")
-    elif inner:
-        summed = a[..., 0, :]
-        tracer.unite(summed, b[..., :, 0])
-        tracer.found.contracted.append(np.unique(summed.numpy()))
-        return np.asarray(summed.reshape(-1).numpy())
-    elif rows or columns:
-        label = (a[..., :, :1] if rows else b[..., :1, :]).expand(out.shape)
-        tracer.set_label(out, label)
-        return np.asarray(label.select(-1 if rows else -2, 0).reshape(-1).numpy())
-    elif varying[0] or varying[1]:
-        return _unite_batches(tracer, call, a, b)
-    elif bool(a.any()) and bool(b.any()):
-        tracer.freeze_call(call, "is multiplied with another channel")
-    return _NONE
-
-
-def _unite_batches(tracer: Tracer, call: Call, a: Tensor, b: Tensor) -> IntArray:
-    """A product of positions for every channel: each goes its own way; a matrix of fixed width freezes its partner."""
-    out = call.outputs[0]
-    left, right = a[..., :1, :1], b[..., :1, :1]
-    tracer.unite(left, right)
-    label = torch.where(left == 0, right, left)
-    tracer.set_label(out, label.expand(out.shape))
-    return np.asarray(label.reshape(-1).numpy())
-
-
-def attention(tracer: Tracer, call: Call) -> None:
-    """Fused attention: scaled by the width of its heads, so its operands keep theirs."""
-    tracer.freeze_call(call, "is scaled by the width of an attention head")
-    query, key, value = call.args[:3]
-    macs = (
-        math.prod(query.shape) * key.shape[-2] + math.prod(query.shape[:-1]) * key.shape[-2] * value.shape[-1]
-    )
-    tracer.use("matmul", "", float(macs), None, None, _NONE)
 
 
 def deformed(tracer: Tracer, call: Call) -> None:

@@ -58,7 +58,7 @@ def cut_by_index(tracer: Tracer, call: Call) -> None:
     """Slices and selections along channels fix indices in code: freeze; elsewhere they are data movement."""
     label = tracer.label(call.args[0])
     narrower = label is not None and bool(call.outputs) and call.outputs[0].shape != label.shape
-    if label is not None and narrower and (dim := _dim(call, 1)) in varying_dims(label):
+    if label is not None and narrower and (dim := _dim(call, 1)) in tracer.cut_dims(label):
         known = tracer.may_split or tracer.request.parts
         if not known and not (call.name == "slice" and _slice_by_share(tracer, call, label, dim)):
             tracer.freeze(label, f"is sliced by index ('{call.name}')")
@@ -85,7 +85,7 @@ def split(tracer: Tracer, call: Call) -> None:
     if label is None:
         return
     dim = _dim(call, 2)
-    if dim not in varying_dims(label):
+    if dim not in tracer.cut_dims(label):
         return
     if not tracer.may_split and not _keeps_parts(tracer, call, label, dim):
         tracer.freeze(label, "is split by fixed sizes")
@@ -151,14 +151,26 @@ def _check_reshape(tracer: Tracer, before: Tensor, after: Tensor) -> None:
         if len(later & set(targets)) <= 1:
             _merge(tracer, before, sorted(varying & set(sources)))
         elif len(sources) == 1 and tracer.may_split:
-            tracer.add_pieces([rows_along(after, targets[-1])])
+            _shorten(tracer, after, targets, _told_dim(tracer, after, targets))
         elif len(sources) == 1 and (free := _follows_width(tracer, before, after, sources[0], targets)):
-            for dim in targets[targets.index(free) + 1 :]:
-                tracer.unite(after, after.narrow(dim, 0, 1))
-            tracer.add_pieces([rows_along(after, free)])
+            _shorten(tracer, after, targets, free)
         else:
             tracer.freeze(before, "has its channels split by a reshape")
             return
+
+
+def _shorten(tracer: Tracer, after: Tensor, targets: list[int], free: int) -> None:
+    """Let the dimension ``free`` of a reshaped label get shorter: the dimensions within it go as a whole."""
+    for dim in targets[targets.index(free) + 1 :]:
+        tracer.unite(after, after.narrow(dim, 0, 1))
+    tracer.add_pieces([rows_along(after, free)])
+
+
+def _told_dim(tracer: Tracer, after: Tensor, targets: list[int]) -> int:
+    """Return which new dimension a module rule keeps right: the heads that it names, else the last one."""
+    heads = tracer.rule.heads if tracer.rule is not None else None
+    count = getattr(tracer.module, heads) if heads is not None else None
+    return next((dim for dim in reversed(targets[:-1]) if after.shape[dim] == count), targets[-1])
 
 
 def _merge(tracer: Tracer, label: Tensor, dims: list[int]) -> None:
@@ -224,7 +236,7 @@ def pad(tracer: Tracer, call: Call) -> None:
 
 def padded_label(tracer: Tracer, label: Tensor, amounts: list[int], shape: torch.Size) -> Tensor | None:
     """Return the label of a padded activation; freeze it and return None where channels are padded."""
-    varying = varying_dims(label)
+    varying = tracer.cut_dims(label)
     for index in range(0, len(amounts), 2):
         dim = label.dim() - 1 - index // 2
         if not (amounts[index] or amounts[index + 1]):
@@ -232,7 +244,10 @@ def padded_label(tracer: Tracer, label: Tensor, amounts: list[int], shape: torch
         if dim in varying:
             tracer.freeze(label, "is padded along its channels")
             return None
-        label = label.narrow(dim, 0, 1).expand(*label.shape[:dim], shape[dim], *label.shape[dim + 1 :])
+        edge = label.narrow(dim, 0, 1)
+        if dim in varying_dims(label):  # within a head, which goes as a whole
+            tracer.unite(label, edge)
+        label = edge.expand(*label.shape[:dim], shape[dim], *label.shape[dim + 1 :])
     return label
 
 

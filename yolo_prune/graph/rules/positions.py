@@ -21,9 +21,13 @@ def along_dim(tracer: Tracer, call: Call, position: int = 1) -> None:
         tracer.freeze_call(call, "is used as an activation")
         return
     dims = named_dims(call, label, position, default=[-1])
-    if set(dims) & set(varying_dims(label)):
+    varying = set(varying_dims(label))
+    over = varying & set(dims)
+    if over and (over == varying or not tracer.shorter_dims(label)):
         tracer.freeze(label, f"is normalised over by '{call.name}'")
         return
+    for dim in over:  # e.g. over stacked maps: what lies above each other goes together
+        label = elementwise.fold(tracer, label, dim)
     for dim in dims:
         label = label.narrow(dim, 0, 1)
     for out in call.outputs:

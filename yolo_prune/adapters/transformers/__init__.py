@@ -1,0 +1,1 @@
+"""Detectors of the transformers package: the rules of their blocks."""
