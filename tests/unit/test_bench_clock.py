@@ -130,6 +130,14 @@ def test_the_schedule_fits_the_time_budget(step_seconds, seconds, rounds, expect
     assert plan_schedule(step_seconds, seconds, rounds) == expected
 
 
+def test_a_long_time_is_filled_with_untimed_steps_where_the_machine_is_to_work_all_of_it():
+    schedule = plan_schedule([0.001], 600.0, fill=True)
+    assert (schedule.rounds, schedule.timed) == (MAX_ROUNDS, 3)
+    assert MAX_ROUNDS * (schedule.timed + schedule.untimed) * 0.001 == pytest.approx(600, rel=0.01)
+    assert plan_schedule([0.001], 600.0).untimed == 1
+    assert plan_schedule([0.1], 600.0, fill=True) == plan_schedule([0.1], 600.0)
+
+
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     generator = np.random.default_rng(3)
     covered = 0

@@ -21,7 +21,7 @@ from yolo_prune.options import CheckConfig
 from yolo_prune.report.checks import CheckReport, Finding, check_junit, check_markdown
 from yolo_prune.runtimes.tracing import trace_to_onnx
 
-QUICK = ("seconds=0.1", "threads=1")
+QUICK = ("seconds=0.3", "threads=1")
 
 
 class Net(nn.Module):
@@ -113,9 +113,10 @@ def test_all_of_the_time_is_measured_where_that_is_asked_for(file, tmp_path):
     steps = []
     for early in ("true", "false"):
         report = tmp_path / f"{early}.json"
-        assert check(f"model={file}", "min_fps=0.1", f"early={early}", f"json={report}") == 0
+        words = ["seconds=1", "threads=1", "min_fps=0.1", f"early={early}", f"json={report}"]
+        assert main(["check", f"model={file}", *words]) == 0
         steps.append(json.loads(report.read_text())["samples"])
-    assert steps[0] < steps[1]
+    assert steps[0] < 0.8 * steps[1]
 
 
 def test_a_speedup_is_measured_in_turns(file, tmp_path):
@@ -254,8 +255,6 @@ def test_an_exported_file_is_checked_without_torch_and_without_an_image_library(
     met = bare(tmp_path / "bare", (*HEAVY, *LIBRARIES), *words, "min_fps=0.1")
     assert (met.returncode, met.stderr.count("rror")) == (0, 0), met.stderr
     assert "resized by NumPy " in met.stdout
-    missed = bare(tmp_path / "bare", (*HEAVY, *LIBRARIES), *words, "min_fps=1e9")
-    assert missed.returncode == 1, missed.stderr
 
 
 def test_accuracy_is_measured_without_torch(file, classifier, folders, tmp_path):
@@ -266,7 +265,7 @@ def test_accuracy_is_measured_without_torch(file, classifier, folders, tmp_path)
     assert done.returncode == 2
     assert 'reading images needs OpenCV or Pillow: pip install "yolo-prune[accuracy]".' in done.stderr
     data = [f"model={file}", "data=none.yaml", "min_ap=0.5", *QUICK]
-    done = bare(tmp_path / "none", (*HEAVY, *LIBRARIES), "check", *data)
+    done = bare(tmp_path / "nothing", (*HEAVY, "pycocotools"), "check", *data)
     assert done.returncode == 2
     assert 'AP needs pycocotools, which is not installed: pip install "yolo-prune[accuracy]".' in done.stderr
 

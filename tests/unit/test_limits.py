@@ -72,6 +72,14 @@ def test_steps_that_depend_on_each_other_are_worth_fewer():
     assert sum(one.low <= 10 <= one.high for one in repeated) >= 17
 
 
+def test_ten_slow_steps_are_enough_where_the_limit_is_far_away():
+    drifting = np.linspace(1400.0, 1600.0, 10).reshape(-1, 1)
+    limit = Limit(FPS, 5.0, "a")
+    assert limit.verdict(limit.bounds({"a": steps(drifting)})) == MISSED
+    near = Limit(FPS, 0.66, "a")
+    assert near.verdict(near.bounds({"a": steps(drifting)})) == UNDECIDED
+
+
 def test_too_few_steps_say_nothing_of_a_high_percentile():
     few = percentile_bounds(noisy(np.random.default_rng(0), rounds=20), 99)
     assert few.high == math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from yolo_prune.imgsz import ImageSize, height_width
 from yolo_prune.progress import track
 from yolo_prune.runtimes.detections import QUERIES, SCORED, decode
 from yolo_prune.runtimes.framing import framed
-from yolo_prune.runtimes.images import read_image
+from yolo_prune.runtimes.images import check_reader, read_image
 from yolo_prune.runtimes.runtime import Runtime
 
 _WITHOUT_BOXES = ("obb",)
@@ -87,7 +88,7 @@ def file_accuracy(
     Raises:
         ConfigError: The file finds what has no upright boxes.
         DataError: The data is missing or broken, or has other classes.
-        MissingRuntimeError: pycocotools, or what reads images, is not installed.
+        MissingRuntimeError: What reads images is not installed.
     """
     if model.task == "classify":
         return _top1(runtime, model, data, batch, split)
@@ -98,18 +99,28 @@ def file_accuracy(
     return _box_ap(runtime, model, data, imgsz, batch, split)
 
 
-def _box_ap(
-    runtime: Runtime, model: DeployedModel, data: str, imgsz: ImageSize, batch: int, split: str
-) -> Accuracy:
-    try:
-        from yolo_prune.accuracy.coco import coco_ap_by_image
-        from yolo_prune.accuracy.matching import quick_evaluation
+def check_installed(task: str) -> None:
+    """Refuse a measurement of accuracy whose packages are missing, before anything is measured.
 
-        quick_evaluation()
+    Raises:
+        MissingRuntimeError: pycocotools, or what reads images, is not installed.
+    """
+    check_reader()
+    if task == "classify":
+        return
+    try:
+        importlib.import_module("pycocotools")
     except ImportError as error:
         raise MissingRuntimeError(
             'AP needs pycocotools, which is not installed: pip install "yolo-prune[accuracy]".'
         ) from error
+
+
+def _box_ap(
+    runtime: Runtime, model: DeployedModel, data: str, imgsz: ImageSize, batch: int, split: str
+) -> Accuracy:
+    from yolo_prune.accuracy.coco import coco_ap_by_image
+
     boxes = read_boxes(data, split)
     notes = _matched(model, boxes.names, data)
     category = {label: boxes.category_ids[index] for index, label in enumerate(model.labels)}

@@ -127,13 +127,16 @@ def warm_up(stepper: Stepper, clock: Clock) -> float:
     return float(np.median(seconds[len(seconds) // 2 :]))
 
 
-def plan_schedule(step_seconds: Sequence[float], seconds: float, rounds: int | None = None) -> Schedule:
+def plan_schedule(
+    step_seconds: Sequence[float], seconds: float, rounds: int | None = None, *, fill: bool = False
+) -> Schedule:
     """Choose rounds and steps per turn that fit a time budget.
 
     Args:
         step_seconds: What one step of each candidate takes, in seconds.
         seconds: Budget per candidate, in seconds. At least ``MIN_ROUNDS`` rounds are run whatever they take.
         rounds: Number of rounds, overriding the budget.
+        fill: Where the most rounds take less than the budget, fill it with untimed steps: the machine works all of it.
 
     Returns:
         The schedule; slow candidates run one step per turn, the others one untimed step and three timed ones.
@@ -143,6 +146,8 @@ def plan_schedule(step_seconds: Sequence[float], seconds: float, rounds: int | N
     if rounds is None:
         per_round = max(sum(step_seconds) * (timed + untimed), 1e-9)
         rounds = math.ceil(seconds * len(step_seconds) / per_round)
+        if fill and rounds > MAX_ROUNDS:
+            untimed = math.ceil(rounds / MAX_ROUNDS * (timed + untimed)) - timed
         rounds = min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)
     return Schedule(rounds, timed, untimed)
 

@@ -21,6 +21,7 @@ LOOK_CONFIDENCE = 1 - (1 - CONFIDENCE) / len(LOOK_SHARES)
 """Of each look (Bonferroni), so that all of them together are wrong in at most 5 % of the checks."""
 MET, MISSED, UNDECIDED = "met", "missed", "undecided"
 FPS, LATENCY, SPEEDUP = "fps", "latency_ms", "speedup"
+_FEWEST_STEPS = 8  # of so many the smallest and the largest bound the median at 99 %
 _BLOCKS, _FEWEST_BLOCKS, _RESAMPLES, _CELLS = 20, 5, 1000, 2_000_000
 _LATENCY = FIELDS.index("latency_ms")
 
@@ -113,9 +114,9 @@ def percentile_bounds(
         confidence: Coverage of the interval, in (0, 1).
     """
     steps, value = np.sort(latency_ms, axis=None), float(np.percentile(latency_ms, percentile))
-    worth = len(steps) / _repetition(latency_ms.ravel() <= value)
-    first, last = _ranks(max(int(worth), 1), percentile / 100, confidence)
-    each = len(steps) / max(int(worth), 1)
+    worth = max(int(len(steps) / _repetition(latency_ms.ravel() <= value)), min(len(steps), _FEWEST_STEPS))
+    first, last = _ranks(worth, percentile / 100, confidence)
+    each = len(steps) / worth
     low = float(steps[math.floor(first * each)]) if first is not None else 0.0
     high = float(steps[min(math.ceil((last + 1) * each), len(steps)) - 1]) if last is not None else math.inf
     below, above = _block_bounds(latency_ms, percentile, confidence)

@@ -79,7 +79,9 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
     opened = open_candidates(request, settings)
     load1 = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     step_seconds = [warm_up(stepper, time.perf_counter) for stepper in opened.steppers.values()]
-    schedule = plan_schedule(step_seconds, request["seconds"], request["rounds"])
+    schedule = plan_schedule(
+        step_seconds, request["seconds"], request["rounds"], fill=request.get("limits") is not None
+    )
     send(out, {"rounds": schedule.rounds})
     before, start = read_machine(), time.perf_counter()
     samples = run_rounds(

@@ -83,7 +83,7 @@ def run_check(config: CheckConfig) -> CheckReport:
 
 
 def _refuse_wrong_accuracy(config: CheckConfig, own: Subject) -> None:
-    """Say before the measuring that another kind of accuracy was asked for than the model has."""
+    """Say before the measuring that accuracy cannot be measured, or is another kind than was asked for."""
     if config.data is None:
         return
     if own.task is None:
@@ -91,6 +91,10 @@ def _refuse_wrong_accuracy(config: CheckConfig, own: Subject) -> None:
             f"'{own.name}' does not say its task, classes and image size, which accuracy needs: expected a file that "
             "'yolo-prune export' or its host wrote."
         )
+    if own.deployed is not None:
+        from yolo_prune.accuracy.deployed import check_installed
+
+        check_installed(own.task)
     classifies = own.task == "classify"
     if classifies and config.min_ap is not None:
         raise ConfigError(f"'{own.name}' is a classifier: give min_top1= in place of min_ap=.")

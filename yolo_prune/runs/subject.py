@@ -117,11 +117,21 @@ def accuracy_of(own: Subject, runtime: str, settings: Settings, config: CheckCon
         return file_accuracy(opened, own.deployed, data, imgsz=own.imgsz, batch=own.batch, split=config.split)
     host = find_host(own.name)
     loaded = host.load(own.name, trust=config.trust)
-    task = host.open_task(loaded, data, split=config.split, batch=_BATCH, device=settings.device, workers=0)
+    task = host.open_task(
+        loaded,
+        data,
+        split=config.split,
+        batch=_BATCH,
+        device=settings.device,
+        workers=0,
+        rect=False,  # padded to the input that is timed
+    )
     result = task.evaluate(loaded.module, own.imgsz)
     metric = "top1" if own.task == "classify" else "ap"
     value = result.scores[metric]
-    return Accuracy(metric, float(value or 0.0), result.images, result.evaluator, result.sample, result.notes)
+    if value is None:
+        raise BenchmarkError(f"'{own.name}' has no {metric} on {data}.")
+    return Accuracy(metric, value, result.images, result.evaluator, result.sample, result.notes)
 
 
 def _no_checkpoint(path: Path) -> Any:

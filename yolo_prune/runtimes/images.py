@@ -6,6 +6,7 @@ where torch is not.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,22 @@ def read_image(path: Path, channels: int) -> Image:
     return found
 
 
+def check_reader() -> None:
+    """Refuse to read images where nothing is installed that decodes them.
+
+    Raises:
+        MissingRuntimeError: There is neither OpenCV nor Pillow.
+    """
+    if has_cv2():
+        return
+    try:
+        importlib.import_module("PIL")
+    except ImportError as error:
+        raise MissingRuntimeError(
+            'reading images needs OpenCV or Pillow: pip install "yolo-prune[accuracy]".'
+        ) from error
+
+
 def _decoded_by_cv2(path: Path, channels: int) -> NDArray[Any] | None:
     """Return the pixels as OpenCV decodes them; None where it cannot."""
     cv2 = import_cv2()
@@ -116,13 +133,10 @@ def _decoded_by_pillow(path: Path, channels: int) -> NDArray[Any] | None:
         raise MissingRuntimeError(
             f"reading images of {channels} channels needs OpenCV: pip install opencv-python-headless."
         )
-    try:
-        from PIL import Image as Pillow
-        from PIL import ImageOps
-    except ImportError as error:
-        raise MissingRuntimeError(
-            'reading images needs OpenCV or Pillow: pip install "yolo-prune[accuracy]".'
-        ) from error
+    check_reader()
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
     try:
         with Pillow.open(path) as opened:
             upright = ImageOps.exif_transpose(opened)
