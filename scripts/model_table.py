@@ -20,6 +20,7 @@ import json
 import os
 import re
 import tempfile
+import textwrap
 import time
 import warnings
 from collections.abc import Iterator
@@ -153,10 +154,14 @@ def versions() -> str:
 
 def rendered(rows: list[dict[str, Any]]) -> str:
     good = sum(map(passed, rows))
+    what = textwrap.fill(
+        f"Networks that packages on PyPI ship ({versions()}), made by `scripts/model_table.py` with yolo_prune "
+        f"{__version__} and PyTorch {torch.__version__}: {good} of {len(rows)} pass everything.",
+        120,
+    )
     head = f"""# Networks outside Ultralytics
 
-Networks that packages on PyPI ship ({versions()}), made by
-`scripts/model_table.py` with yolo_prune {__version__} and PyTorch {torch.__version__}: {good} of {len(rows)} pass everything.
+{what}
 
 A random network with disturbed BatchNorm statistics is cut by `prune_module` without data to {KEEP} of its MACs, or as far
 as its frozen parts allow, and another one to {LESS} (at 128 px; torchvision's segmentation 64 px, inception_v3 160 px, timm's

@@ -214,3 +214,33 @@ def test_one_head_is_cut_inside_where_its_scale_is_a_number(scale, free):
     assert plan.equivalence["exact"]
     assert (net.q.out_features < WIDTH) == (scale is not None)
     assert plan.gmacs * 1e9 == pytest.approx(count_macs(net, TOKENS))
+
+
+class Sampled(nn.Module):
+    """Attention at places of its own: every head weighs its values by position, without keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.width = HEADS, WIDTH
+        self.value, self.weights, self.out = nn.Linear(8, WIDTH), nn.Linear(8, HEADS * 6), nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        values = self.value(x).view(1, 6, self.heads, self.width // self.heads).permute(0, 2, 3, 1)
+        weights = self.weights(x).view(1, 6, self.heads, 6).softmax(-1).transpose(1, 2)
+        mixed = values[:, :, :, None] * weights[:, :, None]
+        return self.out(mixed.sum(-1).permute(0, 3, 1, 2).reshape(1, 6, self.width))
+
+
+def test_values_that_are_weighed_by_place_lose_width_in_every_head():
+    def count(module):
+        module.width = module.value.out_features
+
+    rules = {Sampled: ModuleRule(count)}
+    net = Sampled()
+    graph = trace_groups(net, TOKENS, rules=rules)
+    assert (free_width(graph, "value"), free_width(graph, "weights")) == (WIDTH, 0)
+    plan = prune_module(net, TOKENS, keep_macs=0.8, rules=rules, min_width=1, round_to=1)
+    assert plan.equivalence["exact"]
+    kept = torch.tensor(plan.keep["value.weight[0]"]) // (WIDTH // HEADS)
+    assert len(set(kept.bincount().tolist())) == 1
+    assert net.value.out_features < WIDTH
