@@ -198,7 +198,7 @@ class StandIn:
     def check_training(self, train_args, *, of_cut_model=False) -> None:
         self.diary.note("check the training")
 
-    def check_trainable(self, module) -> None:
+    def check_trainable(self, module, data) -> None:
         self.diary.note("check that it can be trained")
 
     def retrain(self, module, **options):

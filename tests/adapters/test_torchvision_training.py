@@ -60,7 +60,8 @@ def test_boxes_follow_every_augmentation(data, options):
     seen = 0
     for seed in range(8):
         for index in range(samples.count):
-            canvas, (boxes, labels) = samples.read(index, np.random.default_rng(seed))
+            canvas, target = samples.read(index, np.random.default_rng(seed))
+            boxes, labels = target["boxes"], target["labels"]
             assert canvas.shape == (96, 96, 3)
             assert set(labels.tolist()) <= {7}
             if len(boxes):

@@ -12,7 +12,8 @@ from yolo_prune.errors import one_line
 from yolo_prune.progress import LOGGER
 
 _NEEDED = {"segment": ("segmentation", "mask"), "pose": ("keypoints", "key points")}
-_KINDS = {"pose": ("person_keypoints", "instances")}
+KINDS = {"detect": ("instances",), "pose": ("person_keypoints", "instances")}
+"""How COCO names its files by what they are about; of other tasks as of detection."""
 
 
 def annotation_files(yaml: Mapping[str, Any], split: str, image: Path, task: str = "detect") -> list[Path]:
@@ -25,7 +26,7 @@ def annotation_files(yaml: Mapping[str, Any], split: str, image: Path, task: str
         folders = [Path(yaml["path"]), root.parent]
     sources = yaml[split] if isinstance(yaml[split], list) else [yaml[split]]
     names = [split, *(Path(source).stem for source in sources)]
-    kinds = _KINDS.get(task, ("instances",))
+    kinds = KINDS.get(task, KINDS["detect"])
     files = [
         folder / "annotations" / f"{k}_{name}.json" for k in kinds for folder in folders for name in names
     ]

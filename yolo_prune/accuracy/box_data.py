@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,12 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from yolo_prune.accuracy.annotations import annotation_files, read_annotations
+from yolo_prune.accuracy.annotations import KINDS, annotation_files, read_annotations
 from yolo_prune.accuracy.labels import coco_from_yolo, image_size
 from yolo_prune.errors import DataError
 from yolo_prune.runtimes.images import IMAGE_ENDINGS
 
+_SIDES, _OTHER = re.compile("left|right"), {"left": "right", "right": "left"}
 _ALIASES = {"val": ("val", "valid", "validation"), "train": ("train",), "test": ("test",)}
 
 
@@ -35,6 +37,7 @@ class BoxData:
         category_ids: Class index -> its category in ``ground_truth``.
         ground_truth: COCO dictionary with exactly these images.
         source: Where the boxes come from, in words for the report.
+        mirrored: Which key point each one becomes in a mirror; empty where there are none, or nobody says so.
     """
 
     file: Path
@@ -45,24 +48,27 @@ class BoxData:
     category_ids: dict[int, int] = field(repr=False)
     ground_truth: dict[str, Any] = field(repr=False)
     source: str
+    mirrored: tuple[int, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def objects(self) -> list[list[dict[str, Any]]]:
+        """For every image the annotations of its objects; no crowds."""
+        found: dict[int, list[dict[str, Any]]] = {number: [] for number in self.image_ids}
+        for each in self.ground_truth["annotations"]:
+            if not each.get("iscrowd") and min(each["bbox"][2:]) > 0:
+                found[each["image_id"]].append(each)
+        return [found[number] for number in self.image_ids]
 
     @cached_property
     def targets(self) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """For every image boxes (n, 4) as x1, y1, x2, y2 in its pixels, and the class index of each; no crowds."""
         index = {category: number for number, category in self.category_ids.items()}
-        found: dict[int, list[tuple[list[float], int]]] = {number: [] for number in self.image_ids}
-        for each in self.ground_truth["annotations"]:
-            x, y, width, height = each["bbox"]
-            if not each.get("iscrowd") and width > 0 and height > 0:
-                box = [x, y, x + width, y + height]
-                found[each["image_id"]].append((box, index[each["category_id"]]))
-        return [
-            (
-                np.array([box for box, _ in found[number]], dtype=np.float32).reshape(-1, 4),
-                np.array([label for _, label in found[number]], dtype=np.int64),
-            )
-            for number in self.image_ids
-        ]
+        found = []
+        for each in self.objects:
+            boxes = np.array([one["bbox"] for one in each], dtype=np.float32).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            found.append((boxes, np.array([index[one["category_id"]] for one in each], dtype=np.int64)))
+        return found
 
     def part(self, count: int) -> BoxData:
         """Return at most ``count`` images, spread evenly over the list.
@@ -81,23 +87,24 @@ class BoxData:
         return replace(self, image_files=files, image_ids=ids, ground_truth=truth)
 
 
-def read_boxes(data: str | Path, split: str = "val") -> BoxData:
-    """Find the images and boxes of one split.
+def read_boxes(data: str | Path, split: str = "val", task: str = "detect") -> BoxData:
+    """Find the images and boxes of one split, with the shapes that stand beside the boxes.
 
     Args:
         data: A YOLO data yaml (with COCO annotations beside the labels those count, where they cover the same images),
             or a folder with ``annotations/instances_SPLIT*.json`` and ``images/SPLIT*`` or ``SPLIT*``, or one of those
             files: the other splits are found beside it.
         split: ``train``, ``val`` or ``test``.
+        task: ``segment`` wants masks and ``pose`` key points; objects that have none stay.
 
     Raises:
         DataError: The data, the split, its images or all boxes are missing, or something of it cannot be read.
     """
     path = Path(data)
     if path.suffix.lower() in (".yaml", ".yml"):
-        return _from_yolo(path, split)
+        return _from_yolo(path, split, task)
     if path.is_dir() or path.suffix.lower() == ".json":
-        return _from_coco(path, split)
+        return _from_coco(path, split, task)
     raise DataError(
         f"the data '{data}' is no YOLO data yaml, no COCO json and no folder with one: give data=data.yaml or "
         "data=annotations/instances_val.json."
@@ -129,7 +136,7 @@ def read_yolo_yaml(file: Path) -> dict[str, Any]:
     return {**content, "names": dict(sorted(named.items())), "path": str(root.resolve())}
 
 
-def _from_yolo(file: Path, split: str) -> BoxData:
+def _from_yolo(file: Path, split: str, task: str) -> BoxData:
     content = read_yolo_yaml(file)
     key = next((name for name in _ALIASES.get(split, (split,)) if content.get(name)), None)
     if key is None:
@@ -138,7 +145,11 @@ def _from_yolo(file: Path, split: str) -> BoxData:
     names = content["names"]
     points, numbers = content.get("kpt_shape") or (0, 0)
     truth = coco_from_yolo(
-        images, [_label_file(image) for image in images], names, keypoint_columns=int(points) * int(numbers)
+        images,
+        [_label_file(image) for image in images],
+        names,
+        keypoint_columns=int(points) * int(numbers),
+        keypoint_size=int(numbers) if task == "pose" else 0,
     )
     if not truth["annotations"]:
         raise DataError(
@@ -147,13 +158,14 @@ def _from_yolo(file: Path, split: str) -> BoxData:
         )
     ids = tuple(entry["id"] for entry in truth["images"])
     categories, source = {index: index + 1 for index in names}, "YOLO labels"
-    for candidate in annotation_files(content, key, images[0]):
-        matched = read_annotations(candidate, images, truth, names)
+    for candidate in annotation_files(content, key, images[0], task):
+        matched = read_annotations(candidate, images, truth, names, task)
         if matched is not None:
             truth, by_path, categories = matched
             ids, source = tuple(by_path[os.fspath(image)] for image in images), f"COCO JSON {candidate}"
             break
-    return BoxData(file, split, tuple(images), ids, names, categories, truth, source)
+    mirrored = tuple(int(index) for index in content.get("flip_idx") or ())
+    return BoxData(file, split, tuple(images), ids, names, categories, truth, source, mirrored)
 
 
 def _listed_images(content: Mapping[str, Any], key: str, file: Path) -> list[Path]:
@@ -185,8 +197,8 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _from_coco(data: Path, split: str) -> BoxData:
-    file = _annotation_file(data, split)
+def _from_coco(data: Path, split: str, task: str) -> BoxData:
+    file = _annotation_file(data, split, task)
     try:
         truth = json.loads(file.read_text(encoding="utf-8"))
         entries = sorted(truth["images"], key=lambda entry: str(entry["file_name"]))
@@ -214,34 +226,46 @@ def _from_coco(data: Path, split: str) -> BoxData:
         category_ids={index: int(entry["id"]) for index, entry in enumerate(categories)},
         ground_truth={"images": entries, "annotations": annotations, "categories": categories},
         source=f"COCO JSON {file}",
+        mirrored=_mirrored(categories),
     )
 
 
-def _annotation_file(data: Path, split: str) -> Path:
+def _mirrored(categories: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """Return which key point each becomes in a mirror, by their names: left and right change places."""
+    names = next((list(each["keypoints"]) for each in categories if each.get("keypoints")), [])
+    swapped = [_SIDES.sub(lambda found: _OTHER[found.group()], name) for name in names]
+    return tuple(names.index(name) for name in swapped) if set(swapped) <= set(names) else ()
+
+
+def _annotation_file(data: Path, split: str, task: str) -> Path:
     """Return the COCO file of a split in a folder, or beside a file of another split."""
     if data.is_file() and _is_of(data, split):
         return data
     folders = [data / "annotations", data] if data.is_dir() else [data.parent]
     for folder in folders:
         found = sorted(path for path in folder.glob("*.json") if _is_of(path, split))
-        found = [path for path in found if path.stem.startswith("instances")] or found
-        if found:
-            return found[0]
+        for kind in (*KINDS.get(task, KINDS["detect"]), ""):
+            if named := [path for path in found if path.stem.startswith(kind)]:
+                return named[0]
     raise DataError(
         f"no COCO annotations of '{split}' in {' or '.join(map(str, folders))}: expected instances_{split}.json."
     )
 
 
 def _is_of(file: Path, split: str) -> bool:
-    stem = file.stem.removeprefix("instances_")
-    return stem.startswith(_ALIASES.get(split, (split,)))
+    return _split_in(file).startswith(_ALIASES.get(split, (split,)))
+
+
+def _split_in(file: Path) -> str:
+    """Return what the name of a COCO file says of its split."""
+    return file.stem.removeprefix("instances_").removeprefix("person_keypoints_")
 
 
 def _image_folder(file: Path, split: str, name: str) -> Path:
     """Return the folder that the images of a COCO file are named from."""
     home = file.parent.parent if file.parent.name == "annotations" else file.parent
     tries = [folder / sub for folder in (home, home / "images") for sub in (".", split, f"{split}2017")]
-    stem = file.stem.removeprefix("instances_")
+    stem = _split_in(file)
     tries += [home / stem, home / "images" / stem, file.parent]
     for folder in tries:
         if (folder / name).is_file():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,3 +40,30 @@ def run_lengths(part: NDArray[np.bool_], left: int, top: int, shape: tuple[int, 
     counts = counts[: len(counts) - (counts[-1] == 0)]  # it reaches the last pixel
     found: dict[str, Any] = frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return found
+
+
+def pixels_between(low: float, high: float, side: int) -> tuple[int, int]:
+    """Return the range of pixels whose centres lie between two coordinates of an image."""
+    first = min(max(math.ceil(low - 0.5), 0), side)
+    return first, min(max(math.ceil(high - 0.5), first), side)
+
+
+def filled(segmentation: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels of an annotation's mask.
+
+    Args:
+        segmentation: Polygons, or run lengths, compressed or not.
+        shape: Height and width of the image, in pixels.
+    """
+    from pycocotools import mask
+
+    height, width = shape
+    if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], (bytes, str)):
+        parts = [segmentation]
+    else:
+        made = mask.frPyObjects(segmentation, height, width)
+        parts = made if isinstance(made, list) else [made]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # its arrays are made in NumPy 1's way
+        pixels: NDArray[np.bool_] = mask.decode(mask.merge(parts)).astype(bool)
+    return pixels

@@ -211,11 +211,11 @@ class Host(Protocol):
             ConfigError: An argument is unknown, means nothing here, or has a wrong value.
         """
 
-    def check_trainable(self, module: nn.Module) -> None:
-        """Refuse a model that :meth:`retrain` could not train, before anything is cut.
+    def check_trainable(self, module: nn.Module, data: str) -> None:
+        """Refuse a model that :meth:`retrain` could not train on this data, before anything is cut.
 
         Raises:
-            ConfigError: It learns from what is not read here.
+            DataError: It learns from what the data has not.
         """
 
     def retrain(self, module: nn.Module, **options: Any) -> RetrainResult:

@@ -89,7 +89,7 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
         config.model, weights=config.weights, trust=config.trust, device=device, seed=config.seed
     )
     if config.epochs:
-        host.check_trainable(loaded.module)
+        host.check_trainable(loaded.module, config.data)
     task = host.open_task(
         loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
     )

@@ -200,11 +200,11 @@ class TorchvisionHost:
 
         check_options(train_args)
 
-    def check_trainable(self, module: nn.Module) -> None:
-        """Refuse detectors that learn from masks or key points."""
+    def check_trainable(self, module: nn.Module, data: str) -> None:
+        """Refuse detectors that learn from masks or key points where the data has none."""
         from yolo_prune.adapters.torchvision.training.setup import check_trainable
 
-        check_trainable(module)
+        check_trainable(module, data)
 
     def retrain(self, module: nn.Module, **options: Any) -> RetrainResult:
         """Train a cut network with the package's own loop."""

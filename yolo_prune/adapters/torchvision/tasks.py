@@ -22,12 +22,14 @@ from yolo_prune.accuracy.classes import (
 )
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
 from yolo_prune.accuracy.labels import class_sizes
+from yolo_prune.accuracy.shapes import BOXES, Compared
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.torchvision import files as stored
 from yolo_prune.adapters.torchvision.build import coco_names, may_lack_background
 from yolo_prune.adapters.torchvision.described import CLASSIFY, Described, described
 from yolo_prune.adapters.torchvision.detector import is_stretched
 from yolo_prune.adapters.torchvision.exported import ExportedNetwork
+from yolo_prune.adapters.torchvision.found import METRICS, as_coco, compared_by, shape_found
 from yolo_prune.adapters.torchvision.framing import drawn, load_cropped, load_framed
 from yolo_prune.errors import DataError
 from yolo_prune.graph.modes import evaluating
@@ -44,15 +46,21 @@ class BoxResult:
     """What one evaluation of a detector found.
 
     Attributes:
-        coco: AP as COCO defines it, by pycocotools.
+        coco: AP of boxes as COCO defines it, by pycocotools.
         source: Where the ground truth came from.
         notes: What AP leaves out of what the model finds, in sentences.
+        metric: What models are judged by.
+        own: AP of masks or key points, None of boxes alone.
+        how: How those are compared.
         sample: What was found in each image.
     """
 
     coco: CocoResult
     source: str
     notes: tuple[str, ...] = ()
+    metric: str = "ap"
+    own: CocoResult | None = None
+    how: str = ""
     sample: ImageMatches | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -63,7 +71,8 @@ class BoxResult:
     @property
     def scores(self) -> dict[str, float | None]:
         """AP by the names that a row of the report has for it."""
-        return {name: getattr(self.coco, name) for name in _SCORES}
+        own = {self.metric: self.own.ap, f"{self.metric}50": self.own.ap50} if self.own else {}
+        return {**own, **{name: getattr(self.coco, name) for name in _SCORES}}
 
     @property
     def host_scores(self) -> dict[str, float]:
@@ -72,8 +81,8 @@ class BoxResult:
 
     @property
     def per_class(self) -> dict[str, float]:
-        """AP of every class that has a box."""
-        return self.coco.per_class
+        """AP of every class that has an object."""
+        return (self.own or self.coco).per_class
 
     @property
     def boxes(self) -> int:
@@ -88,12 +97,13 @@ class BoxResult:
     @property
     def evaluator(self) -> str:
         """What computed AP, from which ground truth."""
-        return f"{self.coco.evaluator}, {self.source}"
+        how = f" ({self.how})" if self.own else ""
+        return f"{self.coco.evaluator}{how}, {self.source}"
 
 
 @dataclass
 class BoxTask:
-    """Detectors, scored by COCO AP of their boxes at the thresholds that they were built with."""
+    """Detectors, scored by COCO AP of boxes, masks or key points at the thresholds that they were built with."""
 
     split: BoxData
     source: str
@@ -102,24 +112,30 @@ class BoxTask:
     stretched: bool
     batch: int
     device: str
+    shape: str = "detect"
+    compared: Compared = BOXES
+    how: str = ""
     metric: str = "ap"
     counted: str = "boxes"
     quick_images: int = 128
 
     def check_training_images(self) -> None:
         """Raise DataError when there are no training images."""
-        read_boxes(self.source, "train")
+        self._train()
 
     def evaluate(self, module: nn.Module, imgsz: ImageSize, exported: Path | None = None) -> BoxResult:
         """Return COCO AP."""
         batches = self._loaded(self.split, imgsz)
         found = self._find(module, track(batches, "Evaluating", total=self._steps(self.split)))
-        coco, sample = coco_ap_by_image(self.split.ground_truth, found)
-        return BoxResult(coco, self.split.source, self.notes, sample)
+        truth, own = self.split.ground_truth, None
+        coco, sample = coco_ap_by_image(truth, found)
+        if self.compared is not BOXES:
+            own, sample = coco_ap_by_image(truth, found, by_size=False, compared=self.compared)
+        return BoxResult(coco, self.split.source, self.notes, self.metric, own, self.how, sample)
 
     def scorer(self, imgsz: ImageSize) -> Callable[[nn.Module], float]:
         """Return a function that gives COCO AP on some images of ``val``."""
-        part = read_boxes(self.source, "val").part(self.quick_images)
+        part = read_boxes(self.source, "val", self.shape).part(self.quick_images)
         return self.scorer_on(part, imgsz)
 
     def scorer_on(self, part: BoxData, imgsz: ImageSize) -> Callable[[nn.Module], float]:
@@ -134,13 +150,13 @@ class BoxTask:
                     for x, frames, ids in track(loading, "Loading images", self._steps(part))
                 )
             found = self._find(module, ((x.float() / 255, frames, ids) for x, frames, ids in held))
-            return coco_ap_by_image(part.ground_truth, found, by_size=False)[0].ap
+            return coco_ap_by_image(part.ground_truth, found, by_size=False, compared=self.compared)[0].ap
 
         return score
 
     def calibration_batches(self, imgsz: ImageSize, images: int, seed: int) -> list[Tensor]:
         """Load framed training images."""
-        files = drawn(read_boxes(self.source, "train").image_files, images, seed)
+        files = drawn(self._train().image_files, images, seed)
         loaded = load_framed(files, imgsz, self.stretched)[0]
         return list(torch.split(loaded, self.batch))
 
@@ -151,6 +167,9 @@ class BoxTask:
     def class_sizes(self) -> dict[str, int]:
         """Return the number of ground-truth boxes of each class."""
         return class_sizes(self.split.ground_truth)
+
+    def _train(self) -> BoxData:
+        return read_boxes(self.source, "train")
 
     def _steps(self, part: BoxData) -> int:
         return -(-len(part.image_files) // self.batch)
@@ -169,30 +188,12 @@ class BoxTask:
             for images, frames, ids in batches:
                 outputs = module(list(images.to(self.device)))
                 for one, frame, image_id in zip(outputs, frames, ids, strict=True):
-                    found += _as_coco(one, frame, image_id, category)
+                    found += as_coco(one, frame, image_id, category, self.compared)
         return found
 
 
 def _as_bytes(images: Tensor) -> Tensor:
     return (images * 255).round().to(torch.uint8)
-
-
-def _as_coco(
-    found: dict[str, Tensor], frame: Frame, image_id: int, category: dict[int, int]
-) -> list[dict[str, Any]]:
-    """Return one image's boxes as COCO results; labels that no class has are background to it."""
-    boxes = frame.back(found["boxes"].float().cpu().numpy())
-    scores, labels = found["scores"].float().cpu().tolist(), found["labels"].cpu().tolist()
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category[label],
-            "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
-            "score": score,
-        }
-        for (x1, y1, x2, y2), score, label in zip(boxes, scores, labels, strict=True)
-        if label in category
-    ]
 
 
 @dataclass
@@ -270,11 +271,17 @@ def open_task(module: nn.Module, source: str | Path, *, split: str, batch: int, 
         labels = match_classes(what, names, str(source))
         stored.renamed(module, names, labels, None)
         return ClassTask(folders, batch, device, f"yolo_prune, with {what.architecture}")
-    data = read_boxes(source, split)
+    shape = shape_found(module)
+    data = read_boxes(source, split, shape)
     names = tuple(data.names.values())
     labels = match_classes(what, names, str(source))
     stored.renamed(module, names, labels, str(_example(data)))
-    return BoxTask(data, str(source), labels, _notes(module), _is_stretched(module), batch, device)
+    compared, how, notes = compared_by(module, data)
+    metric = METRICS[shape] if compared is not BOXES else METRICS["detect"]
+    return BoxTask(
+        *(data, str(source), labels, notes, _is_stretched(module), batch, device, shape, compared, how),
+        metric=metric,
+    )
 
 
 def _example(data: BoxData) -> Path:
@@ -285,15 +292,6 @@ def _example(data: BoxData) -> Path:
 
 def _is_stretched(module: nn.Module) -> bool:
     return module.stretched if isinstance(module, ExportedNetwork) else is_stretched(module)
-
-
-def _notes(module: nn.Module) -> tuple[str, ...]:
-    heads: Any = getattr(module, "roi_heads", None)
-    if heads is not None and getattr(heads, "mask_predictor", None) is not None:
-        return ("AP is that of the boxes: masks were not scored.",)
-    if heads is not None and getattr(heads, "keypoint_predictor", None) is not None:
-        return ("AP is that of the boxes: key points were not scored.",)
-    return ()
 
 
 def match_classes(what: Described, names: Sequence[str], source: str) -> tuple[int, ...]:

@@ -198,7 +198,7 @@ class UltralyticsHost:
 
             check_retraining_args(train_args)
 
-    def check_trainable(self, module: nn.Module) -> None:
+    def check_trainable(self, module: nn.Module, data: str) -> None:
         """Refuse nothing: the host trains all that it loads."""
 
     def retrain(self, module: nn.Module, **options: Any) -> RetrainResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from yolo_prune.accuracy.masks import run_lengths
+from yolo_prune.accuracy.masks import pixels_between, run_lengths
 
 
 def original_masks(
@@ -34,8 +33,8 @@ def original_masks(
     logits = torch.einsum("nm,mhw->nhw", coefficients.float(), prototypes.float()).cpu()
     found = []
     for logit, box in zip(logits, boxes.tolist(), strict=True):
-        left, right = _pixels(box[0], box[2], shape[1])
-        top, bottom = _pixels(box[1], box[3], shape[0])
+        left, right = pixels_between(box[0], box[2], shape[1])
+        top, bottom = pixels_between(box[1], box[3], shape[0])
         x = (torch.arange(left, right) + 0.5) * float(gain_x) + float(pad_x)
         y = (torch.arange(top, bottom) + 0.5) * float(gain_y) + float(pad_y)
         rows, columns = torch.meshgrid(2 * y / int(high) - 1, 2 * x / int(wide) - 1, indexing="ij")
@@ -43,9 +42,3 @@ def original_masks(
         part = grid_sample(logit[None, None], grid, padding_mode="border", align_corners=False)[0, 0] > 0
         found.append(run_lengths(part.numpy(), left, top, shape))
     return found
-
-
-def _pixels(low: float, high: float, side: int) -> tuple[int, int]:
-    """Return the range of pixels whose centres lie between two coordinates of an image."""
-    first = min(max(math.ceil(low - 0.5), 0), side)
-    return first, min(max(math.ceil(high - 0.5), first), side)

@@ -48,7 +48,7 @@ def retrain(
         ConfigError: The network needs labels that are not read, or the training diverged.
         DataError: The training data is missing or broken.
     """
-    check_trainable(module)
+    check_trainable(module, str(data))
     given = {**extra, "epochs": epochs, "imgsz": imgsz, "batch": batch, "device": device, "seed": seed}
     recipe = make_recipe(described(module).task, {**given, "workers": workers, "lr0": lr0}, of_cut_model=True)
     before, last = count_parameters(module), Path(run_dir) / "weights" / "last.pt"

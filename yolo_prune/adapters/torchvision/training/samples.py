@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from yolo_prune.accuracy.box_data import BoxData
 from yolo_prune.accuracy.classes import ClassificationData
+from yolo_prune.accuracy.masks import filled
 from yolo_prune.adapters.torchvision.framing import as_tensor
 from yolo_prune.adapters.torchvision.training.recipe import TrainRecipe
 from yolo_prune.errors import DataError
@@ -41,12 +42,16 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class BoxSamples:
-    """Images with boxes."""
+    """Images with boxes, and with masks (``segment``) or key points (``pose``) where ``shape`` says so.
+
+    Key points are mirrored only where the data says which one becomes which.
+    """
 
     data: BoxData
     labels: tuple[int, ...]
     recipe: TrainRecipe
     stretched: bool
+    shape: str = "detect"
 
     @property
     def count(self) -> int:
@@ -54,7 +59,7 @@ class BoxSamples:
         return len(self.data.image_files)
 
     def read(self, index: int, random: np.random.Generator) -> tuple[Image, Any]:
-        """Return a canvas, boxes (n, 4) in its pixels and their labels."""
+        """Return a canvas and, in its pixels, boxes (n, 4) with their labels, masks (n, H, W), points (n, K, 3)."""
         image = read_image(self.data.image_files[index], 3)
         boxes, classes = self.data.targets[index]
         size = height_width(self.recipe.imgsz)
@@ -62,19 +67,52 @@ class BoxSamples:
         canvas = _drawn(image, size, scale, corner)
         moved = boxes * np.array([*scale, *scale]) + np.array([*corner, *corner])
         inside = np.clip(moved, 0, np.array([size[1], size[0]] * 2))
-        if random.random() < self.recipe.fliplr:
+        mirrored = random.random() < self.recipe.fliplr and (self.shape != "pose" or bool(self.data.mirrored))
+        if mirrored:
             canvas = canvas[:, ::-1]
             inside[:, [0, 2]] = size[1] - inside[:, [2, 0]]
         kept = _still_seen(moved, inside)
         labels = np.array(self.labels, dtype=np.int64)[classes[kept]]
-        return canvas, (inside[kept].astype(np.float32), labels)
+        target = {"boxes": inside[kept].astype(np.float32), "labels": labels}
+        objects = [one for one, keep in zip(self.data.objects[index], kept, strict=True) if keep]
+        if self.shape == "segment":
+            masks = [self._mask(one, image.shape[:2], scale, corner) for one in objects]
+            stacked = np.array(masks, dtype=np.uint8).reshape(-1, *size)
+            target["masks"] = np.ascontiguousarray(stacked[..., ::-1] if mirrored else stacked)
+        elif self.shape == "pose":
+            target["keypoints"] = self._points(objects, scale, corner, mirrored)
+        return canvas, target
 
     def collate(self, targets: Sequence[Any]) -> list[dict[str, Tensor]]:
         """Return the targets as detectors take them."""
-        return [
-            {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)}
-            for boxes, labels in targets
-        ]
+        return [{name: torch.from_numpy(values) for name, values in each.items()} for each in targets]
+
+    def _mask(
+        self,
+        one: Mapping[str, Any],
+        shape: Sequence[int],
+        scale: tuple[float, ...],
+        corner: tuple[float, ...],
+    ) -> NDArray[np.bool_]:
+        """Return an object's mask on the canvas."""
+        whole = filled(one["segmentation"], (shape[0], shape[1])).astype(np.uint8) * 255
+        pixels: NDArray[np.bool_] = _drawn(whole, height_width(self.recipe.imgsz), scale, corner, 0) > 127
+        return pixels
+
+    def _points(
+        self, objects: Sequence[Mapping[str, Any]], scale: Any, corner: Any, mirrored: bool
+    ) -> NDArray[np.float32]:
+        """Return x, y and visibility of every key point on the canvas; outside of it none is visible."""
+        tall, wide = height_width(self.recipe.imgsz)
+        points = np.array([one["keypoints"] for one in objects], dtype=np.float32)
+        points = points.reshape(len(objects), -1, 3)
+        points[..., :2] = points[..., :2] * np.array(scale) + np.array(corner)
+        if mirrored:
+            points[..., 0] = wide - points[..., 0]
+            points = points[:, list(self.data.mirrored)]
+        outside = (points[..., :2] < 0).any(-1) | (points[..., 0] >= wide) | (points[..., 1] >= tall)
+        points[outside] = 0
+        return np.ascontiguousarray(points)
 
 
 @dataclass(frozen=True)
@@ -123,14 +161,18 @@ def _placed(
 
 
 def _drawn(
-    image: Image, size: tuple[int, int], scale: tuple[float, float], corner: tuple[float, float]
+    image: Image,
+    size: tuple[int, int],
+    scale: Sequence[float],
+    corner: Sequence[float],
+    around: int = PADDING,
 ) -> Image:
     cv2 = import_cv2()
     # Centres of pixels, not their corners, are where they are: half a pixel apart.
     shift = [at + 0.5 * by - 0.5 for at, by in zip(corner, scale, strict=True)]
     matrix = np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]])
     canvas: Image = cv2.warpAffine(
-        image, matrix, size[::-1], flags=cv2.INTER_LINEAR, borderValue=(PADDING,) * 3
+        image, matrix, size[::-1], flags=cv2.INTER_LINEAR, borderValue=(around,) * 3
     )
     return canvas
 

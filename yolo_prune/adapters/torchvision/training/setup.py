@@ -8,33 +8,42 @@ from typing import Any
 
 from torch import nn
 
+from yolo_prune.accuracy.annotations import without_shape
 from yolo_prune.accuracy.box_data import read_boxes
 from yolo_prune.accuracy.classes import read_class_folders
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.torchvision import files
 from yolo_prune.adapters.torchvision.described import CLASSIFY, described
 from yolo_prune.adapters.torchvision.detector import is_stretched, learn_from_
+from yolo_prune.adapters.torchvision.found import shape_found
 from yolo_prune.adapters.torchvision.tasks import BoxTask, open_task
 from yolo_prune.adapters.torchvision.training.loop import STATE_KEY, Progress, Training, make_optimizer
 from yolo_prune.adapters.torchvision.training.recipe import TrainRecipe
 from yolo_prune.adapters.torchvision.training.samples import BoxSamples, ClassSamples, Loader, check_targets
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.imgsz import ImageSize
 
 
-def check_trainable(module: nn.Module) -> None:
-    """Refuse detectors that learn from more than boxes.
+def check_trainable(module: nn.Module, data: str) -> None:
+    """Refuse a detector that learns from what the training data has not.
+
+    Args:
+        module: The network.
+        data: The data set.
 
     Raises:
-        ConfigError: It needs masks or key points.
+        DataError: It needs masks or key points of every object.
     """
-    heads: Any = getattr(module, "roi_heads", None)
-    for part, what in (("mask_predictor", "masks"), ("keypoint_predictor", "key points")):
-        if heads is not None and getattr(heads, part, None) is not None:
-            raise ConfigError(
-                f"{described(module).architecture} learns from {what}, which this loop does not read. Use epochs=0, "
-                "and retrain it in your own loop (yolo_prune.restore, or PruningSession)."
-            )
+    shape = shape_found(module)
+    if shape == "detect":
+        return
+    train = read_boxes(data, "train", shape)
+    lacking = without_shape([one for each in train.objects for one in each], shape)
+    if lacking:
+        raise DataError(
+            f"{described(module).architecture} learns from more than boxes, and {lacking} in the training data {data}. "
+            "Give data that has them, or use epochs=0."
+        )
 
 
 def training_of(
@@ -71,7 +80,8 @@ def _samples(module: nn.Module, recipe: TrainRecipe, data: str) -> BoxSamples | 
     if what.task == CLASSIFY:
         folders = read_class_folders(data, "train")
         return ClassSamples(folders, [what.labels[index] for index in folders.labels], recipe)
-    samples = BoxSamples(read_boxes(data, "train"), what.labels, recipe, is_stretched(module))
+    shape = shape_found(module)
+    samples = BoxSamples(read_boxes(data, "train", shape), what.labels, recipe, is_stretched(module), shape)
     check_targets(samples)
     return samples
 

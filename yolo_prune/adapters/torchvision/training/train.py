@@ -89,7 +89,7 @@ def _begun(config: TrainConfig) -> Training:
     if config.data is None:
         raise ConfigError("'data' is missing: the data set to train on. Give data=...")
     module = _network(config, int(values.get("seed") or 0))
-    check_trainable(module)
+    check_trainable(module, config.data)
     what = described(module)
     values.setdefault("epochs", 26 if what.task != CLASSIFY else 90)
     values["imgsz"] = read_size(values.get("imgsz") or what.imgsz)
