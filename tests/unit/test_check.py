@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from yolo_prune.bench.clock import FIELDS
 from yolo_prune.cli import main
 from yolo_prune.errors import ConfigError
 from yolo_prune.options import CheckConfig
@@ -167,6 +168,83 @@ def test_a_file_of_any_size_needs_one(tmp_path, capsys):
     out = export(tmp_path / "own.onnx", Net(), (1, 3, 64, 64), dynamic=axes)
     assert check(f"model={out}", "min_fps=1") == 2
     assert f"'{out}' takes images of any size: give imgsz=." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("UINT8", [1, 3, 8, 8]), ("FLOAT", [1, 3])], ids=["bytes", "no images"]
+)
+def test_a_file_that_takes_no_images_is_refused_before_it_runs(kind, shape, tmp_path, capsys):
+    values = [
+        onnx.helper.make_tensor_value_info(name, getattr(onnx.TensorProto, kind), shape) for name in "xy"
+    ]
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "own.onnx")
+    assert check(f"model={tmp_path / 'own.onnx'}", "min_fps=1") == 2
+    expected = (
+        rf"takes 1 input\(s\), the first a tensor\({kind.lower()}\) of shape .*: expected one batch of images"
+    )
+    assert re.search(expected, capsys.readouterr().err)
+
+
+def test_bench_takes_a_file_at_its_own_size_too(file, capsys):
+    assert main(["bench", f"model={file}", "runtimes=onnxruntime", "rounds=2", "threads=1"]) == 0
+    assert re.search(r"\| 64 \|", capsys.readouterr().out)
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """A worker whose steps are made up, on a machine that gets hot."""
+    calm = {"load1": 7.0, "governor": "performance", "mhz": 2400.0, "celsius": 50.0}
+    calm |= {"throttle_events": None, "firmware": None}
+
+    def answer(request, threads):
+        names = list(request["candidates"])
+        latency = 20 * np.exp(0.1 * np.random.default_rng(0).normal(size=(100, 3)))
+        steps = np.zeros((100, 3, len(FIELDS)))
+        steps[..., FIELDS.index("latency_ms")] = latency
+        facts = {"runtime": "onnxruntime", "runtime_version": "1", "device": "cpu", "device_name": "a CPU"}
+        facts |= {"threads": threads, "batch": 1, "imgsz": 64}
+        samples = {name: (steps * (1 + 0.001 * index)).tolist() for index, name in enumerate(names)}
+        measured = {"load1": 7.0, "rounds": 100, "seconds": 9.0, "phases": "all of it"}
+        machine = [calm, {**calm, "mhz": 1200.0}]
+        memory = {"before": 50.0, "peak": 99.0}
+        return {
+            "result": {
+                **measured,
+                "facts": dict.fromkeys(names, facts),
+                "samples": samples,
+                "machine": machine,
+                "memory_mb": memory,
+            }
+        }
+
+    monkeypatch.setattr("yolo_prune.bench.watched.ask_worker", answer)
+
+
+@pytest.mark.usefixtures("made_up")
+def test_what_is_too_close_to_call_exits_with_one_and_says_what_the_machine_did(file, tmp_path, capsys):
+    report = tmp_path / "check.json"
+    words = ["min_fps=50", "max_latency_ms=40", f"against={file}", "min_speedup=1", f"json={report}"]
+    assert check(f"model={file}", *words) == 1
+    out = capsys.readouterr().out
+    assert out.startswith(
+        f"UNDECIDED: 2 of 3 met by {file}, onnxruntime 1, cpu (a CPU), 1 thread, batch 1, 64 px"
+    )
+    assert re.search(r"^FPS >= 50 .* too close to call$", out, re.M)
+    assert re.search(r"^p95 latency <= 40 ms .* met by 1\d\.\d\d ms", out, re.M)
+    assert "clock 2400 MHz -> 1200 MHz, heat 50 C -> 50 C" in out
+    assert "warning: The machine was busy before it began: load 7.0" in out
+    assert "warning: The clock fell from 2400 to 1200 MHz while measuring" in out
+    verdicts = {key: one["verdict"] for key, one in findings(report).items()}
+    assert verdicts == {"min_fps": "undecided", "max_latency_ms": "met", "min_speedup": "met"}
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize(("limit", "code"), [(98.9, 1), (99.0, 0)])
+def test_memory_is_judged_by_the_number(file, limit, code):
+    assert check(f"model={file}", f"max_memory_mb={limit}") == code
 
 
 @pytest.fixture(scope="module")

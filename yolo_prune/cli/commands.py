@@ -248,11 +248,17 @@ def _export_int8(config: ExportConfig, loaded: LoadedModel, out: Path, imgsz: Im
 
 
 def _own_size(path: str, trust: bool) -> ImageSize:
-    """Return the image size that a checkpoint was trained at.
+    """Return the image size that a checkpoint was trained at, or that an exported file takes.
 
     Raises:
-        ConfigError: The file is an export, which does not say.
+        ConfigError: The file is an export of open size.
     """
+    if is_exported(path) and Path(path).exists():
+        from yolo_prune.runtimes.runtime import read_file, runtime_for
+
+        fixed = read_file(runtime_for(path), Path(path)).imgsz
+        if fixed is not None:
+            return fixed
     if Path(path).suffix != ".pt":
         raise ConfigError(f"'{path}' does not say its image size: give imgsz=.")
     return find_host(path).load(path, trust=trust).imgsz

@@ -25,6 +25,7 @@ from yolo_prune.runtimes.runtime import (
 )
 
 CUDA = "CUDAExecutionProvider"
+_IMAGES = ("tensor(float)", "tensor(float16)")
 _QUANTISED = b"DequantizeLinear"  # the operator that every ONNX file with weights of 8 bits has
 
 
@@ -125,10 +126,10 @@ def read_file(path: Path) -> FileFacts:
     session = open_session(import_onnxruntime(), path, Settings("cpu", 1, 1))
     inputs = session.get_inputs()
     shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
-    if len(inputs) != 1 or len(shape) != 4:
+    if len(inputs) != 1 or len(shape) != 4 or inputs[0].type not in _IMAGES:
         raise ConfigError(
-            f"'{path}' takes {len(inputs)} inputs, the first of shape {list(inputs[0].shape)}: expected one batch of "
-            "images [B, C, H, W]."
+            f"'{path}' takes {len(inputs)} input(s), the first a {inputs[0].type} of shape {list(inputs[0].shape)}: "
+            "expected one batch of images [B, C, H, W] in floating point."
         )
     batch, _, height, width = shape
     precision = "float16" if "float16" in inputs[0].type else "float32"
