@@ -123,7 +123,7 @@ class StandInTask:
     def calibration_batches(self, imgsz, images, seed):
         self.diary.note("read calibration images")
         generator = torch.Generator().manual_seed(seed)
-        return [torch.rand(images, 3, *height_width(imgsz), generator=generator)]
+        return [torch.rand(min(images, 16), 3, *height_width(imgsz), generator=generator)]
 
     def image_files(self, count):
         self.diary.note("find images to time")

@@ -114,6 +114,7 @@ def train_parent(folder: Path, data: Path) -> None:
 def words(parent, data) -> list[str]:
     """The words of a short run, without its name, its length and its speed."""
     short = ["keep_macs=0.6", "steps=2", "calibration_images=16", "batch=8", "workers=0"]
+    short += ["recover_seconds=0"]  # tried where tasks and classifiers are pruned
     return ["prune", f"model={parent}", f"data={data}", *short]
 
 

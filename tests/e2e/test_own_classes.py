@@ -40,6 +40,7 @@ head:
   - [-1, 1, Conv, [32, 3, 2]]
   - [[2, 3], 1, Detect, [nc]]
 """
+QUICK = ["steps=1", "calibration_images=8", "recover_seconds=0"]
 SHORT = ["imgsz=64", "batch=8", "workers=0", "device=cpu", "round_to=4", "min_width=4", "keep_macs=0.7"]
 
 
@@ -70,7 +71,7 @@ def model(folder, trusting):
 @pytest.fixture(scope="module")
 def pruned(folder, trusting, model, data):
     """A run with retraining and with a measurement in the process of the benchmark."""
-    words = ["prune", f"model={model}", f"data={data}", *SHORT, *trusting, "steps=1", "calibration_images=8"]
+    words = ["prune", f"model={model}", f"data={data}", *SHORT, *trusting, *QUICK]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed, "compare", functools.partial(bench.compare, rounds=2))
         code = cli.main([*words, "epochs=1", "plots=false", "runtimes=torch", f"project={folder}", "name=p"])
@@ -88,7 +89,7 @@ def test_a_trusted_run_prunes_retrains_and_measures(pruned, model):
 
 def test_a_resumed_run_reads_its_own_files(pruned, folder, trusting, model, data, capsys):
     (pruned / "report.json").unlink()
-    words = ["prune", f"model={model}", f"data={data}", *SHORT, *trusting, "steps=1", "calibration_images=8"]
+    words = ["prune", f"model={model}", f"data={data}", *SHORT, *trusting, *QUICK]
     words += ["epochs=1", "plots=false", "bench=false", f"project={folder}", "name=p", "resume=true"]
     assert cli.main(words) == 0
     assert "going on from" in capsys.readouterr().err

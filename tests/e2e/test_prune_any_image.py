@@ -59,6 +59,7 @@ def prune(project: Path, name: str, *words: str) -> tuple[int, str, dict]:
         "batch=8",
         "workers=0",
         "quantize=8",
+        "recover_seconds=0",
     ]
     with contextlib.redirect_stdout(out):
         code = cli.main(["prune", *words, *short, "threads=1", f"project={project}", f"name={name}"])

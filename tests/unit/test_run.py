@@ -20,7 +20,9 @@ from yolo_prune.bench import Comparison, Timing
 from yolo_prune.bench.clock import Ratio
 from yolo_prune.errors import BenchmarkError, BudgetError, ConfigError, DataError, MissingRuntimeError
 from yolo_prune.options import PruneConfig
+from yolo_prune.recover.imitate import Imitation
 from yolo_prune.report import report_from_json, write
+from yolo_prune.runs import recovery
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.measure import measure_speed_again, speed
 from yolo_prune.runs.measure import run as measuring
@@ -120,6 +122,7 @@ def test_a_run_does_one_thing_after_the_other_and_each_once(whole):
         "evaluate parent at 64",
         "read calibration images",
         "open the scorer",
+        "read calibration images",
         "evaluate pruned at 64",
         "retrain",
         "evaluate retrained at 64",
@@ -129,7 +132,7 @@ def test_a_run_does_one_thing_after_the_other_and_each_once(whole):
         "evaluate parent at 48",
     ]
     assert [entry for entry in host.diary.entries if entry.startswith("save ")] == [
-        *("save parent.pt", "save pruned.pt", "save last.pt", "save best.pt")
+        *("save parent.pt", "save pruned.pt", "save pruned.pt", "save last.pt", "save best.pt")
     ]
 
 
@@ -292,6 +295,42 @@ def test_a_run_that_fails_anywhere_leaves_whole_files_and_goes_on(
     assert {"cut", "recover"} <= set(result.report.timing_s), "times of the first attempt are kept"
 
 
+def test_a_run_that_is_stopped_while_it_imitates_goes_on_from_the_folded_model(
+    host, options, whole, monkeypatch
+):
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "recover_by_imitation", stopped)
+        with pytest.raises(KeyboardInterrupt, match="resume=true name=a goes on"):
+            prune_from_config(options(epochs=1, quantize=8))
+    assert files_of(host.diary.root) == CUT
+    host.diary.entries.clear()
+    result = prune_from_config(options(epochs=1, quantize=8, resume=True))
+    assert host.diary.count("save pruned.pt") == 1, "what imitates is written, and nothing is cut again"
+    assert lasting(result.report) == replace(lasting(whole.result.report), model=str(options().model))
+
+
+@pytest.mark.parametrize(("better", "kept"), [(True, True), (False, False)])
+def test_a_model_that_imitates_is_kept_where_it_scores_more(host, options, better, kept, monkeypatch):
+    def imitated(module, parent, calibration, *, seconds, score, known, **rest):
+        assert seconds == 5
+        return (copy.deepcopy(module) if better else module), Imitation(2.0, 1.0, 1e-4, 20, 3.0), 0.9
+
+    monkeypatch.setattr(recovery, "recover_by_imitation", imitated)
+    result = prune_from_config(options(recover_seconds=5))
+    said = json.loads((result.folder / "plan.json").read_text())["settings"]["imitation"]
+    assert said == {"before": 2.0, "after": 1.0, "rate": 1e-4, "steps": 20, "kept": kept}
+    assert [stage.ap for stage in result.report.stages if stage.name == "imitation"] == [0.9]
+
+
+def test_no_time_for_imitation_is_none(host, options):
+    result = prune_from_config(options(recover_seconds=0))
+    assert "imitation" not in json.loads((result.folder / "plan.json").read_text())["settings"]
+    assert host.diary.count("read calibration") == 1
+
+
 def test_a_run_that_is_whole_is_measured_again_and_not_cut_again(host, options):
     first = prune_from_config(options())
     plan, pruned = (
@@ -357,13 +396,15 @@ def test_the_numbers_of_a_report_are_those_that_the_task_gave(whole):
 
 def test_stages_of_recovery_are_those_that_were_scored(whole, options):
     report = whole.result.report
-    assert [stage.name for stage in report.stages] == ["cut", "bn", "fold", "fold_bn", "retrained"]
+    assert [stage.name for stage in report.stages] == [
+        *("cut", "bn", "fold", "fold_bn", "imitation", "retrained")
+    ]
     width = report.stages[0].ap
     assert width == 0.5 + next(one.kept for one in report.layers if one.name == "body.0") / 64
-    assert {stage.ap for stage in report.stages[:4]} == {width}
+    assert {stage.ap for stage in report.stages[:5]} == {width}
     assert report.stages[-1].ap == SCORES["retrained"]
     report = prune_from_config(options(fold=False)).report
-    assert [stage.name for stage in report.stages] == ["cut", "bn"]
+    assert [stage.name for stage in report.stages] == ["cut", "bn", "imitation"]
 
 
 def test_classes_are_those_of_the_parent_with_what_the_split_has_of_them(host, options):

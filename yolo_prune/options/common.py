@@ -37,6 +37,7 @@ _MIN_KEEP = "share of its width that every layer keeps, 0 for none; chosen when 
 _KEEP_LAYERS = "modules that keep their channels, such as model.0,model.22"
 _FOLD = "fold what removed channels contributed into the kept ones"
 _IMAGES = "training images that folding and scoring look at"
+_IMITATION = "most time for the cut model to imitate its parent on training images, no labels; 0: none"
 _EPOCHS = "epochs of retraining after the cut; 0 for none"
 _SPLIT = "split of the data set to evaluate on"
 _DEVICE = "cpu, cuda:0 or the number of a GPU; chosen when not given"
@@ -61,6 +62,7 @@ _SHARED = {
     "keep_layers": partial(option, help=_KEEP_LAYERS, default=(), group=CUT),
     "fold": partial(option, help=_FOLD, default=True, group=RECOVERY),
     "calibration_images": partial(option, help=_IMAGES, default=96, group=RECOVERY, low=1),
+    "recover_seconds": partial(option, help=_IMITATION, default=300.0, group=RECOVERY, low=0),
     "epochs": partial(option, help=_EPOCHS, default=0, group=TRAINING, low=0),
     "split": partial(option, help=_SPLIT, default="val", group=MEASURING, choices=("val", "test", "train")),
     "runtimes": partial(

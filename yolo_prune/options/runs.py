@@ -58,6 +58,7 @@ class PruneConfig:
     )
     fold: bool = shared("fold")
     calibration_images: int = shared("calibration_images")
+    recover_seconds: float = shared("recover_seconds")
     distill: bool = option("learn from the parent while retraining", True, group=TRAINING)
     lr0: float | None = option(
         "first learning rate of retraining; chosen when not given", None, group=TRAINING, low=0
@@ -163,6 +164,7 @@ class SweepConfig:
     round_to: int = shared("round_to")
     min_width: int = shared("min_width")
     min_keep: float | None = shared("min_keep")
+    recover_seconds: float = shared("recover_seconds")
     min_fps: float | None = option(
         "pick the most accurate model that is at least this fast", None, group=CHOICE, low=0
     )

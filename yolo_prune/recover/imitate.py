@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from yolo_prune.criteria.calibration import Calibration, images_in, part_of, placed_batch
 from yolo_prune.criteria.distance import output_distance
+from yolo_prune.criteria.memory import in_batches_that_fit
 from yolo_prune.graph.decisions import Decisions
 from yolo_prune.graph.modes import evaluating, in_full_precision
 from yolo_prune.graph.values import change_tensors
@@ -27,6 +28,7 @@ from yolo_prune.progress import LOGGER, bar
 _RATES = (1e-3, 3e-4, 1e-4, 3e-5)
 # Steps of a trial. Its rate rises and falls as in the whole: at its height a rate looks worse than it is.
 _TRIAL = 24
+_PASSES = 20  # over the images; more of them only learn these by heart
 _WARM_UP = 20
 _BATCH = 16
 _AVERAGE = 0.95  # what stays of the averaged weights in a step
@@ -72,8 +74,9 @@ def imitate_(
         student: The cut network; its modes and the flags of its parameters are restored.
         teacher: The uncut one; untouched.
         calibration: Images and how both run on them; its seed orders and flips them.
-        steps: Steps of the optimizer, after those that look for its rate.
-        seconds: End after this time at the latest; the result then depends on the machine. None: no limit.
+        steps: Steps of the optimizer, after those that look for its rate; of few images fewer, 20 for each batch.
+        seconds: Take fewer steps where so many would take longer than this; the result then depends on the machine.
+            None: no limit.
 
     Returns:
         How far it got.
@@ -83,10 +86,15 @@ def imitate_(
     """
     began = time.monotonic()
     deadline = None if seconds is None else began + seconds
-    lesson = _Lesson(student, teacher, calibration, *_divided(calibration))
-    with lesson.running():
-        before = lesson.distance()
-        best = lesson.learn_at_some_rate(before, steps, deadline)
+
+    def learnt(batches: Sequence[Any]) -> tuple[float, _Reached | None]:
+        lesson = _Lesson(student, teacher, calibration, *_divided(batches))
+        with lesson.running():
+            before = lesson.distance()
+            most = min(steps, _PASSES * len(lesson.learnt))
+            return before, lesson.learn_at_some_rate(before, most, deadline)
+
+    before, best = in_batches_that_fit(learnt, calibration.batches)
     result = Imitation(before, before, 0.0, 0, 0.0)
     if best is not None:
         student.load_state_dict(best.state)
@@ -107,14 +115,14 @@ class _Reached:
     state: dict[str, Tensor]
 
 
-def _divided(calibration: Calibration) -> tuple[list[Any], list[Any]]:
+def _divided(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Return batches to learn from, and others that nobody learns from: one image in six, of any batch size.
 
     Of a single batch of a single image there is nothing to hold out: it is both.
     """
     parts = [
         part_of(batch, slice(at, at + _BATCH))
-        for batch in calibration.batches
+        for batch in batches
         for at in range(0, images_in(batch), _BATCH)
     ]
     learnt, held_out, held = list[Any](), list[Any](), 0
@@ -192,11 +200,17 @@ class _Lesson:
         Returns:
             Weights that are closer than ``before``; None where no trial came closer.
         """
-        ended = self._trials(before, min(_TRIAL, steps), deadline)
+        began, trial = time.monotonic(), max(min(_TRIAL, steps // 3), 1)
+        ended = self._trials(before, trial, deadline)
         LOGGER.debug("imitation from %.4g: %s", before, [(one.rate, one.distance) for one in ended])
         closest = min(ended, key=lambda one: one.distance, default=None)
         if closest is None or closest.distance >= before:
             return None
+        if deadline is not None:  # a rate that falls to its end does more than one that is broken off
+            each = (time.monotonic() - began) / (trial * len(ended))
+            steps = min(steps, int((deadline - time.monotonic()) / each))
+            if steps <= trial:
+                return closest
         highest = max(one.rate for one in ended if one.distance <= before)
         for rate in dict.fromkeys((highest, closest.rate)):
             found = self.learn(rate, steps, deadline)
@@ -226,16 +240,18 @@ class _Lesson:
         """Take steps and go back to the beginning; return the closest averaged weights, None where it diverged."""
         start = _state(self.student)
         best: _Reached | None = None
-        with bar(steps, words) as shown:
-            for step, average in enumerate(self._averages(rate, steps), 1):
-                shown.update()
-                late = deadline is not None and time.monotonic() > deadline
-                if step % _LOOK == 0 or step == steps or late:
-                    best = self._closer(best, average, rate, step)
-                    shown.set_postfix_str(f"distance {best.distance:.4g}")
-                if late:
-                    break
-        self.student.load_state_dict(start)
+        try:
+            with bar(steps, words) as shown:
+                for step, average in enumerate(self._averages(rate, steps), 1):
+                    shown.update()
+                    late = deadline is not None and time.monotonic() > deadline
+                    if step % _LOOK == 0 or step == steps or late:
+                        best = self._closer(best, average, rate, step)
+                        shown.set_postfix_str(f"distance {best.distance:.4g}")
+                    if late:
+                        break
+        finally:  # also where memory does not suffice, or a user has seen enough
+            self.student.load_state_dict(start)
         return best
 
     def _averages(self, rate: float, steps: int) -> Iterator[dict[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 from torch import nn
@@ -12,6 +13,7 @@ from yolo_prune.cut.proven import Traced
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.fold import recalibrate_bn_
+from yolo_prune.recover.imitate import Imitation, imitate_
 from yolo_prune.recover.steps import CutResult
 
 
@@ -54,3 +56,39 @@ def recover_by_stages(
     better = after is not None and before is not None and after > before
     LOGGER.info("re-estimating BatchNorm after the cut: %.3f -> %.3f", before or 0.0, after or 0.0)
     return (again if recalibrate is True or better else cut.module), stages
+
+
+def recover_by_imitation(
+    module: nn.Module,
+    parent: nn.Module,
+    calibration: Calibration,
+    *,
+    steps: int = 240,
+    seconds: float | None = None,
+    score: Callable[[nn.Module], float] | None = None,
+    known: float = -math.inf,
+) -> tuple[nn.Module, Imitation, float | None]:
+    """Let a cut model imitate its parent; return the model to keep.
+
+    Args:
+        module: The cut model; a copy of it imitates.
+        parent: The uncut one.
+        calibration: See :func:`yolo_prune.recover.imitate.imitate_`, as ``steps`` and ``seconds``.
+        steps: Of the optimizer.
+        seconds: Most time.
+        score: Accuracy of a model, larger is better; None: what got closer on images that were not learnt from is kept.
+        known: Accuracy of ``module``.
+
+    Returns:
+        The imitating copy where it got closer and, with ``score``, more accurate, else ``module``; how far it got; and
+        the copy's accuracy, None where it was not measured.
+    """
+    student = copy.deepcopy(module)
+    result = imitate_(student, parent, calibration, steps=steps, seconds=seconds)
+    if not result.steps:
+        return module, result, None
+    if score is None:
+        return student, result, None
+    reached = score(student)
+    LOGGER.info("imitating the parent: %.3f -> %.3f", known, reached)
+    return (student if reached > known else module), result, reached

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,8 +41,7 @@ from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.progress import LOGGER
-from yolo_prune.recover.imitate import imitate_
-from yolo_prune.recover.stages import recover_by_stages
+from yolo_prune.recover.stages import recover_by_imitation, recover_by_stages
 from yolo_prune.recover.steps import Recipe, cut_in_steps
 
 _Arguments = ParamSpec("_Arguments")
@@ -225,21 +223,13 @@ def _cut_on_images_(
         best, stages = recover_by_stages(traced, cut, images, validate, folded=recipe.fold)
         known = max(score for name in ("fold", "fold_bn") if (score := stages[name]) is not None)
     if imitation_steps and cut.steps:
-        student = copy.deepcopy(best)
-        result = imitate_(student, traced.module, images, steps=imitation_steps)
+        best, result, _ = recover_by_imitation(
+            best, traced.module, images, steps=imitation_steps, score=validate, known=known
+        )
         plan = replace(plan, settings={**plan.settings, "imitation": result.to_dict()})
-        if result.steps and (validate is None or _scores_more(validate, student, known)):
-            best = student
     cut_(module, plan, rules=traced.anatomy.rules)
     module.load_state_dict(best.state_dict())
     return plan
-
-
-def _scores_more(validate: Callable[[nn.Module], float], student: nn.Module, known: float) -> bool:
-    """Tell whether imitation made a module better by its accuracy, too."""
-    imitated = validate(student)
-    LOGGER.info("imitating the parent: %.3f -> %.3f", known, imitated)
-    return imitated > known
 
 
 def _check_met(plan: PrunePlan, limit: Budget) -> None:

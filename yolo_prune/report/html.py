@@ -31,6 +31,7 @@ STAGES = {
     "bn": "BatchNorm re-estimated",
     "fold": "folded into the readers",
     "fold_bn": "folded, then BatchNorm re-estimated",
+    "imitation": "imitating the parent",
     "retrained": "retrained",
 }
 """What the usual stage names mean; others are printed as they are."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from yolo_prune.adapters.checkpoint import fingerprint, load_detector
+from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.hosts import file_of, find_host, guarding_host
 from yolo_prune.adapters.stored import record_of_cut
-from yolo_prune.criteria.heads import measured_at_heads
 from yolo_prune.cut.proven import Traced
 from yolo_prune.cut.record import PrunePlan
-from yolo_prune.cut.widths import Widths
 from yolo_prune.device import resolve_device
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.files import write_text
@@ -24,12 +21,12 @@ from yolo_prune.graph.randomness import seed_generators, untouched_randomness
 from yolo_prune.imgsz import plain_size
 from yolo_prune.options import PruneConfig, to_yaml
 from yolo_prune.progress import LOGGER
-from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
 from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.job import PruneJob
 from yolo_prune.runs.measure import Evaluated, measure_run
-from yolo_prune.runs.preflight import budget_of, check_budget, choose_criterion, size_of
+from yolo_prune.runs.preflight import check_budget, size_of
+from yolo_prune.runs.recovery import cut_and_recover, save_checkpoint
 from yolo_prune.runs.resume import ARGS_FILE, check_resumed
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
 
@@ -120,9 +117,9 @@ def _run(job: PruneJob) -> PruneResult:
     seed_generators(config.seed)
     with space.stage("evaluate parent", "evaluating the parent"):
         role = {"role": "parent", "cut": record_of_cut(job.loaded.meta)}
-        models = [_evaluated("parent", _save(job, "parent", job.loaded.module, role), job)]
+        models = [_evaluated("parent", save_checkpoint(job, "parent", job.loaded.module, role), job)]
     job = job.with_parent(models[0].module)  # as the file has it: cut what was evaluated
-    cut, stages = _cut_and_recover(job)
+    cut, stages = cut_and_recover(job)
     with space.stage("evaluate pruned", "evaluating the pruned model"):
         models.append(_evaluated("pruned", space.weights / "pruned.pt", job))
     if config.epochs:
@@ -138,22 +135,6 @@ def _run(job: PruneJob) -> PruneResult:
     report = measure_run(job, models, cut, stages, failed)
     write_report(report, space.root)
     return PruneResult(space.root, report, cut.plan, final.file)
-
-
-def _save(
-    job: PruneJob, name: str, module: nn.Module, meta: Mapping[str, Any], plan: PrunePlan | None = None
-) -> Path:
-    """Write one of the run's checkpoints."""
-    loaded, imgsz = job.loaded, plain_size(job.imgsz)
-    return job.host.save(
-        job.space.weights / f"{name}.pt",
-        module,
-        task=loaded.task,
-        train_args={**loaded.train_args, "imgsz": imgsz, "task": loaded.task},
-        meta={**meta, "parent": str(loaded.path), "imgsz": imgsz},
-        trust=job.config.trust,
-        plan=plan,
-    )
 
 
 def _evaluated(name: str, file: Path, job: PruneJob) -> Evaluated:
@@ -192,73 +173,6 @@ def _make_room(space: Workspace, model: Path) -> None:
     if model.resolve() in {(space.root / name).resolve() for name in OUTPUTS}:
         raise ConfigError(f"the run would overwrite its own model '{model}'. Choose another name=.")
     space.clear()
-
-
-def _recall(job: PruneJob) -> tuple[CutResult, dict[str, float | None]] | None:
-    """Return the cut that an interrupted run finished, None when it had not come so far.
-
-    Raises:
-        ConfigError: It was a cut of another model than the file holds now.
-    """
-    space = job.space
-    done, file = space.recall("recovery"), space.weights / "pruned.pt"
-    if not (done and space.plan.is_file() and file.is_file()):
-        return None
-    plan = PrunePlan.from_json(space.plan.read_text(encoding="utf-8"))
-    pruned = load_detector(file, trust=job.config.trust, device=job.device)
-    if (pruned.meta or {}).get("of") != fingerprint(job.parent.module):
-        raise ConfigError(
-            f"'{space.root}' was cut from another model than '{job.loaded.path}'. Choose another name=."
-        )
-    LOGGER.info("going on from %s", file)
-    for stage, seconds in done["timing_s"].items():
-        space.timing_s.setdefault(stage, seconds)
-    return CutResult(pruned.module, plan, ()), done["stages"]
-
-
-def _cut_and_recover(job: PruneJob) -> tuple[CutResult, dict[str, float | None]]:
-    """Cut, recover without training, choose by validation, and write ``pruned.pt`` and ``plan.json``."""
-    from yolo_prune.recover.stages import recover_by_stages
-
-    config, space, imgsz = job.config, job.space, job.imgsz
-    done = _recall(job) if config.resume else None
-    if done:
-        return done
-    budget = budget_of(config)
-    recipe = Recipe(
-        criterion=choose_criterion(config, job.loaded),
-        steps=config.steps,
-        widths=Widths(config.round_to, config.min_width, config.min_keep),
-        fold=config.fold,
-        seed=config.seed,
-        depth=config.depth,
-    )
-    calibration = job.host.calibration(
-        job.parent.module,
-        job.task.calibration_batches(imgsz, config.calibration_images, config.seed),
-        imgsz=imgsz,
-        classes=len(job.loaded.names),
-        seed=config.seed,
-    )
-    calibration = measured_at_heads(job.parent.module, job.parent.cost.graph, calibration)
-    score = job.task.scorer(imgsz)
-    with space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"):
-        cut = cut_in_steps(job.parent, budget, recipe, calibration, validate=score)
-    with space.stage("recover", "recovering without training"):
-        module, stages = recover_by_stages(
-            job.parent, cut, calibration, score, recalibrate=config.recalibrate_bn, folded=config.fold
-        )
-    cut = replace(cut, module=module)
-    meta = {
-        "role": "pruned",
-        "plan": cut.plan.budget,
-        "kept_macs": cut.plan.kept_macs,
-        "of": fingerprint(job.parent.module),
-    }
-    _save(job, "pruned", module, meta, cut.plan)
-    cut.plan.save(space.plan)
-    space.remember("recovery", {"stages": stages, "timing_s": space.timing_s})
-    return cut, stages
 
 
 def _retrain(job: PruneJob, module: nn.Module, plan: PrunePlan) -> None:

@@ -76,7 +76,7 @@ def trials_of(config: SweepConfig, folder: Path) -> list[PruneConfig]:
     """Return the options of every trial: all budgets with all criteria."""
     keys = (
         *("model", "data", "weights", "imgsz", "device", "seed", "epochs", "batch", "workers", "steps"),
-        *("round_to", "min_width", "min_keep"),
+        *("round_to", "min_width", "min_keep", "recover_seconds"),
     )
     shared = {key: getattr(config, key) for key in keys}
     runtimes = ("torch",) if config.runtime == "torch" else ("torch", config.runtime)

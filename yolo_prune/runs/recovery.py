@@ -1,0 +1,167 @@
+"""The part of a run that makes the pruned model: cut, recover without labels, and keep what is done."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from yolo_prune.adapters.checkpoint import fingerprint, load_detector
+from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.criteria.heads import measured_at_heads
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.widths import Widths
+from yolo_prune.errors import ConfigError
+from yolo_prune.imgsz import plain_size
+from yolo_prune.progress import LOGGER
+from yolo_prune.recover.stages import recover_by_imitation, recover_by_stages
+from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
+from yolo_prune.runs.job import PruneJob
+from yolo_prune.runs.preflight import budget_of, choose_criterion
+
+_Stages = dict[str, float | None]
+_Score = Callable[[nn.Module], float]
+_IMITATION = "imitation"
+_IMAGES = 256  # that are imitated on, where there are so many: more than moments need
+
+
+def cut_and_recover(job: PruneJob) -> tuple[CutResult, _Stages]:
+    """Cut, recover without labels, choose by validation, and write ``pruned.pt`` and ``plan.json``.
+
+    Returns:
+        The cut model with its plan, and the score after every step of recovery.
+    """
+    scorer = functools.cache(
+        lambda: job.task.scorer(job.imgsz)
+    )  # its images are loaded once, and when needed
+
+    def score(module: nn.Module) -> float:
+        return scorer()(module)
+
+    cut, stages = (_recall(job) if job.config.resume else None) or _cut(job, score)
+    if job.config.recover_seconds and _IMITATION not in stages and cut.plan.kept_macs < 1:
+        return _imitate(job, cut, stages, score)
+    return cut, stages
+
+
+def save_checkpoint(
+    job: PruneJob, name: str, module: nn.Module, meta: Mapping[str, Any], plan: PrunePlan | None = None
+) -> Path:
+    """Write one of the run's checkpoints."""
+    loaded, imgsz = job.loaded, plain_size(job.imgsz)
+    return job.host.save(
+        job.space.weights / f"{name}.pt",
+        module,
+        task=loaded.task,
+        train_args={**loaded.train_args, "imgsz": imgsz, "task": loaded.task},
+        meta={**meta, "parent": str(loaded.path), "imgsz": imgsz},
+        trust=job.config.trust,
+        plan=plan,
+    )
+
+
+def _recall(job: PruneJob) -> tuple[CutResult, _Stages] | None:
+    """Return the cut that an interrupted run finished, None when it had not come so far.
+
+    Raises:
+        ConfigError: It was a cut of another model than the file holds now.
+    """
+    space = job.space
+    done, file = space.recall("recovery"), space.weights / "pruned.pt"
+    if not (done and space.plan.is_file() and file.is_file()):
+        return None
+    plan = PrunePlan.from_json(space.plan.read_text(encoding="utf-8"))
+    pruned = load_detector(file, trust=job.config.trust, device=job.device)
+    if (pruned.meta or {}).get("of") != fingerprint(job.parent.module):
+        raise ConfigError(
+            f"'{space.root}' was cut from another model than '{job.loaded.path}'. Choose another name=."
+        )
+    LOGGER.info("going on from %s", file)
+    for stage, seconds in done["timing_s"].items():
+        space.timing_s.setdefault(stage, seconds)
+    return CutResult(pruned.module, plan, ()), done["stages"]
+
+
+def _cut(job: PruneJob, score: _Score) -> tuple[CutResult, _Stages]:
+    """Cut, fold, and re-estimate BatchNorm where that validates better."""
+    config, space = job.config, job.space
+    budget = budget_of(config)
+    recipe = Recipe(
+        criterion=choose_criterion(config, job.loaded),
+        steps=config.steps,
+        widths=Widths(config.round_to, config.min_width, config.min_keep),
+        fold=config.fold,
+        seed=config.seed,
+        depth=config.depth,
+    )
+    calibration = _calibration(job, config.calibration_images)
+    with space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"):
+        cut = cut_in_steps(job.parent, budget, recipe, calibration, validate=score)
+    with space.stage("recover", "recovering without training"):
+        module, stages = recover_by_stages(
+            job.parent, cut, calibration, score, recalibrate=config.recalibrate_bn, folded=config.fold
+        )
+    cut = replace(cut, module=module)
+    _keep(job, cut, stages)
+    return cut, stages
+
+
+def _imitate(job: PruneJob, cut: CutResult, stages: _Stages, score: _Score) -> tuple[CutResult, _Stages]:
+    """Let the cut model imitate the parent, and keep that where it validates better."""
+    config = job.config
+    with job.space.stage("imitate", f"imitating the parent, for at most {config.recover_seconds:g} s"):
+        module, result, reached = recover_by_imitation(
+            cut.module,
+            job.parent.module,
+            _calibration(job, max(_IMAGES, config.calibration_images)),
+            seconds=config.recover_seconds,
+            score=score,
+            known=_score_of_kept(job, stages),
+        )
+    kept = module is not cut.module
+    settings = {**cut.plan.settings, _IMITATION: {**result.to_dict(), "kept": kept}}
+    cut = replace(cut, module=module, plan=replace(cut.plan, settings=settings))
+    stages = {**stages, _IMITATION: reached}
+    _keep(job, cut, stages)
+    return cut, stages
+
+
+def _calibration(job: PruneJob, images: int) -> Calibration:
+    """Return what models are measured on: training images without labels."""
+    module = job.parent.module
+    calibration = job.host.calibration(
+        module,
+        job.task.calibration_batches(job.imgsz, images, job.config.seed),
+        imgsz=job.imgsz,
+        classes=len(job.loaded.names),
+        seed=job.config.seed,
+    )
+    return measured_at_heads(module, job.parent.cost.graph, calibration)
+
+
+def _score_of_kept(job: PruneJob, stages: _Stages) -> float:
+    """Return the score of the model that recovery without training chose."""
+    again = job.config.recalibrate_bn
+    before, after = (
+        stages.get(name) or 0.0 for name in (("fold", "fold_bn") if job.config.fold else ("cut", "bn"))
+    )
+    if again == "auto":
+        return max(before, after)
+    return after if again else before
+
+
+def _keep(job: PruneJob, cut: CutResult, stages: _Stages) -> None:
+    """Write the model and the plan, and remember the scores, so that a run that is cut short can go on from here."""
+    meta = {
+        "role": "pruned",
+        "plan": cut.plan.budget,
+        "kept_macs": cut.plan.kept_macs,
+        "of": fingerprint(job.parent.module),
+    }
+    save_checkpoint(job, "pruned", cut.module, meta, cut.plan)
+    cut.plan.save(job.space.plan)
+    job.space.remember("recovery", {"stages": stages, "timing_s": job.space.timing_s})
