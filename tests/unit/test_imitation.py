@@ -119,6 +119,22 @@ def test_a_disturbed_network_comes_closer_to_its_teacher_on_images_that_it_never
     assert after < 0.6 * before
 
 
+def test_rates_are_relative_to_weights_so_that_how_large_they_are_makes_no_difference():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    for layer in teacher[::2]:
+        layer.bias.data.zero_()
+    ends = []
+    for factor in (1, 8):  # the same function: what one layer gains, the next one loses
+        for layer, times in ((teacher[0], 8), (teacher[2], 1 / 8)) if factor > 1 else ():
+            layer.weight.data *= times
+        student = disturbed(teacher)
+        ends.append(learn(student, teacher, steps=20))
+    assert ends[0].after < ends[0].before
+    assert ends[1].before == pytest.approx(ends[0].before, rel=1e-3)
+    assert ends[1].after == pytest.approx(ends[0].after, rel=0.02)
+
+
 def test_what_is_equal_already_and_what_every_rate_ruins_stays_as_it_was(monkeypatch):
     teacher = detector()
     twin = copy.deepcopy(teacher)
