@@ -15,6 +15,7 @@ from torch import nn
 import yolo_prune
 from yolo_prune import PruningSession
 from yolo_prune.cost import count_parameters
+from yolo_prune.criteria.distance import output_distance
 from yolo_prune.errors import BudgetError, CheckpointError, ConfigError, PlanError
 
 EPOCHS = 5
@@ -182,6 +183,24 @@ def test_the_cut_starts_from_the_average():
         assert not torch.allclose(
             yolo_prune.restore(build().eval(), session.plan)(images), expected, atol=1e-2
         )
+
+
+def test_a_model_that_imitates_at_its_cut_begins_closer_to_the_uncut_one_and_has_the_same_plan():
+    images, plans, distances = torch.cat([images for images, _ in batches(4, 8)]), [], []
+    options = {"prune_at": 0, "sparsify": "off", "keep_macs": 0.3, "calibration": batches(4, 8)}
+    for steps in (0, 40):
+        model = build()
+        with torch.no_grad():
+            wanted = copy.deepcopy(model).eval()(images)
+        session = make(model, sgd(model), **options, imitation_steps=steps)
+        session.before_train()
+        plans.append(session.plan.to_json())
+        with torch.no_grad():
+            distances.append(float(output_distance(model.eval()(images), wanted)))
+    assert plans[0] == plans[1]
+    assert distances[1] < 0.8 * distances[0]
+    with pytest.raises(ConfigError, match=r"imitation_steps: .* give calibration=\."):
+        make(model, sgd(model), calibration=(), imitation_steps=3)
 
 
 def _plan_of(session):

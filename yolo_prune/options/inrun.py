@@ -8,7 +8,7 @@ from typing import Any
 
 from yolo_prune.cut.budget import BUDGETS
 from yolo_prune.errors import ConfigError
-from yolo_prune.options.common import SPARSE, TRAINING, WHEN, shared
+from yolo_prune.options.common import RECOVERY, SPARSE, TRAINING, WHEN, shared
 from yolo_prune.options.fields import check_keys, coerce_, option, renamed
 
 _MOMENTS = ("late", "auto")
@@ -51,6 +51,12 @@ class InRunSettings:
     keep_layers: tuple[str, ...] = shared("keep_layers")
     fold: bool = shared("fold")
     calibration_images: int = shared("calibration_images")
+    imitation_steps: int = option(
+        "steps in which the cut model imitates the uncut one without labels, before the training goes on",
+        0,
+        group=RECOVERY,
+        low=0,
+    )
     exact_resume: bool = option(
         "a killed run cuts as an unbroken one: until the last cut, up to 5 times the weights lie on the disk",
         True,
@@ -126,5 +132,7 @@ def without_images(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     if options.get("criterion", "auto") == "reconstruction" or options.get("fold"):
         raise ConfigError("criterion=reconstruction and fold=true measure on images: give calibration=.")
+    if options.get("imitation_steps"):
+        raise ConfigError("imitation_steps: the cut model imitates on images: give calibration=.")
     criterion = options.get("criterion", "auto")
     return {**options, "criterion": "bn_scale" if criterion == "auto" else criterion, "fold": False}

@@ -21,6 +21,7 @@ from yolo_prune.device import release_memory
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.options.inrun import InRunSettings
+from yolo_prune.recover.imitate import imitate_
 from yolo_prune.recover.steps import Recipe, cut_in_steps
 from yolo_prune.train.state import RunState
 
@@ -64,7 +65,7 @@ def recover(
     widths: Widths | None = None,
     lineage: Lineage | None = None,
 ) -> Recovered:
-    """Cut a copy of the parent to a budget and fold.
+    """Cut a copy of the parent to a budget, fold, and let it imitate the parent.
 
     Args:
         parent: The model to cut; untouched.
@@ -91,6 +92,8 @@ def recover(
     traced = Traced.of(parent, anatomy)
     calibration = measured_at_heads(parent, traced.cost.graph, calibration)
     cut = cut_in_steps(traced, budget, recipe, calibration, lineage=lineage)
+    if settings.imitation_steps and cut.steps:
+        imitate_(cut.module, parent, calibration, steps=settings.imitation_steps)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in cut.module.state_dict().items()}
     return Recovered(cut.plan, weights)
 
