@@ -18,7 +18,7 @@ from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError
 from yolo_prune.options import PruneConfig
-from yolo_prune.runs import prune as run_of_prune
+from yolo_prune.runs import recovery as recovery_of_run
 from yolo_prune.runs.configure import make_config
 
 FILES = (
@@ -373,7 +373,7 @@ def test_the_cut_begins_with_the_weights_that_were_evaluated(data, parent, tmp_p
         seen.append(fingerprint(whole.module))
         raise BudgetError("far enough")
 
-    monkeypatch.setattr(run_of_prune, "cut_in_steps", stop)
+    monkeypatch.setattr(recovery_of_run, "cut_in_steps", stop)
     description = parent.parents[2] / "tiny.yaml"
     options = {"keep_macs": 0.6, "imgsz": 64, "workers": 0, "calibration_images": 4, "project": str(tmp_path)}
     with pytest.raises(BudgetError, match="far enough"):

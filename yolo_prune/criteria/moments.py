@@ -119,7 +119,7 @@ def reading_layers(module: nn.Module, graph: ChannelGraph) -> dict[str, nn.Modul
     return layers
 
 
-def _positions_read(graph: ChannelGraph) -> dict[str, int]:
+def positions_read(graph: ChannelGraph) -> dict[str, int]:
     """Return by weight name how many indices in a row stand for one channel, for those that read a flattened map."""
     found = {}
     for axis in graph.axes:
@@ -162,7 +162,7 @@ def collect_moments(
     Raises:
         DataError: There was no image, or the model makes infinite numbers or NaN of them.
     """
-    layers, positions = reading_layers(module, graph), _positions_read(graph)
+    layers, positions = reading_layers(module, graph), positions_read(graph)
     added = {name: module.get_submodule(name) for name in blocks}
 
     def measure(batches: Sequence[Any]) -> dict[str, _Accumulator]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from yolo_prune.criteria import MEASURED
 from yolo_prune.cut.budget import BUDGETS
 from yolo_prune.errors import ConfigError
 from yolo_prune.options.common import RECOVERY, SPARSE, TRAINING, WHEN, shared
@@ -130,8 +131,10 @@ def without_images(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: An option asks for images.
     """
-    if options.get("criterion", "auto") == "reconstruction" or options.get("fold"):
-        raise ConfigError("criterion=reconstruction and fold=true measure on images: give calibration=.")
+    if options.get("criterion", "auto") in MEASURED or options.get("fold"):
+        raise ConfigError(
+            f"criterion={'|'.join(MEASURED)} and fold=true measure on images: give calibration=."
+        )
     if options.get("imitation_steps"):
         raise ConfigError("imitation_steps: the cut model imitates on images: give calibration=.")
     criterion = options.get("criterion", "auto")

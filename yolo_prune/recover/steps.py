@@ -14,8 +14,8 @@ from yolo_prune.cost import CostModel
 from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import Moments, collect_moments
+from yolo_prune.criteria.ranking import score_channels
 from yolo_prune.criteria.reconstruction import choose_by_reconstruction
-from yolo_prune.criteria.weights import find_criterion
 from yolo_prune.cut.blocks import ResidualBlock
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.depth import saved_by_drop, worth_inside
@@ -37,7 +37,7 @@ class Recipe:
     """How to get from the parent to the budget.
 
     Attributes:
-        criterion: ``reconstruction`` or a key of :data:`yolo_prune.criteria.weights.SCORES`.
+        criterion: One of :data:`yolo_prune.criteria.CRITERIA`.
         steps: How many cuts.
         widths: Allowed widths.
         fold: Fold what removed channels did into the kept ones.
@@ -201,7 +201,8 @@ def _one_step(
             moments = collect_moments(
                 module, cost.graph, calibration, description=f"{description}: measuring"
             )
-        keep = _choose(module, cost, moments, budget, recipe, lineage.wholes(cost.graph) if lineage else None)
+        wholes = lineage.wholes(cost.graph) if lineage else None
+        keep = _choose(module, cost, moments, budget, recipe, calibration, wholes)
         folded = copy.deepcopy(module)
         if recipe.fold and moments:
             fold_removed_(folded, cost.graph, keep, moments, ridge=recipe.ridge)
@@ -243,7 +244,7 @@ def _order_of_blocks(traced: Traced, budget: Budget, recipe: Recipe, calibration
             block: branch_cost(moments[block.name], recipe.ridge) for block in blocks if block.name in moments
         }
     else:
-        scores = find_criterion(recipe.criterion)(module, cost.graph, recipe.seed)
+        scores = score_channels(recipe.criterion, module, cost.graph, calibration, recipe.seed)
         lost = {block: worth_inside(cost, scores, block) for block in blocks}
     saved = {block: saved_by_drop(module, cost, block, budget.gradient) for block in lost}
     return [block.name for block in sorted(lost, key=lambda block: lost[block] / max(saved[block], 1e-12))]
@@ -255,11 +256,12 @@ def _choose(
     moments: dict[str, Moments],
     budget: Budget,
     recipe: Recipe,
+    calibration: Calibration,
     wholes: IntArray | None,
 ) -> BoolArray:
     """Return which channels stay."""
     if recipe.criterion != RECONSTRUCTION:
-        scores = find_criterion(recipe.criterion)(module, cost.graph, recipe.seed)
+        scores = score_channels(recipe.criterion, module, cost.graph, calibration, recipe.seed)
         return choose_channels(cost, scores, budget, widths=recipe.widths, wholes=wholes, cost_power=0.0)
     return choose_by_reconstruction(
         module,

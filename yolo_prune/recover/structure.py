@@ -16,6 +16,7 @@ from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.criteria.batches import calibration_of
 from yolo_prune.criteria.calibration import Calibration, Forward, Projection, call
 from yolo_prune.criteria.heads import measured_at_heads
+from yolo_prune.criteria.ranking import check_scores
 from yolo_prune.criteria.weights import Criterion, find_criterion
 from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.depth import choose_block, worth_inside
@@ -107,8 +108,8 @@ def prune_module(
         keep_macs: Fraction of the MACs that stays; give exactly one budget.
         gmacs: Absolute budget in 1e9 MACs.
         keep_params: Fraction of the parameters that stays.
-        criterion: ``reconstruction`` (needs ``calibration``) or a key of
-            :data:`yolo_prune.criteria.weights.SCORES`. None: ``reconstruction`` with images, else ``bn_scale``.
+        criterion: One of :data:`yolo_prune.criteria.CRITERIA`, of which the first need ``calibration``. None:
+            ``reconstruction`` with images, else ``bn_scale``.
         keep_layers: Module names or patterns whose channels stay.
         round_to: Widths become multiples of this.
         min_width: Smallest width of a group.
@@ -166,7 +167,7 @@ def prune_module(
     )
     check_has_weights(module, "a cut that is proven")
     if criterion not in (None, RECONSTRUCTION):
-        find_criterion(criterion)  # its name, before anything is measured
+        check_scores(criterion, images=not (isinstance(calibration, tuple) and not calibration))
     before = anatomy.cost_of(module)
     limit = budget.absolute(before)
     check_possible(before, limit, widths)

@@ -1,0 +1,50 @@
+"""Every criterion that gives each channel a score, by name: from weights alone, or on images."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from yolo_prune.cost import FloatArray
+from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.criteria.felt import IMAGE_SCORES
+from yolo_prune.criteria.weights import find_criterion
+from yolo_prune.errors import ConfigError
+from yolo_prune.graph.groups import ChannelGraph
+
+
+def check_scores(name: str, *, images: bool) -> None:
+    """Refuse a criterion that is unknown, or that measures on images where there are none.
+
+    Args:
+        name: Of the criterion; no ``reconstruction``, which gives no scores.
+        images: Whether there are images.
+
+    Raises:
+        ConfigError: It cannot rank anything here.
+    """
+    if name not in IMAGE_SCORES:
+        find_criterion(name)
+    elif not images:
+        raise ConfigError(f"criterion={name} measures on images: give calibration=.")
+
+
+def score_channels(
+    name: str, module: nn.Module, graph: ChannelGraph, calibration: Calibration, seed: int
+) -> FloatArray:
+    """Return what each channel is worth, larger is worth more, shape (channels,).
+
+    Args:
+        name: Of the criterion.
+        module: The traced module; left as it was.
+        graph: Its channels.
+        calibration: Images, for the criteria that measure on them.
+        seed: Of ``random``.
+
+    Raises:
+        ConfigError: The criterion is unknown, or there are no images to measure on.
+        DataError: The model makes no numbers of the images.
+    """
+    check_scores(name, images=bool(calibration.batches))
+    if name in IMAGE_SCORES:
+        return IMAGE_SCORES[name](module, graph, calibration)
+    return find_criterion(name)(module, graph, seed)
