@@ -333,6 +333,16 @@ def test_the_uncut_model_teaches_after_the_cut_and_fades(tmp_path):
     assert set(model(loader()[0])) == set(kept.losses[0]), "its losses are its own again"
 
 
+def test_a_model_that_returns_no_dict_of_losses_is_refused_in_its_first_step():
+    model = build()
+    model.register_forward_hook(
+        lambda module, batch, losses: list(losses.values()) if module.training else None
+    )
+    trainer = trainer_of(model, [make(**QUICK)])
+    with pytest.raises(ConfigError, match=r"expected a dict of them, got list. Use distill=false."):
+        trainer.train(0, 12)
+
+
 def test_without_a_teacher_the_losses_are_the_model_s_own(tmp_path):
     kept = Kept()
     hook = make(**QUICK, distill=False, output_dir=tmp_path)

@@ -35,17 +35,22 @@ def add_teacher(model: nn.Module, next_lesson: Callable[[], Lesson | None]) -> l
                 under_way.append(lesson)
 
     def after(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], outputs: Any) -> Any:
-        if module is not model or not under_way:
+        if module is not model:
             return None
-        lesson = under_way.pop()
-        lesson.end()
-        if outputs is None:  # the forward pass failed
+        lesson = under_way.pop() if under_way else None
+        if lesson is not None:
+            lesson.end()
+        if outputs is None or not (
+            module.training and torch.is_grad_enabled()
+        ):  # it failed, or does not train
             return None
-        if not isinstance(outputs, dict) or LOSS in outputs:
+        if not isinstance(outputs, dict):  # known from the first step on, not only after the cut
             raise ConfigError(
-                f"distill=true adds '{LOSS}' to the losses that a model returns in training: expected a dict without "
-                f"it, got {type(outputs).__name__}. Use distill=false."
+                f"distill=true adds '{LOSS}' to the losses that a model returns in training: expected a dict of "
+                f"them, got {type(outputs).__name__}. Use distill=false."
             )
+        if lesson is None:
+            return None
         with _apart_from_the_log():
             apart = lesson.distance(lambda network: network(*arguments, **named))
         return {**outputs, LOSS: apart}
