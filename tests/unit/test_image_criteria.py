@@ -52,6 +52,17 @@ def test_two_channels_in_two_images_of_two_pixels_score_what_they_do_on_paper(sc
     assert scores[graph.axis_channels(made)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("score", IMAGE_SCORES.values())
+def test_a_batch_in_which_a_layer_has_nothing_to_run_on_counts_nothing(score):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 2)).eval()
+    graph, images = trace_groups(net, torch.zeros(1, 3, 2, 2)), torch.rand(2, 3, 2, 2)
+    alone, beside = (
+        score(net, graph, Calibration(batches, torch.sum)) for batches in ([images], [images[:0], images])
+    )
+    np.testing.assert_array_equal(alone, beside)
+
+
 @pytest.mark.parametrize("name", IMAGE_SCORES)
 def test_a_channel_counts_by_all_that_read_it_and_a_flattened_one_counts_whole(name):
     torch.manual_seed(0)

@@ -170,6 +170,16 @@ def test_a_linear_layer_on_a_flattened_map_is_measured_as_the_convolution_that_i
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-5)
 
 
+@pytest.mark.parametrize("project", [None, lambda out: out.tanh().sum()])
+def test_a_batch_in_which_a_layer_has_nothing_to_run_on_adds_nothing(project):
+    flat, _, images = flattened_and_convolution()
+    graph = graph_of(flat, images)
+    alone = collect_moments(flat, graph, Calibration([images], project))["3.weight"]
+    beside = collect_moments(flat, graph, Calibration([images[:0], images], project))["3.weight"]
+    np.testing.assert_array_equal(alone.second, beside.second)
+    assert alone.energy == beside.energy
+
+
 def test_channels_of_a_flattened_map_are_chosen_as_those_of_the_convolution_are():
     flat, conv, images = flattened_and_convolution()
     kept = []

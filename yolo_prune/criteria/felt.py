@@ -178,6 +178,8 @@ class _Readers:
         def hook(name: str, layer: nn.Module) -> Callable[..., tuple[Any, ...] | None]:
             def on_call(called: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
                 x = inputs[0]
+                if not x.numel():  # a second stage without a proposal
+                    return None
                 if on_read is not None:
                     on_read(name, self._rows(name, layer, x))
                 if on_way_back is None or not x.requires_grad:

@@ -221,8 +221,10 @@ def _hook(
         pixels, targets = _sample(x, out, spatial, generator)
         x = _take(x, pixels, spatial).cpu()
         sampled = len(x)
+        if not sampled:  # a second stage without a proposal
+            return None
         if positions > 1:
-            x = x.view(sampled, -1, positions).transpose(1, 2).flatten(0, 1)
+            x = x.view(sampled, x.shape[1] // positions, positions).transpose(1, 2).flatten(0, 1)
         if way_back is None:
             z = _take(out.detach(), targets, spatial).float().cpu()
             variance = (z - z.mean(0)).pow(2).mean(0).sum().clamp(min=1e-12)
