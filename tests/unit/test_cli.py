@@ -14,6 +14,7 @@ from yolo_prune.cli import commands
 from yolo_prune.cli import entry as cli
 from yolo_prune.cli.tables import aligned_table
 from yolo_prune.criteria import CRITERIA, RECONSTRUCTION
+from yolo_prune.criteria.felt import IMAGE_SCORES
 from yolo_prune.criteria.weights import SCORES
 from yolo_prune.errors import BudgetError
 from yolo_prune.options import PruneConfig, TrainConfig
@@ -91,11 +92,12 @@ def test_help_shows_defaults_and_choices(capsys):
     groups = titled(run(capsys, ["prune", "-h"])[1])
     assert entry_of(groups["What to cut"], "steps").endswith("on the way to the budget (default 12)")
     assert entry_of(groups["What to cut"], "criterion").endswith(
-        "; one of auto, reconstruction, bn_scale, l1, l2, lamp, fpgm, random (default auto)"
+        "; one of auto, reconstruction, taylor, fisher, activation, bn_scale, l1, l2, lamp, fpgm, random (default auto)"
     )
     assert "imgsz=INT|H,W " in entry_of(groups["Model and data"], "imgsz")
     assert "split=val|test|train " in entry_of(groups["Measuring"], "split")
-    assert entry_of(groups["Measuring"], "runtimes").startswith("runtimes=torch|onnxruntime ")
+    listed = "runtimes=A,B runtimes to measure on; one of torch, onnxruntime, openvino "
+    assert entry_of(groups["Measuring"], "runtimes").startswith(listed)
     assert entry_of(groups["Measuring"], "runtimes").endswith("(default torch,onnxruntime)")
     groups = titled(run(capsys, ["train", "-h"])[1])
     assert entry_of(groups["When to cut"], "prune_at").startswith("prune_at=late|auto|FLOAT ")
@@ -103,8 +105,8 @@ def test_help_shows_defaults_and_choices(capsys):
 
 
 def test_the_criteria_that_the_help_lists_are_those_there_are():
-    assert {RECONSTRUCTION, *SCORES} == set(CRITERIA)
-    assert len(CRITERIA) == 1 + len(SCORES)
+    assert {RECONSTRUCTION, *IMAGE_SCORES, *SCORES} == set(CRITERIA)
+    assert len(CRITERIA) == 1 + len(IMAGE_SCORES) + len(SCORES)
 
 
 def test_an_option_that_several_commands_have_stands_under_one_title():
@@ -343,8 +345,8 @@ def test_help_version_and_errors_in_the_options_import_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stderr.splitlines()[0] == (
-        "yolo-prune: error: criterion must be one of 'auto', 'reconstruction', 'bn_scale', 'l1', 'l2', 'lamp', 'fpgm', "
-        "'random', got 'bn_scal'. Did you mean 'bn_scale'?"
+        "yolo-prune: error: criterion must be one of 'auto', 'reconstruction', 'taylor', 'fisher', 'activation', "
+        "'bn_scale', 'l1', 'l2', 'lamp', 'fpgm', 'random', got 'bn_scal'. Did you mean 'bn_scale'?"
     )
 
 
