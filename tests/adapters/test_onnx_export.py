@@ -59,15 +59,19 @@ def exported(checkpoint, tmp_path_factory):
     return export_onnx(checkpoint, tmp_path_factory.mktemp("onnx") / "tiny.onnx", imgsz=IMGSZ)
 
 
-def test_the_exported_file_computes_what_the_checkpoint_computes(checkpoint, exported):
-    parity = onnx_parity(load_detector(checkpoint), exported, IMGSZ)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_exported_file_computes_what_the_checkpoint_computes(checkpoint, exported, runtime):
+    pytest.importorskip(runtime)
+    parity = onnx_parity(load_detector(checkpoint), exported, IMGSZ, runtime)
     assert parity.scale > 1.0
     assert parity.relative < 1e-4
 
 
-def test_control_another_model_has_no_parity(architecture, exported, tmp_path):
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_control_another_model_has_no_parity(architecture, exported, tmp_path, runtime):
+    pytest.importorskip(runtime)
     path = save_lively(tmp_path / "other.pt", architecture, seed=1)
-    parity = onnx_parity(load_detector(path), exported, IMGSZ)
+    parity = onnx_parity(load_detector(path), exported, IMGSZ, runtime)
     assert parity.max_abs_diff > 1.0
     assert parity.score_diff > 0.05
 

@@ -78,6 +78,7 @@ def test_an_openvino_folder_has_it_too(checkpoint, data, of_squares, tmp_path):
     pytest.importorskip("openvino")
     folder = host_export(checkpoint, format="openvino")
     assert ap_of(folder, data, tmp_path) == pytest.approx(of_squares, abs=1e-3)
+    assert checked(folder, data, tmp_path)["accuracy"]["ap"] == pytest.approx(of_squares, abs=2e-3)
 
 
 def test_a_file_that_suppresses_by_itself_says_what_that_does_to_ap(
@@ -106,13 +107,14 @@ def test_check_finds_the_ap_of_a_file_without_its_host(fixed, checkpoint, data, 
     )
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
 def test_check_takes_a_checkpoint_and_exports_it_where_the_runtime_wants_a_file(
     runtime, checkpoint, data, of_squares, tmp_path
 ):
+    pytest.importorskip(runtime)
     found = checked(checkpoint, data, tmp_path, f"runtime={runtime}", "imgsz=64")
     assert found["conditions"]["runtime"].startswith(runtime)
-    assert Path(found["file"]).suffix == {"torch": ".pt", "onnxruntime": ".onnx"}[runtime]
+    assert Path(found["file"]).suffix == (".pt" if runtime == "torch" else ".onnx")
     assert found["accuracy"]["ap"] == pytest.approx(of_squares, abs=2e-3)
 
 

@@ -21,6 +21,7 @@ from yolo_prune.bench.results import Comparison, Timing, compare_samples, summar
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, YoloPruneError
 from yolo_prune.imgsz import ImageSize, height_width, read_size
 from yolo_prune.progress import LOGGER, track
+from yolo_prune.runtimes import RUNTIMES, is_exported
 from yolo_prune.runtimes.runtime import Settings, available_cpus, check_runtime, cpu_name, parse_device
 
 DEFAULT_SECONDS = 6.0
@@ -46,8 +47,8 @@ def compare(
     """Time candidates against each other: A B, B A, A B, ... in one process, so that drift hits all of them.
 
     Args:
-        candidates: Name -> checkpoint or .onnx file. Ratios refer to the first.
-        runtime: ``torch`` (checkpoints) or ``onnxruntime`` (.onnx files; checkpoints are exported first).
+        candidates: Name -> checkpoint or exported file. Ratios refer to the first.
+        runtime: A key of ``RUNTIMES``: ``torch`` runs checkpoints, the others files; checkpoints are exported first.
         imgsz: Size of the network input in pixels, for all or by name: the side of a square, or (height, width).
         device: ``cpu``, ``cuda``, ``cuda:N`` or N.
         threads: CPU threads; all that this process may use when None.
@@ -74,7 +75,7 @@ def compare(
     settings = Settings(parse_device(device), check_threads(threads), batch, half, compile, trust)
     with ExitStack() as stack:
         files = {name: Path(path) for name, path in candidates.items()}
-        if runtime == "onnxruntime":
+        if RUNTIMES[runtime].runs("a.onnx"):
             exports = exports or stack.enter_context(shared_exports())
             files = exports.of(files, sizes, batch=batch, trust=trust)
         request = {
@@ -139,14 +140,14 @@ def check_candidates(
     """
     check_runtime(runtime)
     if not candidates:
-        raise ConfigError("nothing to measure: give at least one checkpoint or .onnx file.")
+        raise ConfigError("nothing to measure: give at least one checkpoint or exported file.")
     if batch < 1 or (rounds is not None and rounds < 1) or seconds <= 0:
         raise ConfigError(
             "batch, rounds and seconds must be positive, "
             f"got batch={batch}, rounds={rounds}, seconds={seconds}."
         )
     for name, path in candidates.items():
-        if Path(path).suffix == ".onnx" and not Path(path).is_file():
+        if is_exported(str(path)) and not Path(path).exists():
             raise CheckpointError(f"there is no file '{path}' (candidate '{name}').")
     given = {name: imgsz.get(name, 0) if isinstance(imgsz, Mapping) else imgsz for name in candidates}
     sizes = {name: read_size(size) for name, size in given.items()}

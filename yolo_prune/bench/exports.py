@@ -9,6 +9,7 @@ from pathlib import Path
 
 from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.progress import track
+from yolo_prune.runtimes import is_exported
 
 
 class Exports:
@@ -26,15 +27,17 @@ class Exports:
         batch: int = 1,
         trust: bool = False,
     ) -> dict[str, Path]:
-        """Export every candidate that is no .onnx file yet, and return the files by the candidates' names.
+        """Export every candidate that is no exported file yet, and return the files by the candidates' names.
 
         Args:
-            files: Checkpoints and .onnx files by name.
+            files: Checkpoints and exported files by name.
             sizes: Size of the input of each, in pixels.
             batch: Images per step.
             trust: Load checkpoints that may run code of their own.
         """
-        found = {name: (path, sizes[name], batch) for name, path in files.items() if path.suffix != ".onnx"}
+        found = {
+            name: (path, sizes[name], batch) for name, path in files.items() if not is_exported(str(path))
+        }
         waiting = dict.fromkeys(key for key in found.values() if key not in self._made)
         for key in track(list(waiting), "export to ONNX") if waiting else ():
             from yolo_prune.adapters.hosts import find_host

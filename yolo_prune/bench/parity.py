@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from yolo_prune.imgsz import ImageSize, height_width
 from yolo_prune.runtimes.detections import holds_queries
-from yolo_prune.runtimes.onnxruntime import open_runtime
 from yolo_prune.runtimes.pytorch import deployed, first_tensor
-from yolo_prune.runtimes.runtime import Settings
+from yolo_prune.runtimes.runtime import Settings, no_checkpoint, open_runtime
 
 if TYPE_CHECKING:
     from yolo_prune.adapters.stored import LoadedModel
@@ -41,26 +40,31 @@ class Parity:
         return max(self.max_abs_diff / max(self.scale, 1e-12), self.score_diff)
 
 
-def onnx_parity(loaded: LoadedModel, onnx_path: Path | str, imgsz: ImageSize) -> Parity:
+def onnx_parity(
+    loaded: LoadedModel, onnx_path: Path | str, imgsz: ImageSize, runtime: str = "onnxruntime"
+) -> Parity:
     """Compare the outputs of a checkpoint (fused, PyTorch, CPU) and of its exported file on one image of random pixels.
 
     Args:
         loaded: The checkpoint that was exported.
         onnx_path: The exported file.
         imgsz: Size of the input, in pixels.
+        runtime: What runs it.
 
     Returns:
         Largest differences and scale. For heads that return a ranked list of boxes, every box is compared
         with the nearest one of the other list, because equal scores may be ranked either way.
 
     Raises:
-        MissingRuntimeError: onnxruntime is not installed.
+        MissingRuntimeError: The runtime is not installed.
         CheckpointError: The file cannot be loaded.
         ConfigError: The file was exported for another input.
     """
     pixels = np.random.default_rng(0).random((1, loaded.channels, *height_width(imgsz)), dtype=np.float32)
-    opened = open_runtime(Path(onnx_path), imgsz, Settings("cpu", torch.get_num_threads(), 1))
-    theirs = opened.infer(pixels)[0]
+    opened = open_runtime(
+        runtime, Path(onnx_path), imgsz, Settings("cpu", torch.get_num_threads(), 1), no_checkpoint
+    )
+    theirs = opened.as_array(opened.infer(pixels)[0])
     module = deployed(loaded)
     with torch.inference_mode():
         ours = first_tensor(module(torch.from_numpy(pixels))).numpy()

@@ -8,7 +8,7 @@ from typing import Any
 from yolo_prune.criteria import CRITERIA
 from yolo_prune.imgsz import read_size
 from yolo_prune.options.fields import SEED_MAX, option
-from yolo_prune.runtimes import RUNTIMES
+from yolo_prune.runtimes import DEFAULT_RUNTIMES, RUNTIMES
 
 MODEL, BUDGET, WHEN, CUT, SPARSE = "Model and data", "Budget", "When to cut", "What to cut", "Sparse epochs"
 RECOVERY, TRAINING, MEASURING, CHOICE = "Recovery without training", "Retraining", "Measuring", "Choice"
@@ -68,7 +68,7 @@ _SHARED = {
     "runtimes": partial(
         option,
         help="runtimes to measure on",
-        default=tuple(RUNTIMES),
+        default=DEFAULT_RUNTIMES,
         group=MEASURING,
         choices=tuple(RUNTIMES),
     ),

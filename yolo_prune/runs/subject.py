@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yolo_prune.adapters.hosts import find_host, guarded, hosts
 from yolo_prune.bench.exports import Exports
@@ -16,6 +16,8 @@ from yolo_prune.runtimes import RUNTIMES, is_exported
 from yolo_prune.runtimes.runtime import (
     DeviceUnavailableError,
     Settings,
+    check_runs,
+    no_checkpoint,
     open_runtime,
     read_file,
 )
@@ -65,9 +67,7 @@ def open_subject(name: str, runtime: str, config: CheckConfig, exports: Exports,
     """
     entry = RUNTIMES[runtime]
     if is_exported(name):
-        if not entry.runs(name):
-            expected = ", ".join(f"*{ending}" for ending in entry.endings)
-            raise ConfigError(f"the '{runtime}' runtime does not run '{name}', expected {expected}.")
+        check_runs(runtime, name)
         return _exported(name, Path(name), runtime, config)
     stack.enter_context(guarded([name], config))
     loaded = find_host(name).load(name, trust=config.trust)
@@ -111,7 +111,7 @@ def accuracy_of(own: Subject, runtime: str, settings: Settings, config: CheckCon
     data = config.data or ""
     if own.deployed is not None:
         try:
-            opened = open_runtime(runtime, own.file, own.imgsz, settings, _no_checkpoint)
+            opened = open_runtime(runtime, own.file, own.imgsz, settings, no_checkpoint)
         except DeviceUnavailableError as error:
             raise BenchmarkError(f"not measured: {error}.") from error
         return file_accuracy(opened, own.deployed, data, imgsz=own.imgsz, batch=own.batch, split=config.split)
@@ -134,12 +134,10 @@ def accuracy_of(own: Subject, runtime: str, settings: Settings, config: CheckCon
     return Accuracy(metric, value, result.images, result.evaluator, result.sample, result.notes)
 
 
-def _no_checkpoint(path: Path) -> Any:
-    raise CheckpointError(f"'{path}' is no exported file.")
-
-
 def size_mb(file: Path) -> float:
     """Return the size of a model in 1e6 bytes: of a file with the files of weights beside it, or of a whole folder."""
     beside = [file, *(file.with_name(f"{file.name}{ending}") for ending in (".data", "_data"))]
+    if file.suffix == ".xml":
+        beside.append(file.with_suffix(".bin"))
     files = file.rglob("*") if file.is_dir() else beside
     return sum(each.stat().st_size for each in files if each.is_file()) / 1e6

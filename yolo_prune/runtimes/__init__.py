@@ -23,14 +23,19 @@ class RuntimeEntry:
 
     def runs(self, name: str) -> bool:
         """Tell whether it runs a file of such a name as it is."""
-        return name.lower().endswith(self.endings)
+        return name.lower().rstrip("/\\").endswith(self.endings)
 
 
 RUNTIMES = {
     "torch": RuntimeEntry("yolo_prune.runtimes.pytorch", (".pt", ".pth"), "torch", checkpoints=True),
     "onnxruntime": RuntimeEntry("yolo_prune.runtimes.onnxruntime", (".onnx",), "onnx"),
+    "openvino": RuntimeEntry(
+        "yolo_prune.runtimes.openvino", (".onnx", ".xml", "_openvino_model"), "openvino"
+    ),
 }
 """The runtimes by name. Of several that run a file the first one does, unless another is named."""
+DEFAULT_RUNTIMES = ("torch", "onnxruntime")
+"""What models are measured on where nothing else is asked for."""
 
 
 def is_exported(name: str) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.imgsz import ImageSize, height_width, size_text
-from yolo_prune.runtimes.detections import Detections, detect
-from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Image, to_input
+from yolo_prune.imgsz import ImageSize
+from yolo_prune.runtimes.files import FileRuntime, check_input, class_count, refuse_options_of_torch
 from yolo_prune.runtimes.runtime import (
     DeviceUnavailableError,
     FileFacts,
@@ -29,39 +26,7 @@ _IMAGES = ("tensor(float)", "tensor(float16)")
 _QUANTISED = b"DequantizeLinear"  # the operator that every ONNX file with weights of 8 bits has
 
 
-class OnnxRuntime:
-    """An ONNX file in an inference session; on CUDA, network time includes the copies both ways."""
-
-    def __init__(self, session: Any, imgsz: ImageSize, facts: dict[str, Any]) -> None:
-        self.facts = facts
-        self._session = session
-        self._imgsz = imgsz
-        self.channels = channel_count(session)
-        self._input = session.get_inputs()[0].name
-        self._dtype = np.float16 if "float16" in session.get_inputs()[0].type else np.float32
-        around = CLASSIFIER if len(session.get_outputs()[0].shape) == 2 else DETECTOR  # class scores alone
-        self.phases = around.phases
-        self._resize = around.resize
-        self._classes = class_count(session.get_modelmeta().custom_metadata_map)
-
-    def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
-        """Turn images into float [B, channels, height, width] in the type that the file wants."""
-        return to_input(images, self._imgsz, self._resize).astype(self._dtype, copy=False)
-
-    def infer(self, batch: NDArray[Any]) -> tuple[NDArray[Any], None]:
-        """Run the session; the host's clock measures it, because it returns when the output is there."""
-        return self._session.run(None, {self._input: batch})[0], None
-
-    def postprocess(self, output: NDArray[Any]) -> list[Detections]:
-        """Suppress overlapping boxes."""
-        return detect(self.as_array(output), self._classes)
-
-    def as_array(self, output: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the output in 32 bits."""
-        return output.astype(np.float32, copy=False)
-
-
-def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader | None = None) -> OnnxRuntime:
+def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader | None = None) -> FileRuntime:
     """Load an ONNX file with a pinned number of threads that do not spin while they wait.
 
     Args:
@@ -71,7 +36,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         load: Not needed: the file is all there is to load.
 
     Returns:
-        The runtime.
+        The runtime; on CUDA, network time includes the copies both ways.
 
     Raises:
         MissingRuntimeError: onnxruntime is not installed.
@@ -80,18 +45,19 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         CheckpointError: The file is not a readable ONNX model.
     """
     onnxruntime = import_onnxruntime()
-    if settings.half:
-        raise ConfigError("half=true applies to the torch runtime; export a 16-bit ONNX file instead.")
-    if settings.compile:
-        raise ConfigError(
-            "compile=true applies to the torch runtime; onnxruntime optimises every model itself."
-        )
+    refuse_options_of_torch("onnxruntime", settings)
     if settings.device != "cpu" and CUDA not in onnxruntime.get_available_providers():
         raise DeviceUnavailableError(f"this build of onnxruntime has no {CUDA}")
     session = open_session(onnxruntime, path, settings)
     if settings.device != "cpu" and session.get_providers()[0] != CUDA:
         raise DeviceUnavailableError(f"onnxruntime found no usable GPU for {CUDA}")
-    check_input(session.get_inputs()[0].shape, path, imgsz, settings.batch)
+    image = session.get_inputs()[0]
+    check_input(image.shape, path, imgsz, settings.batch)
+
+    def run(batch: NDArray[Any]) -> NDArray[Any]:
+        output: NDArray[Any] = session.run(None, {image.name: batch})[0]
+        return output
+
     facts = {
         "runtime": "onnxruntime",
         "runtime_version": onnxruntime.__version__,
@@ -99,7 +65,15 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         "device_name": cpu_name() if settings.device == "cpu" else CUDA,
         "threads": settings.threads,
     }
-    return OnnxRuntime(session, imgsz, facts)
+    return FileRuntime(
+        run,
+        imgsz=imgsz,
+        channels=channel_count(session),
+        classes=class_count(session.get_modelmeta().custom_metadata_map),
+        classifies=len(session.get_outputs()[0].shape) == 2,
+        facts=facts,
+        dtype=np.float16 if "float16" in image.type else np.float32,
+    )
 
 
 def import_onnxruntime() -> Any:
@@ -165,20 +139,6 @@ def open_session(onnxruntime: Any, path: Path, settings: Settings) -> Any:
         raise CheckpointError(f"'{path}' is not an ONNX model that onnxruntime can load: {error}") from error
 
 
-def check_input(shape: Sequence[int | str | None], path: Path, imgsz: ImageSize, batch: int) -> None:
-    """Raise ConfigError when the file's fixed input [B, C, H, W] does not fit; names stand for any size.
-
-    How many channels its images have is the file's own affair.
-    """
-    fixed = [size if isinstance(size, int) else None for size in shape]
-    wanted = [batch, *fixed[1:2], *height_width(imgsz)]
-    if len(fixed) != 4 or any(size not in (None, want) for size, want in zip(fixed, wanted, strict=True)):
-        raise ConfigError(
-            f"'{path}' takes inputs of shape {list(shape)}, expected {['C' if n is None else n for n in wanted]}. "
-            f"Export it again with imgsz={size_text(imgsz)} and batch={batch}."
-        )
-
-
 def channel_count(session: Any) -> int:
     """Return how many channels the images of a file have: its input says so, else the exporter's metadata."""
     shape = session.get_inputs()[0].shape
@@ -186,11 +146,3 @@ def channel_count(session: Any) -> int:
         return shape[1]
     stated = session.get_modelmeta().custom_metadata_map.get("channels", "")
     return int(stated) if stated.isdigit() else 3
-
-
-def class_count(metadata: dict[str, str]) -> int | None:
-    """Return the number of classes that the exporter wrote into the file's metadata, None when it did not."""
-    try:
-        return len(ast.literal_eval(metadata["names"]))
-    except (KeyError, ValueError, SyntaxError, TypeError):
-        return None

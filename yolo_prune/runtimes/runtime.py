@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.errors import ConfigError, MissingRuntimeError
+from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.imgsz import ImageSize, read_size
-from yolo_prune.runtimes import RUNTIMES
+from yolo_prune.runtimes import RUNTIMES, is_exported
 from yolo_prune.runtimes.detections import Detections
 from yolo_prune.runtimes.images import Image
 
@@ -129,6 +129,13 @@ def runtime_for(path: Path | str, name: str | None = None) -> str:
     return found
 
 
+def check_runs(name: str, path: Path | str) -> None:
+    """Raise ConfigError where a runtime does not run an exported file of such a name."""
+    if not RUNTIMES[name].runs(str(path)):
+        expected = ", ".join(f"*{ending}" for ending in RUNTIMES[name].endings)
+        raise ConfigError(f"the '{name}' runtime does not run '{path}', expected {expected}.")
+
+
 def read_file(name: str, path: Path) -> FileFacts:
     """Return what an exported file takes, without torch and without running it.
 
@@ -160,7 +167,7 @@ def open_runtime(name: str, path: Path, imgsz: ImageSize, settings: Settings, lo
 
     Args:
         name: A key of ``RUNTIMES``.
-        path: A checkpoint for torch, an ONNX file for onnxruntime.
+        path: A checkpoint for torch, an exported file for the others.
         imgsz: Size of the network input, in pixels.
         settings: Device, threads, batch.
         load: Loads a checkpoint, for a runtime that runs it in its own framework.
@@ -174,8 +181,19 @@ def open_runtime(name: str, path: Path, imgsz: ImageSize, settings: Settings, lo
         DeviceUnavailableError: The device is not there.
     """
     check_runtime(name)
+    if is_exported(str(path)) and not RUNTIMES[name].checkpoints:
+        check_runs(name, path)
     opened: Runtime = _module_of(name).open_runtime(path, imgsz, settings, load)
     return opened
+
+
+def no_checkpoint(path: Path) -> Any:
+    """Refuse to load a checkpoint, where exported files alone are expected.
+
+    Raises:
+        CheckpointError: Always.
+    """
+    raise CheckpointError(f"'{path}' is no exported file.")
 
 
 def parse_device(device: str | int) -> str:

@@ -41,6 +41,7 @@ from yolo_prune.runs.measure.speed import (
     speed_conditions,
     speed_warnings,
 )
+from yolo_prune.runtimes import RUNTIMES
 from yolo_prune.runtimes.runtime import cpu_name
 
 
@@ -167,7 +168,7 @@ def equivalence_of(plan: PrunePlan) -> Equivalence | None:
 def versions(of_host: Sequence[str]) -> dict[str, str]:
     """Return the versions of what numbers depend on, and of a host's packages."""
     found = {"python": platform.python_version()}
-    for name in ("yolo-prune", "torch", *of_host, "onnxruntime", "pycocotools", "numpy"):
+    for name in ("yolo-prune", *of_host, *RUNTIMES, "pycocotools", "numpy"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -1,0 +1,311 @@
+"""What every runtime of exported files owes: PyTorch's numbers, what the file says of itself, and a sentence otherwise."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from yolo_prune.cli import main
+from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
+from yolo_prune.runs.subject import size_mb
+from yolo_prune.runtimes import DEFAULT_RUNTIMES, RUNTIMES
+from yolo_prune.runtimes.runtime import (
+    DeviceUnavailableError,
+    Settings,
+    no_checkpoint,
+    open_runtime,
+    read_file,
+    runtime_for,
+)
+from yolo_prune.runtimes.tracing import trace_to_onnx
+
+FILE_RUNTIMES = [name for name, entry in RUNTIMES.items() if not entry.checkpoints]
+FACTS = {"task": "detect", "names": "{0: 'a', 1: 'b', 2: 'c'}", "imgsz": "[64, 32]"}
+SIZE = (64, 32)
+
+
+class Detector(nn.Module):
+    """Raw boxes of three classes [B, 4 + 3, anchors], or with ``classify`` scores of seven."""
+
+    def __init__(self, channels=3, classify=False):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 7, 8, 8))
+        self.classify = classify
+
+    def forward(self, x):
+        x = self.features(x)
+        return (
+            x.mean((2, 3)).softmax(1)
+            if self.classify
+            else torch.cat([x[:, :4] * 64, x[:, 4:].sigmoid()], 1).flatten(2)
+        )
+
+
+def write(path, net, shape=(1, 3, *SIZE), facts=FACTS, dynamic=None):
+    trace_to_onnx(net.eval(), torch.zeros(shape), path, what="the net", dynamic_axes=dynamic)
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, facts)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return Detector()
+
+
+@pytest.fixture(scope="module")
+def file(net, tmp_path_factory):
+    return write(tmp_path_factory.mktemp("runtimes") / "net.onnx", net)
+
+
+@pytest.fixture(params=FILE_RUNTIMES)
+def runtime(request):
+    pytest.importorskip(request.param)
+    return request.param
+
+
+def opened(runtime, path, imgsz=SIZE, **settings):
+    return open_runtime(
+        runtime,
+        path,
+        imgsz,
+        Settings(**{"device": "cpu", "threads": 1, "batch": 1, **settings}),
+        no_checkpoint,
+    )
+
+
+def pixels(seed=0, shape=(1, 3, *SIZE)):
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+def output_of(net, images):
+    with torch.inference_mode():
+        return net(torch.from_numpy(images)).numpy()
+
+
+def test_a_file_computes_what_pytorch_computes_and_keeps_no_output_of_before(runtime, file, net):
+    model = opened(runtime, file)
+    first, second = (model.infer(pixels(seed))[0] for seed in (0, 1))
+    for seed, found in ((0, first), (1, second)):
+        np.testing.assert_allclose(model.as_array(found), output_of(net, pixels(seed)), rtol=1e-4, atol=1e-4)
+    assert np.abs(first - second).max() > 1e-2, "the control: another image, another output"
+    assert (model.facts["runtime"], model.facts["threads"], model.channels) == (runtime, 1, 3)
+
+
+def test_what_a_file_says_of_itself_is_read_without_running_it(runtime, file):
+    facts = read_file(runtime, file)
+    assert (facts.batch, facts.channels, facts.imgsz, facts.precision) == (1, 3, SIZE, "float32")
+    assert {key: facts.metadata[key] for key in FACTS} == FACTS
+
+
+def test_images_become_boxes_of_the_file_s_classes(runtime, file):
+    model = opened(runtime, file)
+    image = np.full((48, 80, 3), 200, np.uint8)
+    (boxes,) = model.postprocess(model.infer(model.preprocess([image]))[0])
+    assert len(boxes) > 0
+    assert set(boxes[:, 5]) <= {0, 1, 2}
+    assert "non-maximum suppression" in model.phases
+
+
+def test_a_classifier_is_known_by_its_output(runtime, tmp_path):
+    model = opened(runtime, write(tmp_path / "own.onnx", Detector(classify=True)))
+    assert model.phases.endswith("best five classes")
+
+
+def test_a_file_of_open_size_and_of_one_channel_runs_at_any_size(runtime, tmp_path):
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}}
+    net = Detector(channels=1)
+    path = write(tmp_path / "open.onnx", net, (1, 1, 64, 64), dynamic=axes)
+    assert read_file(runtime, path).imgsz is None
+    for size in ((32, 64), (64, 64)):
+        images = pixels(shape=(2, 1, *size))
+        found = opened(runtime, path, size, batch=2).infer(images)[0]
+        np.testing.assert_allclose(found, output_of(net, images), rtol=1e-4, atol=1e-4)
+
+
+def quantised(path):
+    """A convolution whose weights are int8 in the file."""
+    make = onnx.helper
+    weights = np.arange(7 * 3 * 8 * 8, dtype=np.int8).reshape(7, 3, 8, 8)
+    nodes = [
+        make.make_node("DequantizeLinear", ["w8", "scale", "zero"], ["w"]),
+        make.make_node("Conv", ["images", "w"], ["output"], strides=[8, 8]),
+    ]
+    values = [
+        onnx.numpy_helper.from_array(value, name)
+        for name, value in (("w8", weights), ("scale", np.float32(0.1)), ("zero", np.int8(0)))
+    ]
+    images, output = (
+        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("images", [1, 3, 64, 64]), ("output", [1, 7, 8, 8]))
+    )
+    graph = make.make_graph(nodes, "g", [images], [output], values)
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_weights_of_8_bits_are_called_so(runtime, tmp_path):
+    assert read_file(runtime, quantised(tmp_path / "int8.onnx")).precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "sentence"),
+    [
+        (
+            {"imgsz": 96},
+            ConfigError,
+            r"takes inputs of shape \[1, 3, 64, 32\], expected \[1, 3, 96, 96\]\. Export it again with",
+        ),
+        (
+            {"batch": 2},
+            ConfigError,
+            r"expected \[2, 3, 64, 32\]\. Export it again with imgsz=64x32 and batch=2\.$",
+        ),
+        (
+            {"half": True},
+            ConfigError,
+            r"^half=true applies to the torch runtime; \w+ runs a file in the precision that it has\.$",
+        ),
+        (
+            {"compile": True},
+            ConfigError,
+            r"^compile=true applies to the torch runtime; \w+ optimises every model itself\.$",
+        ),
+        ({"device": "cuda:7"}, DeviceUnavailableError, "CUDA|on the CPU alone"),
+    ],
+)
+def test_what_does_not_fit_is_refused(runtime, file, settings, error, sentence):
+    with pytest.raises(error, match=sentence):
+        opened(runtime, file, **settings)
+
+
+def test_a_damaged_file_is_named(runtime, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    for read in (read_file, opened):
+        with pytest.raises(CheckpointError, match=r"bad\.onnx' is not an? (ONNX )?model that \w+ can load"):
+            read(runtime, tmp_path / "bad.onnx")
+
+
+def test_a_file_with_two_inputs_is_refused(runtime, tmp_path):
+    make = onnx.helper
+    values = [
+        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for name in ("a", "b", "c")
+    ]
+    graph = make.make_graph([make.make_node("Add", ["a", "b"], ["c"])], "g", values[:2], values[2:])
+    onnx.save(
+        make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9), tmp_path / "two.onnx"
+    )
+    with pytest.raises(
+        ConfigError, match=r"takes 2 input\(s\), the first a .* expected one batch of images \[B, C, H, W\]"
+    ):
+        read_file(runtime, tmp_path / "two.onnx")
+
+
+@pytest.mark.parametrize("name", FILE_RUNTIMES)
+def test_a_runtime_that_is_not_installed_names_its_extra(name, file, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+    sentence = f"the '{name}' runtime is not installed: pip install \"yolo-prune[{RUNTIMES[name].extra}]\"."
+    for use in (opened, read_file):
+        with pytest.raises(MissingRuntimeError, match=f"^{re.escape(sentence)}$"):
+            use(name, file)
+
+
+def test_the_first_runtime_of_a_file_runs_it_and_another_says_what_it_takes():
+    assert [runtime_for(name) for name in ("a.onnx", "a.xml", "best_openvino_model/")] == [
+        "onnxruntime",
+        "openvino",
+        "openvino",
+    ]
+    with pytest.raises(
+        ConfigError, match=r"^the 'onnxruntime' runtime does not run 'a\.xml', expected \*\.onnx\.$"
+    ):
+        opened("onnxruntime", "a.xml")
+
+
+def test_only_runtimes_that_are_asked_for_need_to_be_installed():
+    assert DEFAULT_RUNTIMES == ("torch", "onnxruntime")
+    code = f"import sys, yolo_prune.bench.worker, yolo_prune.options; sys.exit(str({set(RUNTIMES)} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "set()"
+
+
+@pytest.mark.parametrize("runtime", [name for name in FILE_RUNTIMES if name not in DEFAULT_RUNTIMES])
+def test_bench_and_check_run_on_every_other_runtime(runtime, file, tmp_path, capsys):
+    pytest.importorskip(runtime)
+    table = tmp_path / "bench.json"
+    assert (
+        main(["bench", f"model={file}", f"runtimes={runtime}", "rounds=2", "threads=1", f"json={table}"]) == 0
+    )
+    assert json.loads(table.read_text())[0]["timings"]["net"]["runtime"] == runtime
+    words = [f"model={file}", f"runtime={runtime}", "threads=1", "seconds=0.1"]
+    assert [main(["check", *words, f"min_fps={fps}"]) for fps in (0.1, 1e9)] == [0, 1]
+    assert f"by {file}, {runtime} " in capsys.readouterr().out
+
+
+# OpenVINO's own files
+
+
+@pytest.fixture(params=[".xml", "folder"])
+def converted(request, file, tmp_path):
+    """The file as OpenVINO keeps it, weights in 16 bits; the folder says of itself in a file beside the network."""
+    openvino = pytest.importorskip("openvino")
+    model = openvino.Core().read_model(str(file))
+    folder = tmp_path / "net_openvino_model"
+    if request.param == "folder":
+        del model.rt_info["framework"]
+    openvino.save_model(model, str(folder / "net.xml"), compress_to_fp16=True)
+    if request.param == ".xml":
+        return folder / "net.xml"
+    facts = {**FACTS, "names": {0: "a", 1: "b", 2: "c"}, "imgsz": [64, 32]}
+    (folder / "metadata.yaml").write_text(yaml.safe_dump(facts))
+    return folder
+
+
+def test_a_network_of_openvino_is_read_and_runs_in_float32(converted, net):
+    facts = read_file("openvino", converted)
+    assert (facts.imgsz, facts.precision) == (SIZE, "float16")
+    assert {key: facts.metadata[key] for key in FACTS} == FACTS
+    found = opened("openvino", converted).infer(pixels())[0]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, output_of(net, pixels()), rtol=1e-2, atol=2e-2)
+
+
+def test_the_size_of_a_network_of_openvino_is_with_its_weights(converted):
+    folder = converted if converted.is_dir() else converted.parent
+    assert size_mb(converted) == sum(each.stat().st_size for each in folder.iterdir()) / 1e6
+    assert size_mb(converted) > (folder / "net.bin").stat().st_size / 1e6 > 0
+
+
+def test_openvino_is_asked_for_one_stream_of_so_many_threads_in_float32(file, monkeypatch):
+    openvino = pytest.importorskip("openvino")
+    compiled = []
+
+    class Core(openvino.Core):
+        def compile_model(self, *args):
+            compiled.append(super().compile_model(*args))
+            return compiled[-1]
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    opened("openvino", file, threads=2)
+    names = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "ENABLE_CPU_PINNING")
+    assert [compiled[0].get_property(name) for name in names] == [2, 1, False]
+    assert compiled[0].get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+
+
+def test_a_folder_without_a_network_is_refused(tmp_path):
+    pytest.importorskip("openvino")
+    folder = tmp_path / "a_openvino_model"
+    folder.mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"a_openvino_model' holds 0 OpenVINO networks \(\*\.xml\), expected one\.$"
+    ):
+        read_file("openvino", folder)

@@ -1,0 +1,101 @@
+"""What all runtimes of exported files share: arrays go in and come out, and the file says what they are."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_prune.errors import ConfigError
+from yolo_prune.imgsz import ImageSize, height_width, size_text
+from yolo_prune.runtimes.detections import Detections, detect
+from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Image, to_input
+from yolo_prune.runtimes.runtime import Settings
+
+
+class FileRuntime:
+    """An exported file, ready to run."""
+
+    def __init__(
+        self,
+        run: Callable[[NDArray[Any]], NDArray[Any]],
+        *,
+        imgsz: ImageSize,
+        channels: int,
+        classes: int | None,
+        classifies: bool,
+        facts: dict[str, Any],
+        dtype: Any = np.float32,
+    ) -> None:
+        """Keep what runs the file.
+
+        Args:
+            run: Turns [B, C, H, W] of ``dtype`` into the file's first output, an array of its own.
+            imgsz: Size of the network input, in pixels.
+            channels: C.
+            classes: How many the model tells apart; None where the file does not say.
+            classifies: Whether the output is scores of classes alone.
+            facts: See :class:`Runtime`.
+            dtype: Of its input.
+        """
+        self.facts = facts
+        self.channels = channels
+        around = CLASSIFIER if classifies else DETECTOR
+        self.phases = around.phases
+        self._resize = around.resize
+        self._run = run
+        self._imgsz = imgsz
+        self._classes = classes
+        self._dtype = dtype
+
+    def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
+        """Turn images into [B, channels, height, width] in the type that the file wants."""
+        return to_input(images, self._imgsz, self._resize).astype(self._dtype, copy=False)
+
+    def infer(self, batch: NDArray[Any]) -> tuple[NDArray[Any], None]:
+        """Run the file; the host's clock measures it, because it returns when the output is there."""
+        return self._run(batch), None
+
+    def postprocess(self, output: NDArray[Any]) -> list[Detections]:
+        """Suppress overlapping boxes."""
+        return detect(self.as_array(output), self._classes)
+
+    def as_array(self, output: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the output in 32 bits."""
+        return output.astype(np.float32, copy=False)
+
+
+def refuse_options_of_torch(name: str, settings: Settings) -> None:
+    """Raise ConfigError where a runtime of files is asked for what PyTorch alone does with a checkpoint."""
+    if settings.half:
+        raise ConfigError(
+            f"half=true applies to the torch runtime; {name} runs a file in the precision that it has."
+        )
+    if settings.compile:
+        raise ConfigError(f"compile=true applies to the torch runtime; {name} optimises every model itself.")
+
+
+def check_input(shape: Sequence[int | str | None], path: Path, imgsz: ImageSize, batch: int) -> None:
+    """Raise ConfigError when the file's fixed input [B, C, H, W] does not fit; names stand for any size.
+
+    How many channels its images have is the file's own affair.
+    """
+    fixed = [size if isinstance(size, int) else None for size in shape]
+    wanted = [batch, *fixed[1:2], *height_width(imgsz)]
+    if len(fixed) != 4 or any(size not in (None, want) for size, want in zip(fixed, wanted, strict=True)):
+        raise ConfigError(
+            f"'{path}' takes inputs of shape {list(shape)}, expected {['C' if n is None else n for n in wanted]}. "
+            f"Export it again with imgsz={size_text(imgsz)} and batch={batch}."
+        )
+
+
+def class_count(metadata: Mapping[str, str]) -> int | None:
+    """Return the number of classes that the exporter wrote into the file's metadata, None when it did not."""
+    try:
+        return len(ast.literal_eval(metadata["names"]))
+    except (KeyError, ValueError, SyntaxError, TypeError):
+        return None

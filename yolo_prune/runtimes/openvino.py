@@ -1,0 +1,179 @@
+"""OpenVINO: an .onnx file or a network of its own format on the CPU, in float32, with neither torch nor a host."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from yolo_prune.errors import CheckpointError, ConfigError, one_line
+from yolo_prune.imgsz import ImageSize, height_width
+from yolo_prune.runtimes.files import FileRuntime, check_input, class_count, refuse_options_of_torch
+from yolo_prune.runtimes.runtime import (
+    DeviceUnavailableError,
+    FileFacts,
+    Loader,
+    Settings,
+    cpu_name,
+    missing_runtime,
+)
+
+_PRECISIONS = {
+    **dict.fromkeys(("i8", "u8", "i4", "u4"), "int8"),
+    **dict.fromkeys(("f16", "bf16"), "float16"),
+    **dict.fromkeys(("f32", "f64"), "float32"),
+}
+
+
+def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader | None = None) -> FileRuntime:
+    """Compile a file for the CPU: one stream, for latency, in float32 whatever the CPU could do faster.
+
+    Weights that the file keeps in 16 bits are computed with in float32, too: the CPU would otherwise choose bfloat16
+    where it has it, and the same file would give other numbers elsewhere. Layers of 8 bits stay such. An input of open
+    size is fixed at ``imgsz`` first.
+
+    Args:
+        path: An .onnx file, the .xml of an OpenVINO network, or the folder that holds one.
+        imgsz: Size of the network input, in pixels.
+        settings: Device, threads, batch.
+        load: Not needed: the file is all there is to load.
+
+    Returns:
+        The runtime.
+
+    Raises:
+        MissingRuntimeError: openvino is not installed.
+        DeviceUnavailableError: Another device than the CPU is asked for.
+        ConfigError: The file was exported for another input, or half precision or compilation is asked for.
+        CheckpointError: OpenVINO cannot read or compile the file.
+    """
+    openvino = import_openvino()
+    refuse_options_of_torch("openvino", settings)
+    if settings.device != "cpu":
+        raise DeviceUnavailableError("the openvino runtime is measured on the CPU alone")
+    core = openvino.Core()
+    model, metadata = _read(core, path)
+    shape = _shape(model)
+    check_input(shape, path, imgsz, settings.batch)
+    channels = _channels(shape, metadata)
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": settings.threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,  # as the other runtimes: another program may own that very core
+    }
+    try:
+        if None in shape:
+            model.reshape([settings.batch, channels, *height_width(imgsz)])
+        compiled = core.compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise CheckpointError(f"openvino cannot compile '{path}': {one_line(error)}.") from error
+    request = compiled.create_infer_request()
+
+    def run(batch: NDArray[Any]) -> NDArray[Any]:
+        output: NDArray[Any] = request.infer({0: batch})[0]
+        return output
+
+    facts = {
+        "runtime": "openvino",
+        "runtime_version": openvino.__version__.partition("-")[0],
+        "device": settings.device,
+        "device_name": cpu_name(),
+        "threads": settings.threads,
+    }
+    return FileRuntime(
+        run,
+        imgsz=imgsz,
+        channels=channels,
+        classes=class_count(metadata),
+        classifies=compiled.output(0).partial_shape.rank.get_length() == 2,
+        facts=facts,
+        dtype=model.input(0).get_element_type().to_dtype(),
+    )
+
+
+def read_file(path: Path) -> FileFacts:
+    """Return what a file takes.
+
+    Raises:
+        MissingRuntimeError: openvino is not installed.
+        CheckpointError: OpenVINO cannot read it.
+        ConfigError: It has several inputs, or one that is no batch of images.
+    """
+    model, metadata = _read(import_openvino().Core(), path)
+    shape, kind = _shape(model), model.input(0).get_element_type().get_type_name()
+    if len(model.inputs) != 1 or len(shape) != 4 or kind not in ("f32", "f16"):
+        raise ConfigError(
+            f"'{path}' takes {len(model.inputs)} input(s), the first a {kind} of shape {shape}: "
+            "expected one batch of images [B, C, H, W] in floating point."
+        )
+    batch, _, height, width = shape
+    return FileFacts(batch, _channels(shape, metadata), height, width, _precision(model), metadata)
+
+
+def import_openvino() -> Any:
+    """Return the openvino module.
+
+    Raises:
+        MissingRuntimeError: It is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing_runtime("openvino") from error
+    return openvino
+
+
+def _read(core: Any, path: Path) -> tuple[Any, dict[str, str]]:
+    """Return a network and what its exporter said of it, values as text: in the network, or in a file beside it."""
+    file = path
+    if path.is_dir():
+        networks = sorted(path.glob("*.xml"))
+        if len(networks) != 1:
+            raise CheckpointError(f"'{path}' holds {len(networks)} OpenVINO networks (*.xml), expected one.")
+        file = networks[0]
+    try:
+        model = core.read_model(str(file))
+    except RuntimeError as error:
+        raise CheckpointError(f"'{path}' is not a model that openvino can load: {one_line(error)}") from error
+    written = dict(model.rt_info.items()).get("framework", {})  # there, from an .onnx file, its metadata goes
+    found = {key: str(value.value) for key, value in written.items()}
+    beside = file.with_name("metadata.yaml")
+    if file.suffix == ".xml" and beside.is_file():
+        try:
+            found |= {key: str(value) for key, value in yaml.safe_load(beside.read_text("utf-8")).items()}
+        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+            raise CheckpointError(f"'{beside}' cannot be read: {one_line(error)}.") from error
+    return model, found
+
+
+def _shape(model: Any) -> list[int | None]:
+    """Return the shape of the first input; None stands for a size that is left open."""
+    shape = model.input(0).get_partial_shape()
+    if shape.rank.is_dynamic:
+        return []
+    return [size.get_length() if size.is_static else None for size in shape]
+
+
+def _channels(shape: list[int | None], metadata: Mapping[str, str]) -> int:
+    """Return how many channels the images of a file have: its input says so, else the exporter's metadata."""
+    if len(shape) > 1 and shape[1] is not None:
+        return shape[1]
+    stated = metadata.get("channels", "")
+    return int(stated) if stated.isdigit() else 3
+
+
+def _precision(model: Any) -> str:
+    """Return what most of the weights are kept in."""
+    kept = Counter[str]()
+    for operation in model.get_ops():
+        kind = operation.get_output_element_type(0).get_type_name() if operation.get_output_size() else ""
+        if operation.get_type_name() == "Constant" and kind in _PRECISIONS:
+            kept[_PRECISIONS[kind]] += int(np.prod(list(operation.get_output_shape(0))))
+    return kept.most_common(1)[0][0] if kept else "float32"
