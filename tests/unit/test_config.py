@@ -117,7 +117,10 @@ def test_texts_become_the_type_of_their_field(word, key, value):
         ("imgsz=330", "imgsz must be a multiple of 32, got 330: try 352."),
         ("imgsz=0", "imgsz must be at least 32, got 0."),
         ("split=vla", "split must be one of 'val', 'test', 'train', got 'vla'. Did you mean 'val'?"),
-        ("runtimes=torch,onx", "runtimes must be one of 'torch', 'onnxruntime', 'openvino', got 'onx'."),
+        (
+            "runtimes=torch,onx",
+            "runtimes must be one of 'torch', 'onnxruntime', 'openvino', 'ncnn', got 'onx'.",
+        ),
         ("recalibrate_bn=7", "recalibrate_bn must be one of 'auto', true, false, got '7'."),
         ("keep_masc=0.5", "unknown key 'keep_masc'. Did you mean 'keep_macs'?"),
         ("mosaik=0.5", "unknown key 'mosaik'. Did you mean 'mosaic'?"),

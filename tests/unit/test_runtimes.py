@@ -1,5 +1,6 @@
 """What every runtime of exported files owes: PyTorch's numbers, what the file says of itself, and a sentence otherwise."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ from torch import nn
 from yolo_prune.cli import main
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.runs.subject import size_mb
-from yolo_prune.runtimes import DEFAULT_RUNTIMES, RUNTIMES
+from yolo_prune.runtimes import DEFAULT_RUNTIMES, RUNTIMES, ncnn
 from yolo_prune.runtimes.runtime import (
     DeviceUnavailableError,
     Settings,
@@ -67,10 +68,17 @@ def file(net, tmp_path_factory):
     return write(tmp_path_factory.mktemp("runtimes") / "net.onnx", net)
 
 
+def needed(runtime):
+    """Skip where a runtime is not installed, or what turns .onnx files into its own."""
+    pytest.importorskip(runtime)
+    if runtime == "ncnn" and importlib.util.find_spec("pnnx") is None:
+        pytest.skip("pnnx is not installed")
+    return runtime
+
+
 @pytest.fixture(params=FILE_RUNTIMES)
 def runtime(request):
-    pytest.importorskip(request.param)
-    return request.param
+    return needed(request.param)
 
 
 def opened(runtime, path, imgsz=SIZE, **settings):
@@ -127,8 +135,9 @@ def test_a_file_of_open_size_and_of_one_channel_runs_at_any_size(runtime, tmp_pa
     path = write(tmp_path / "open.onnx", net, (1, 1, 64, 64), dynamic=axes)
     assert read_file(runtime, path).imgsz is None
     for size in ((32, 64), (64, 64)):
-        images = pixels(shape=(2, 1, *size))
-        found = opened(runtime, path, size, batch=2).infer(images)[0]
+        batch = 1 if runtime == "ncnn" else 2
+        images = pixels(shape=(batch, 1, *size))
+        found = opened(runtime, path, size, batch=batch).infer(images)[0]
         np.testing.assert_allclose(found, output_of(net, images), rtol=1e-4, atol=1e-4)
 
 
@@ -168,7 +177,7 @@ def test_weights_of_8_bits_are_called_so(runtime, tmp_path):
         (
             {"batch": 2},
             ConfigError,
-            r"expected \[2, 3, 64, 32\]\. Export it again with imgsz=64x32 and batch=2\.$",
+            r"expected \[2, 3, 64, 32\]\. Export it again with imgsz=64x32 and batch=2\.$|one image at a time, got batch=2\.$",
         ),
         (
             {"half": True},
@@ -220,11 +229,8 @@ def test_a_runtime_that_is_not_installed_names_its_extra(name, file, monkeypatch
 
 
 def test_the_first_runtime_of_a_file_runs_it_and_another_says_what_it_takes():
-    assert [runtime_for(name) for name in ("a.onnx", "a.xml", "best_openvino_model/")] == [
-        "onnxruntime",
-        "openvino",
-        "openvino",
-    ]
+    names = ("a.onnx", "a.xml", "best_openvino_model/", "a.param", "a_ncnn_model")
+    assert [runtime_for(name) for name in names] == ["onnxruntime", "openvino", "openvino", "ncnn", "ncnn"]
     with pytest.raises(
         ConfigError, match=r"^the 'onnxruntime' runtime does not run 'a\.xml', expected \*\.onnx\.$"
     ):
@@ -240,7 +246,7 @@ def test_only_runtimes_that_are_asked_for_need_to_be_installed():
 
 @pytest.mark.parametrize("runtime", [name for name in FILE_RUNTIMES if name not in DEFAULT_RUNTIMES])
 def test_bench_and_check_run_on_every_other_runtime(runtime, file, tmp_path, capsys):
-    pytest.importorskip(runtime)
+    needed(runtime)
     table = tmp_path / "bench.json"
     assert (
         main(["bench", f"model={file}", f"runtimes={runtime}", "rounds=2", "threads=1", f"json={table}"]) == 0
@@ -306,6 +312,74 @@ def test_a_folder_without_a_network_is_refused(tmp_path):
     folder = tmp_path / "a_openvino_model"
     folder.mkdir()
     with pytest.raises(
-        CheckpointError, match=r"a_openvino_model' holds 0 OpenVINO networks \(\*\.xml\), expected one\.$"
+        CheckpointError, match=r"a_openvino_model' holds 0 networks \(\*\.xml\), expected one\.$"
     ):
         read_file("openvino", folder)
+
+
+# ncnn's own files
+
+
+def ncnn_network(file, folder, shape=(1, 3, *SIZE)):
+    """The file as ncnn keeps it."""
+    needed("ncnn")
+    folder.mkdir()
+    return ncnn._converted(file, shape, folder)
+
+
+def test_a_network_of_ncnn_runs_with_what_lies_beside_it(file, net, tmp_path):
+    network = ncnn_network(file, tmp_path / "net_ncnn_model")
+    folder = network.parent
+    assert read_file("ncnn", network).imgsz is None, "the control: the network itself says nothing"
+    for each in set(folder.iterdir()) - {network, network.with_suffix(".bin")}:
+        each.unlink()
+    facts = {**FACTS, "names": {0: "a", 1: "b", 2: "c"}, "imgsz": [64, 32], "channels": 3}
+    (folder / "metadata.yaml").write_text(yaml.safe_dump(facts))
+    for path in (network, folder):
+        found = read_file("ncnn", path)
+        assert (found.batch, found.channels, found.imgsz, found.precision) == (1, 3, SIZE, "float32")
+        result = opened("ncnn", path).infer(pixels())[0]
+        np.testing.assert_allclose(result, output_of(net, pixels()), rtol=1e-4, atol=1e-4)
+    assert size_mb(network) == (network.stat().st_size + network.with_suffix(".bin").stat().st_size) / 1e6
+
+
+def test_planes_that_do_not_fill_whole_vectors_are_read_as_they_are(tmp_path):
+    """33 x 31 values of 4 bytes are no multiple of the 16 bytes that ncnn aligns planes to."""
+    needed("ncnn")
+    shape = (1, 3, 33, 31)
+    net = Detector()
+    path = write(tmp_path / "odd.onnx", net, shape)
+    found = opened("ncnn", path, shape[2:]).infer(pixels(shape=shape))[0]
+    np.testing.assert_allclose(found, output_of(net, pixels(shape=shape)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_conversion_that_computes_something_else_is_refused(file, tmp_path, monkeypatch):
+    torch.manual_seed(1)
+    other = ncnn_network(write(tmp_path / "other.onnx", Detector()), tmp_path / "other")
+    monkeypatch.setattr(ncnn, "_converted", lambda *_: other)
+    with pytest.raises(
+        CheckpointError, match=r"^pnnx made another network of '.*net\.onnx': outputs differ by up to \d"
+    ):
+        opened("ncnn", file)
+
+
+def test_a_missing_converter_is_named(file, monkeypatch):
+    pytest.importorskip("ncnn")
+    monkeypatch.setattr(ncnn.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(
+        MissingRuntimeError, match=r"^running an \.onnx file on ncnn needs 'pnnx', .*: pip install pnnx, or"
+    ):
+        opened("ncnn", file)
+
+
+def test_damaged_and_incomplete_networks_of_ncnn_are_named(tmp_path):
+    pytest.importorskip("ncnn")
+    (tmp_path / "bad.param").write_text("no network")
+    with pytest.raises(
+        CheckpointError, match=r"is no network of ncnn: expected 'bad\.param' and 'bad\.bin'\.$"
+    ):
+        read_file("ncnn", tmp_path / "bad.param")
+    (tmp_path / "bad.bin").write_bytes(ncnn._FLOAT16)
+    assert read_file("ncnn", tmp_path / "bad.param").precision == "float16"
+    with pytest.raises(CheckpointError, match=r"bad\.param' is not a network that ncnn can load\.$"):
+        opened("ncnn", tmp_path / "bad.param")

@@ -137,7 +137,7 @@ def accuracy_of(own: Subject, runtime: str, settings: Settings, config: CheckCon
 def size_mb(file: Path) -> float:
     """Return the size of a model in 1e6 bytes: of a file with the files of weights beside it, or of a whole folder."""
     beside = [file, *(file.with_name(f"{file.name}{ending}") for ending in (".data", "_data"))]
-    if file.suffix == ".xml":
+    if file.suffix in (".xml", ".param"):
         beside.append(file.with_suffix(".bin"))
     files = file.rglob("*") if file.is_dir() else beside
     return sum(each.stat().st_size for each in files if each.is_file()) / 1e6

@@ -32,6 +32,7 @@ RUNTIMES = {
     "openvino": RuntimeEntry(
         "yolo_prune.runtimes.openvino", (".onnx", ".xml", "_openvino_model"), "openvino"
     ),
+    "ncnn": RuntimeEntry("yolo_prune.runtimes.ncnn", (".param", "_ncnn_model", ".onnx"), "ncnn"),
 }
 """The runtimes by name. Of several that run a file the first one does, unless another is named."""
 DEFAULT_RUNTIMES = ("torch", "onnxruntime")

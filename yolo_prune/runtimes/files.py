@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import CheckpointError, ConfigError, one_line
 from yolo_prune.imgsz import ImageSize, height_width, size_text
 from yolo_prune.runtimes.detections import Detections, detect
 from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Image, to_input
@@ -91,6 +92,35 @@ def check_input(shape: Sequence[int | str | None], path: Path, imgsz: ImageSize,
             f"'{path}' takes inputs of shape {list(shape)}, expected {['C' if n is None else n for n in wanted]}. "
             f"Export it again with imgsz={size_text(imgsz)} and batch={batch}."
         )
+
+
+def the_file_in(path: Path, ending: str) -> Path:
+    """Return the one file with an ending in a folder; a file itself.
+
+    Raises:
+        CheckpointError: There is none, or there are several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob(f"*{ending}"))
+    if len(found) != 1:
+        raise CheckpointError(f"'{path}' holds {len(found)} networks (*{ending}), expected one.")
+    return found[0]
+
+
+def metadata_beside(file: Path) -> dict[str, str]:
+    """Return what an exporter wrote into the ``metadata.yaml`` beside a network, values as text; empty without one.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    beside = file.with_name("metadata.yaml")
+    if not beside.is_file():
+        return {}
+    try:
+        return {key: str(value) for key, value in yaml.safe_load(beside.read_text("utf-8")).items()}
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"'{beside}' cannot be read: {one_line(error)}.") from error
 
 
 def class_count(metadata: Mapping[str, str]) -> int | None:

@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from yolo_prune.errors import CheckpointError, ConfigError, one_line
 from yolo_prune.imgsz import ImageSize, height_width
-from yolo_prune.runtimes.files import FileRuntime, check_input, class_count, refuse_options_of_torch
+from yolo_prune.runtimes.files import (
+    FileRuntime,
+    check_input,
+    class_count,
+    metadata_beside,
+    refuse_options_of_torch,
+    the_file_in,
+)
 from yolo_prune.runtimes.runtime import (
     DeviceUnavailableError,
     FileFacts,
@@ -132,24 +138,15 @@ def import_openvino() -> Any:
 
 def _read(core: Any, path: Path) -> tuple[Any, dict[str, str]]:
     """Return a network and what its exporter said of it, values as text: in the network, or in a file beside it."""
-    file = path
-    if path.is_dir():
-        networks = sorted(path.glob("*.xml"))
-        if len(networks) != 1:
-            raise CheckpointError(f"'{path}' holds {len(networks)} OpenVINO networks (*.xml), expected one.")
-        file = networks[0]
+    file = the_file_in(path, ".xml")
     try:
         model = core.read_model(str(file))
     except RuntimeError as error:
         raise CheckpointError(f"'{path}' is not a model that openvino can load: {one_line(error)}") from error
     written = dict(model.rt_info.items()).get("framework", {})  # there, from an .onnx file, its metadata goes
     found = {key: str(value.value) for key, value in written.items()}
-    beside = file.with_name("metadata.yaml")
-    if file.suffix == ".xml" and beside.is_file():
-        try:
-            found |= {key: str(value) for key, value in yaml.safe_load(beside.read_text("utf-8")).items()}
-        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-            raise CheckpointError(f"'{beside}' cannot be read: {one_line(error)}.") from error
+    if file.suffix == ".xml":
+        found |= metadata_beside(file)
     return model, found
 
 
