@@ -22,8 +22,8 @@ from yolo_prune.criteria.distance import output_distance
 from yolo_prune.criteria.memory import in_batches_that_fit
 from yolo_prune.graph.decisions import Decisions
 from yolo_prune.graph.modes import evaluating, in_full_precision
-from yolo_prune.graph.values import change_tensors
 from yolo_prune.progress import LOGGER, bar
+from yolo_prune.recover.augment import augmented
 
 # Of the root mean square of each tensor: trained long or short, weights differ by ten in size, and what moves one a
 # little ruins another.
@@ -268,7 +268,7 @@ class _Lesson:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["size"] * _factor(step, steps)
             optimizer.zero_grad()
-            self.apart(_varied(batch, generator)).backward()  # type: ignore[no-untyped-call]
+            self.apart(augmented(batch, generator)).backward()  # type: ignore[no-untyped-call]
             if not bool(nn.utils.clip_grad_norm_(weights, _CLIP).isfinite()):
                 return
             optimizer.step()
@@ -314,16 +314,3 @@ def _shuffled(batches: Sequence[Any], steps: int, generator: torch.Generator) ->
         if not order:
             order = torch.randperm(len(batches), generator=generator).tolist()
         yield batches[order.pop()]
-
-
-def _varied(batch: Any, generator: torch.Generator) -> Any:
-    """Return a batch whose images are mirrored and of other brightness, all of them alike or none."""
-    mirrored = bool(torch.rand((), generator=generator) < 0.5)
-    brightness = float(0.7 + 0.6 * torch.rand((), generator=generator))
-
-    def vary(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point() or tensor.dim() not in (3, 4) or tensor.shape[-3] not in (1, 3):
-            return tensor
-        return (tensor.flip(-1) if mirrored else tensor) * brightness
-
-    return vary(batch) if isinstance(batch, Tensor) else change_tensors(batch, vary)
