@@ -9,8 +9,8 @@ from nets import Net, free_width
 from torch import nn
 
 from yolo_prune import prune_module, restore
-from yolo_prune.adapters.blocks import known_blocks
 from yolo_prune.graph import ModuleRule, trace_groups
+from yolo_prune.graph.known_blocks import known_blocks
 from yolo_prune.graph.module_rules import rule_for
 
 LIBRARIES = sorted({name.partition(".")[0] for name in known_blocks()})

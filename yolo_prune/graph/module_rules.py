@@ -8,6 +8,8 @@ from functools import cache
 
 from torch import nn
 
+from yolo_prune.graph.known_blocks import known_blocks
+
 
 @dataclass(frozen=True)
 class ModuleRule:
@@ -44,7 +46,5 @@ def rule_for(rules: ModuleRules, module: nn.Module) -> ModuleRule | None:
 @cache
 def _known_rule(names: tuple[str, ...]) -> ModuleRule | None:
     """Return the rule that an adapter has for one of these classes, the nearest base first."""
-    from yolo_prune.adapters.blocks import known_blocks
-
     blocks = known_blocks()
     return next((blocks[name] for name in names if name in blocks), None)
