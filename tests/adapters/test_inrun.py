@@ -407,7 +407,7 @@ def test_early_stopping_waits_for_the_cut_and_works_after_it(data, tmp_path):
             {"criterion": "magic"},
             {},
             ConfigError,
-            "criterion must be one of 'auto', 'reconstruction', 'bn_scale'",
+            "criterion must be one of 'auto', 'reconstruction', 'taylor'",
         ),
         (
             {},
