@@ -27,6 +27,7 @@ OTHER = {
         "recalibrate_bn": False,
         "fold": False,
         "calibration_images": 8,
+        "recover_seconds": 60.0,
         "distill": False,
     },
     **{"lr0": 0.1, "optimizer": "SGD", "split": "test", "weights": "other.pth"},
