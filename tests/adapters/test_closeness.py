@@ -76,5 +76,7 @@ def test_queries_of_a_decoder_are_compared_where_both_look_at_the_same_locations
     batch = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     calibration = calibration_of(teacher, [batch], imgsz=160, classes=CLASSES, seed=0)
     assert calibration.paired
+    assert imitate_(copy.deepcopy(teacher), teacher, calibration, steps=1).before < 1e-6
     result = imitate_(student, teacher, calibration, steps=3)
+    assert result.before > 1e-4
     assert result.after <= result.before

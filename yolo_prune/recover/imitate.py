@@ -76,7 +76,7 @@ def imitate_(
     Args:
         student: The cut network; its modes and the flags of its parameters are restored.
         teacher: The uncut one; untouched.
-        calibration: Images and how both run on them; its seed orders and flips them.
+        calibration: Images and how both run on them; its seed orders and varies them.
         steps: Steps of the optimizer, after those that look for its rate; of few images fewer, 20 for each batch.
         seconds: Take fewer steps where so many would take longer than this; the result then depends on the machine.
             None: no limit.
