@@ -18,6 +18,7 @@ from yolo_prune.runs.workspace import open_workspace
 _IMGSZ = 192
 _TRAIN_IMAGES, _VAL_IMAGES = 280, 60
 _TRAIN_EPOCHS, _EPOCHS, _STEPS = 16, 6, 5
+_RECOVER_SECONDS = 45.0  # the whole is to take less than ten minutes
 
 
 def run_demo(
@@ -87,6 +88,7 @@ def run_demo(
         "keep_macs": keep_macs,
         "epochs": _EPOCHS if epochs is None else epochs,
         "steps": _STEPS,
+        "recover_seconds": _RECOVER_SECONDS,
         "batch": 8,
         "threads": os.cpu_count(),
         "project": project,
