@@ -148,9 +148,11 @@ def _controls(parent: Evaluated, cut: CutResult, task: Task, stride: int) -> lis
 def _stages(
     models: Sequence[Evaluated], stages: Mapping[str, float | None], metric: str
 ) -> tuple[StageAp, ...]:
-    note = "val images, before any training"
+    notes = {"imitation": "val images, trained without labels"}
     found: list[dict[str, Any]] = [
-        {"name": name, metric: value, "note": note} for name, value in stages.items() if value is not None
+        {"name": name, metric: value, "note": notes.get(name, "val images, before any training")}
+        for name, value in stages.items()
+        if value is not None
     ]
     found += [{"name": m.name, metric: m.result.scores[metric]} for m in models if m.name == "retrained"]
     return tuple(StageAp(**values) for values in found)
