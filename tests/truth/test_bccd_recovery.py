@@ -19,6 +19,7 @@ def test_most_of_the_accuracy_survives_without_training(shared, tmp_path, weight
             data=tmp_path / "bccd" / "data.yaml",
             keep_macs=0.7,
             bench=False,
+            recover_seconds=0,
             verbose=False,
             project=str(tmp_path / "runs"),
             **options,
