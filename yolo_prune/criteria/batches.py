@@ -65,6 +65,11 @@ def gather_batches(source: Iterable[Any], count: int) -> list[Any]:
     return batches
 
 
+def are_given(source: Iterable[Any]) -> bool:
+    """Tell whether there are calibration batches at all; an empty tuple, the default, stands for none."""
+    return not (isinstance(source, tuple) and not source)
+
+
 def calibration_of(
     module: nn.Module,
     source: Iterable[Any],
@@ -77,7 +82,7 @@ def calibration_of(
 
     Args:
         module: It is run on the first batch.
-        source: Batches; an empty tuple stands for none.
+        source: Batches, see :func:`are_given`.
         images: How many images are looked at.
         forward: Runs a module on a batch.
         projection: What its task feels; None for that of any outputs.
@@ -86,7 +91,7 @@ def calibration_of(
     Raises:
         ConfigError: The module does not take the batches, or there is none.
     """
-    if isinstance(source, tuple) and not source:
+    if not are_given(source):
         return None
     with untouched_randomness():  # a loader draws a seed when it is read
         batches = gather_batches(source, images)

@@ -40,13 +40,9 @@ def measured_at_heads(module: nn.Module, graph: ChannelGraph, calibration: Calib
         return calibration
     names = last_layers(module, graph)
     LOGGER.info("the outputs are filtered by their values: measuring at %s", ", ".join(names) or "no layer")
-    return replace(
-        calibration,
-        forward=HeadForward(calibration.forward, names),
-        projection=HeadProjection(calibration.seed),
-        distance=relative_distance,
-        paired=True,
-    )
+    heads = HeadForward(calibration.forward, names)
+    projection = HeadProjection(calibration.seed)
+    return replace(calibration, forward=heads, projection=projection, distance=heads.distance, paired=True)
 
 
 def last_layers(module: nn.Module, graph: ChannelGraph) -> tuple[str, ...]:

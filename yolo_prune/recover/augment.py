@@ -50,12 +50,10 @@ def _changed(images: Tensor, generator: torch.Generator) -> Tensor:
         return low + (high - low) * torch.rand(shape, generator=generator)
 
     zoom = draw(math.log(_ZOOM[0]), math.log(_ZOOM[1]), count, 1).exp()
-    inverse = torch.cat(
-        [1 / (zoom * draw(1 - _STRETCH, 1 + _STRETCH, count, 1)), 1 / zoom], 1
-    )  # of x and of y
-    moved = (inverse - 1).abs() * draw(
-        -1, 1, count, 2
-    )  # what is smaller stays inside, what is larger fills the image
+    stretched = zoom * draw(1 - _STRETCH, 1 + _STRETCH, count, 1)
+    inverse = 1 / torch.cat([stretched, zoom], 1)  # of x and of y
+    # What is smaller stays inside, what is larger fills the image.
+    moved = (inverse - 1).abs() * draw(-1, 1, count, 2)
     mirrored = torch.where(draw(0, 1, count) < 0.5, -1.0, 1.0)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = inverse[:, 0] * mirrored, inverse[:, 1], moved

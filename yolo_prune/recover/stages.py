@@ -16,6 +16,9 @@ from yolo_prune.recover.fold import recalibrate_bn_
 from yolo_prune.recover.imitate import Imitation, imitate_
 from yolo_prune.recover.steps import CutResult
 
+Stages = dict[str, float | None]
+"""Score after each step of recovery, by its name; None: not measured."""
+
 
 def recover_by_stages(
     parent: Traced,
@@ -25,7 +28,7 @@ def recover_by_stages(
     *,
     recalibrate: bool | str = "auto",
     folded: bool = True,
-) -> tuple[nn.Module, dict[str, float | None]]:
+) -> tuple[nn.Module, Stages]:
     """Score the bare cut, the bare cut with new BatchNorm statistics, and the folded cut; return the model to keep.
 
     Args:
@@ -41,7 +44,7 @@ def recover_by_stages(
         The model to keep, and the score of every stage: ``cut``, ``bn``, ``fold`` and ``fold_bn`` (None: not measured).
     """
     bare = cut_(copy.deepcopy(parent.module), cut.plan, rules=parent.anatomy.rules)
-    stages: dict[str, float | None] = {"cut": score(bare), "bn": None, "fold": None, "fold_bn": None}
+    stages: Stages = {"cut": score(bare), "bn": None, "fold": None, "fold_bn": None}
     stages["bn"] = score(recalibrate_bn_(bare, calibration))
     if folded:
         known = cut.steps[-1].score if cut.steps else None
@@ -56,6 +59,13 @@ def recover_by_stages(
     better = after is not None and before is not None and after > before
     LOGGER.info("re-estimating BatchNorm after the cut: %.3f -> %.3f", before or 0.0, after or 0.0)
     return (again if recalibrate is True or better else cut.module), stages
+
+
+def score_of_kept(stages: Stages, *, recalibrate: bool | str = "auto", folded: bool = True) -> float:
+    """Return the score of the model that :func:`recover_by_stages` kept, of what it was asked and what it returned."""
+    before, after = ("fold", "fold_bn") if folded else ("cut", "bn")
+    names = (before, after) if recalibrate == "auto" else (after,) if recalibrate else (before,)
+    return max((score for name in names if (score := stages[name]) is not None), default=-math.inf)
 
 
 def recover_by_imitation(

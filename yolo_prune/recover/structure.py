@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel, FloatArray
 from yolo_prune.criteria import RECONSTRUCTION
-from yolo_prune.criteria.batches import calibration_of
+from yolo_prune.criteria.batches import are_given, calibration_of
 from yolo_prune.criteria.calibration import Calibration, Forward, Projection, call
 from yolo_prune.criteria.heads import measured_at_heads
 from yolo_prune.criteria.ranking import check_scores
@@ -42,7 +42,7 @@ from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.progress import LOGGER
-from yolo_prune.recover.stages import recover_by_imitation, recover_by_stages
+from yolo_prune.recover.stages import recover_by_imitation, recover_by_stages, score_of_kept
 from yolo_prune.recover.steps import Recipe, cut_in_steps
 
 _Arguments = ParamSpec("_Arguments")
@@ -167,7 +167,7 @@ def prune_module(
     )
     check_has_weights(module, "a cut that is proven")
     if criterion not in (None, RECONSTRUCTION):
-        check_scores(criterion, images=not (isinstance(calibration, tuple) and not calibration))
+        check_scores(criterion, images=are_given(calibration))
     before = anatomy.cost_of(module)
     limit = budget.absolute(before)
     check_possible(before, limit, widths)
@@ -222,7 +222,7 @@ def _cut_on_images_(
     best, known, plan = cut.module, -math.inf, cut.plan
     if validate is not None and cut.steps:
         best, stages = recover_by_stages(traced, cut, images, validate, folded=recipe.fold)
-        known = max(score for name in ("fold", "fold_bn") if (score := stages[name]) is not None)
+        known = score_of_kept(stages, folded=recipe.fold)
     if imitation_steps and cut.steps:
         best, result, _ = recover_by_imitation(
             best, traced.module, images, steps=imitation_steps, score=validate, known=known

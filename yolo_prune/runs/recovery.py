@@ -18,18 +18,17 @@ from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import plain_size
 from yolo_prune.progress import LOGGER
-from yolo_prune.recover.stages import recover_by_imitation, recover_by_stages
+from yolo_prune.recover.stages import Stages, recover_by_imitation, recover_by_stages, score_of_kept
 from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
 from yolo_prune.runs.job import PruneJob
 from yolo_prune.runs.preflight import budget_of, choose_criterion
 
-_Stages = dict[str, float | None]
 _Score = Callable[[nn.Module], float]
 _IMITATION = "imitation"
 _IMAGES = 256  # that are imitated on, where there are so many: more than moments need
 
 
-def cut_and_recover(job: PruneJob) -> tuple[CutResult, _Stages]:
+def cut_and_recover(job: PruneJob) -> tuple[CutResult, Stages]:
     """Cut, recover without labels, choose by validation, and write ``pruned.pt`` and ``plan.json``.
 
     Returns:
@@ -64,7 +63,7 @@ def save_checkpoint(
     )
 
 
-def _recall(job: PruneJob) -> tuple[CutResult, _Stages] | None:
+def _recall(job: PruneJob) -> tuple[CutResult, Stages] | None:
     """Return the cut that an interrupted run finished, None when it had not come so far.
 
     Raises:
@@ -86,7 +85,7 @@ def _recall(job: PruneJob) -> tuple[CutResult, _Stages] | None:
     return CutResult(pruned.module, plan, ()), done["stages"]
 
 
-def _cut(job: PruneJob, score: _Score) -> tuple[CutResult, _Stages]:
+def _cut(job: PruneJob, score: _Score) -> tuple[CutResult, Stages]:
     """Cut, fold, and re-estimate BatchNorm where that validates better."""
     config, space = job.config, job.space
     budget = budget_of(config)
@@ -110,7 +109,7 @@ def _cut(job: PruneJob, score: _Score) -> tuple[CutResult, _Stages]:
     return cut, stages
 
 
-def _imitate(job: PruneJob, cut: CutResult, stages: _Stages, score: _Score) -> tuple[CutResult, _Stages]:
+def _imitate(job: PruneJob, cut: CutResult, stages: Stages, score: _Score) -> tuple[CutResult, Stages]:
     """Let the cut model imitate the parent, and keep that where it validates better."""
     config = job.config
     with job.space.stage("imitate", f"imitating the parent, for at most {config.recover_seconds:g} s"):
@@ -120,7 +119,7 @@ def _imitate(job: PruneJob, cut: CutResult, stages: _Stages, score: _Score) -> t
             _calibration(job, max(_IMAGES, config.calibration_images)),
             seconds=config.recover_seconds,
             score=score,
-            known=_score_of_kept(job, stages),
+            known=score_of_kept(stages, recalibrate=config.recalibrate_bn, folded=config.fold),
         )
     kept = module is not cut.module
     settings = {**cut.plan.settings, _IMITATION: {**result.to_dict(), "kept": kept}}
@@ -143,18 +142,7 @@ def _calibration(job: PruneJob, images: int) -> Calibration:
     return measured_at_heads(module, job.parent.cost.graph, calibration)
 
 
-def _score_of_kept(job: PruneJob, stages: _Stages) -> float:
-    """Return the score of the model that recovery without training chose."""
-    again = job.config.recalibrate_bn
-    before, after = (
-        stages.get(name) or 0.0 for name in (("fold", "fold_bn") if job.config.fold else ("cut", "bn"))
-    )
-    if again == "auto":
-        return max(before, after)
-    return after if again else before
-
-
-def _keep(job: PruneJob, cut: CutResult, stages: _Stages) -> None:
+def _keep(job: PruneJob, cut: CutResult, stages: Stages) -> None:
     """Write the model and the plan, and remember the scores, so that a run that is cut short can go on from here."""
     meta = {
         "role": "pruned",

@@ -15,7 +15,7 @@ from yolo_prune.errors import CheckpointError, ConfigError, one_line
 from yolo_prune.imgsz import ImageSize, height_width, size_text
 from yolo_prune.runtimes.detections import Detections, detect
 from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Image, to_input
-from yolo_prune.runtimes.runtime import Settings
+from yolo_prune.runtimes.runtime import DeviceUnavailableError, Settings
 
 
 class FileRuntime:
@@ -80,6 +80,12 @@ def refuse_options_of_torch(name: str, settings: Settings) -> None:
         raise ConfigError(f"compile=true applies to the torch runtime; {name} optimises every model itself.")
 
 
+def refuse_other_devices(name: str, settings: Settings) -> None:
+    """Raise DeviceUnavailableError where a runtime that is measured on the CPU alone is asked for another device."""
+    if settings.device != "cpu":
+        raise DeviceUnavailableError(f"the {name} runtime is measured on the CPU alone")
+
+
 def check_input(shape: Sequence[int | str | None], path: Path, imgsz: ImageSize, batch: int) -> None:
     """Raise ConfigError when the file's fixed input [B, C, H, W] does not fit; names stand for any size.
 
@@ -121,6 +127,20 @@ def metadata_beside(file: Path) -> dict[str, str]:
         return {key: str(value) for key, value in yaml.safe_load(beside.read_text("utf-8")).items()}
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise CheckpointError(f"'{beside}' cannot be read: {one_line(error)}.") from error
+
+
+def channel_count(shape: Sequence[int | str | None], metadata: Mapping[str, str]) -> int:
+    """Return how many channels the images of a file have: its input [B, C, H, W] says so, else its exporter, else 3."""
+    if len(shape) > 1 and isinstance(shape[1], int):
+        return shape[1]
+    stated = stated_channels(metadata)
+    return 3 if stated is None else stated
+
+
+def stated_channels(metadata: Mapping[str, str]) -> int | None:
+    """Return the number of channels that the exporter wrote into the file's metadata, None when it did not."""
+    stated = metadata.get("channels", "")
+    return int(stated) if stated.isdigit() else None
 
 
 def class_count(metadata: Mapping[str, str]) -> int | None:

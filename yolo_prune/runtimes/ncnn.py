@@ -21,16 +21,11 @@ from yolo_prune.runtimes.files import (
     class_count,
     metadata_beside,
     refuse_options_of_torch,
+    refuse_other_devices,
+    stated_channels,
     the_file_in,
 )
-from yolo_prune.runtimes.runtime import (
-    DeviceUnavailableError,
-    FileFacts,
-    Loader,
-    Settings,
-    cpu_name,
-    missing_runtime,
-)
+from yolo_prune.runtimes.runtime import FileFacts, Loader, Settings, facts_of, import_runtime
 
 _FLOAT16, _INT8 = (0x01306B47).to_bytes(4, "little"), (0x000D4B38).to_bytes(4, "little")
 _NARROW = ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_packed", "bf16_storage")
@@ -56,10 +51,9 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         ConfigError: The file takes another input, or several images or half precision are asked for.
         CheckpointError: ncnn cannot load the file, or the converted one computes something else.
     """
-    ncnn = import_ncnn()
+    ncnn = import_runtime("ncnn")
     refuse_options_of_torch("ncnn", settings)
-    if settings.device != "cpu":
-        raise DeviceUnavailableError("the ncnn runtime is measured on the CPU alone")
+    refuse_other_devices("ncnn", settings)
     if settings.batch != 1:
         raise ConfigError(f"the 'ncnn' runtime takes one image at a time, got batch={settings.batch}.")
     facts = read_file(path)
@@ -78,13 +72,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         channels=channels,
         classes=class_count(facts.metadata),
         classifies=run(image).ndim == 2,
-        facts={
-            "runtime": "ncnn",
-            "runtime_version": ncnn.__version__,
-            "device": settings.device,
-            "device_name": cpu_name(),
-            "threads": settings.threads,
-        },
+        facts=facts_of("ncnn", ncnn.__version__, settings),
     )
 
 
@@ -96,7 +84,7 @@ def read_file(path: Path) -> FileFacts:
         CheckpointError: The file is missing or damaged.
         ConfigError: It has several inputs, or one that is no batch of images.
     """
-    import_ncnn()
+    import_runtime("ncnn")
     if path.suffix == ".onnx":
         return reference.read_file(path)
     file = the_file_in(path, ".param")
@@ -107,23 +95,8 @@ def read_file(path: Path) -> FileFacts:
         begin = stream.read(4)
     metadata = metadata_beside(file)
     height, width = _stated_size(metadata)
-    stated = metadata.get("channels", "")
-    channels = int(stated) if stated.isdigit() else None
     precision = {_FLOAT16: "float16", _INT8: "int8"}.get(begin, "float32")
-    return FileFacts(1, channels, height, width, precision, metadata)
-
-
-def import_ncnn() -> Any:
-    """Return the ncnn module.
-
-    Raises:
-        MissingRuntimeError: It is not installed.
-    """
-    try:
-        import ncnn
-    except ImportError as error:
-        raise missing_runtime("ncnn") from error
-    return ncnn
+    return FileFacts(1, stated_channels(metadata), height, width, precision, metadata)
 
 
 def _stated_size(metadata: dict[str, str]) -> tuple[int | None, int | None]:

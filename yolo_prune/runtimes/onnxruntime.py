@@ -10,15 +10,21 @@ from numpy.typing import NDArray
 
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import ImageSize
-from yolo_prune.runtimes.files import FileRuntime, check_input, class_count, refuse_options_of_torch
+from yolo_prune.runtimes.files import (
+    FileRuntime,
+    channel_count,
+    check_input,
+    class_count,
+    refuse_options_of_torch,
+)
 from yolo_prune.runtimes.runtime import (
     DeviceUnavailableError,
     FileFacts,
     Loader,
     Settings,
-    cpu_name,
     device_index,
-    missing_runtime,
+    facts_of,
+    import_runtime,
 )
 
 CUDA = "CUDAExecutionProvider"
@@ -44,7 +50,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         ConfigError: The file was exported for another input, or half precision or compilation is asked for.
         CheckpointError: The file is not a readable ONNX model.
     """
-    onnxruntime = import_onnxruntime()
+    onnxruntime = import_runtime("onnxruntime")
     refuse_options_of_torch("onnxruntime", settings)
     if settings.device != "cpu" and CUDA not in onnxruntime.get_available_providers():
         raise DeviceUnavailableError(f"this build of onnxruntime has no {CUDA}")
@@ -53,40 +59,22 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         raise DeviceUnavailableError(f"onnxruntime found no usable GPU for {CUDA}")
     image = session.get_inputs()[0]
     check_input(image.shape, path, imgsz, settings.batch)
+    metadata = session.get_modelmeta().custom_metadata_map
 
     def run(batch: NDArray[Any]) -> NDArray[Any]:
         output: NDArray[Any] = session.run(None, {image.name: batch})[0]
         return output
 
-    facts = {
-        "runtime": "onnxruntime",
-        "runtime_version": onnxruntime.__version__,
-        "device": settings.device,
-        "device_name": cpu_name() if settings.device == "cpu" else CUDA,
-        "threads": settings.threads,
-    }
+    device_name = None if settings.device == "cpu" else CUDA
     return FileRuntime(
         run,
         imgsz=imgsz,
-        channels=channel_count(session),
-        classes=class_count(session.get_modelmeta().custom_metadata_map),
+        channels=channel_count(image.shape, metadata),
+        classes=class_count(metadata),
         classifies=len(session.get_outputs()[0].shape) == 2,
-        facts=facts,
+        facts=facts_of("onnxruntime", onnxruntime.__version__, settings, device_name),
         dtype=np.float16 if "float16" in image.type else np.float32,
     )
-
-
-def import_onnxruntime() -> Any:
-    """Return the onnxruntime module.
-
-    Raises:
-        MissingRuntimeError: It is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise missing_runtime("onnxruntime") from error
-    return onnxruntime
 
 
 def read_file(path: Path) -> FileFacts:
@@ -97,7 +85,7 @@ def read_file(path: Path) -> FileFacts:
         CheckpointError: The file is missing or no ONNX model.
         ConfigError: It has several inputs, or one that is no batch of images.
     """
-    session = open_session(import_onnxruntime(), path, Settings("cpu", 1, 1))
+    session = open_session(import_runtime("onnxruntime"), path, Settings("cpu", 1, 1))
     inputs = session.get_inputs()
     shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
     if len(inputs) != 1 or len(shape) != 4 or inputs[0].type not in _IMAGES:
@@ -110,7 +98,7 @@ def read_file(path: Path) -> FileFacts:
     if _QUANTISED in path.read_bytes():
         precision = "int8"
     metadata = session.get_modelmeta().custom_metadata_map
-    return FileFacts(batch, channel_count(session), height, width, precision, metadata)
+    return FileFacts(batch, channel_count(shape, metadata), height, width, precision, metadata)
 
 
 def open_session(onnxruntime: Any, path: Path, settings: Settings) -> Any:
@@ -137,12 +125,3 @@ def open_session(onnxruntime: Any, path: Path, settings: Settings) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=[*cuda, "CPUExecutionProvider"])
     except broken as error:
         raise CheckpointError(f"'{path}' is not an ONNX model that onnxruntime can load: {error}") from error
-
-
-def channel_count(session: Any) -> int:
-    """Return how many channels the images of a file have: its input says so, else the exporter's metadata."""
-    shape = session.get_inputs()[0].shape
-    if len(shape) > 1 and isinstance(shape[1], int):
-        return shape[1]
-    stated = session.get_modelmeta().custom_metadata_map.get("channels", "")
-    return int(stated) if stated.isdigit() else 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,15 @@ from yolo_prune.errors import CheckpointError, ConfigError, one_line
 from yolo_prune.imgsz import ImageSize, height_width
 from yolo_prune.runtimes.files import (
     FileRuntime,
+    channel_count,
     check_input,
     class_count,
     metadata_beside,
     refuse_options_of_torch,
+    refuse_other_devices,
     the_file_in,
 )
-from yolo_prune.runtimes.runtime import (
-    DeviceUnavailableError,
-    FileFacts,
-    Loader,
-    Settings,
-    cpu_name,
-    missing_runtime,
-)
+from yolo_prune.runtimes.runtime import FileFacts, Loader, Settings, facts_of, import_runtime
 
 _PRECISIONS = {
     **dict.fromkeys(("i8", "u8", "i4", "u4"), "int8"),
@@ -58,15 +52,14 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         ConfigError: The file was exported for another input, or half precision or compilation is asked for.
         CheckpointError: OpenVINO cannot read or compile the file.
     """
-    openvino = import_openvino()
+    openvino = import_runtime("openvino")
     refuse_options_of_torch("openvino", settings)
-    if settings.device != "cpu":
-        raise DeviceUnavailableError("the openvino runtime is measured on the CPU alone")
+    refuse_other_devices("openvino", settings)
     core = openvino.Core()
     model, metadata = _read(core, path)
     shape = _shape(model)
     check_input(shape, path, imgsz, settings.batch)
-    channels = _channels(shape, metadata)
+    channels = channel_count(shape, metadata)
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
@@ -86,20 +79,13 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         output: NDArray[Any] = request.infer({0: batch})[0]
         return output
 
-    facts = {
-        "runtime": "openvino",
-        "runtime_version": openvino.__version__.partition("-")[0],
-        "device": settings.device,
-        "device_name": cpu_name(),
-        "threads": settings.threads,
-    }
     return FileRuntime(
         run,
         imgsz=imgsz,
         channels=channels,
         classes=class_count(metadata),
         classifies=compiled.output(0).partial_shape.rank.get_length() == 2,
-        facts=facts,
+        facts=facts_of("openvino", openvino.__version__.partition("-")[0], settings),
         dtype=model.input(0).get_element_type().to_dtype(),
     )
 
@@ -112,7 +98,7 @@ def read_file(path: Path) -> FileFacts:
         CheckpointError: OpenVINO cannot read it.
         ConfigError: It has several inputs, or one that is no batch of images.
     """
-    model, metadata = _read(import_openvino().Core(), path)
+    model, metadata = _read(import_runtime("openvino").Core(), path)
     shape, kind = _shape(model), model.input(0).get_element_type().get_type_name()
     if len(model.inputs) != 1 or len(shape) != 4 or kind not in ("f32", "f16"):
         raise ConfigError(
@@ -120,20 +106,7 @@ def read_file(path: Path) -> FileFacts:
             "expected one batch of images [B, C, H, W] in floating point."
         )
     batch, _, height, width = shape
-    return FileFacts(batch, _channels(shape, metadata), height, width, _precision(model), metadata)
-
-
-def import_openvino() -> Any:
-    """Return the openvino module.
-
-    Raises:
-        MissingRuntimeError: It is not installed.
-    """
-    try:
-        import openvino
-    except ImportError as error:
-        raise missing_runtime("openvino") from error
-    return openvino
+    return FileFacts(batch, channel_count(shape, metadata), height, width, _precision(model), metadata)
 
 
 def _read(core: Any, path: Path) -> tuple[Any, dict[str, str]]:
@@ -156,14 +129,6 @@ def _shape(model: Any) -> list[int | None]:
     if shape.rank.is_dynamic:
         return []
     return [size.get_length() if size.is_static else None for size in shape]
-
-
-def _channels(shape: list[int | None], metadata: Mapping[str, str]) -> int:
-    """Return how many channels the images of a file have: its input says so, else the exporter's metadata."""
-    if len(shape) > 1 and shape[1] is not None:
-        return shape[1]
-    stated = metadata.get("channels", "")
-    return int(stated) if stated.isdigit() else 3
 
 
 def _precision(model: Any) -> str:

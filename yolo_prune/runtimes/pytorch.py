@@ -18,8 +18,8 @@ from yolo_prune.runtimes.runtime import (
     DeviceUnavailableError,
     Loader,
     Settings,
-    cpu_name,
     device_index,
+    facts_of,
     missing_runtime,
 )
 
@@ -131,15 +131,8 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader)
     if settings.compile:
         module.compile()  # in place: it stays the module that it was
     torch.set_num_threads(settings.threads)
-    facts = {
-        "runtime": "torch",
-        "runtime_version": torch.__version__,
-        "device": settings.device,
-        "device_name": cpu_name()
-        if settings.device == "cpu"
-        else torch.cuda.get_device_name(settings.device),
-        "threads": settings.threads,
-    }
+    gpu = None if settings.device == "cpu" else torch.cuda.get_device_name(settings.device)
+    facts = facts_of("torch", torch.__version__, settings, gpu)
     around = CLASSIFIER if opened.task == "classify" else DETECTOR
     classes = len(opened.names) if opened.deployed is None else None
     return TorchRuntime(module, imgsz, opened.channels, classes, settings.half, facts, around)

@@ -155,6 +155,29 @@ def _module_of(name: str) -> ModuleType:
     return importlib.import_module(RUNTIMES[name].module)
 
 
+def import_runtime(name: str) -> Any:
+    """Return the package of a runtime that is called as the package is.
+
+    Raises:
+        MissingRuntimeError: It is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise missing_runtime(name) from error
+
+
+def facts_of(name: str, version: str, settings: Settings, device_name: str | None = None) -> dict[str, Any]:
+    """Return the facts of a :class:`Runtime`; ``device_name`` is the CPU's where it is None."""
+    return {
+        "runtime": name,
+        "runtime_version": version,
+        "device": settings.device,
+        "device_name": cpu_name() if device_name is None else device_name,
+        "threads": settings.threads,
+    }
+
+
 def missing_runtime(name: str) -> MissingRuntimeError:
     """Return the error of a runtime that is not installed."""
     return MissingRuntimeError(

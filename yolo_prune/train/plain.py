@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.criteria.batches import calibration_of, gather_batches
+from yolo_prune.criteria.batches import are_given, calibration_of, gather_batches
 from yolo_prune.criteria.calibration import Forward, Projection, call
 from yolo_prune.criteria.heads import HeadForward
 from yolo_prune.cut.optimizer import check_can_follow
@@ -123,8 +123,7 @@ class PruningSession:
             check_can_follow(one, network)
         if total < 1:
             raise ConfigError(f"total must be at least 1 epoch, got {total}.")
-        without = isinstance(calibration, tuple) and not calibration
-        settings = make_settings(without_images(options) if without else options)
+        settings = make_settings(options if are_given(calibration) else without_images(options))
         if isinstance(calibration, Iterator):  # it can be read once: now, and the cut is later
             calibration = gather_batches(calibration, settings.calibration_images)
         checked = calibration_of(network, calibration, 1, forward, projection, seed)

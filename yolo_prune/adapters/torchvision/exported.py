@@ -12,8 +12,8 @@ from yolo_prune.adapters.torchvision.described import CLASSIFY, Described, descr
 from yolo_prune.adapters.torchvision.stated import read_export
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import ImageSize, height_width, read_size, size_text
-from yolo_prune.runtimes.onnxruntime import import_onnxruntime, open_session
-from yolo_prune.runtimes.runtime import Settings
+from yolo_prune.runtimes.onnxruntime import open_session
+from yolo_prune.runtimes.runtime import Settings, import_runtime
 
 
 class ExportedNetwork(nn.Module):
@@ -33,7 +33,9 @@ class ExportedNetwork(nn.Module):
         """
         super().__init__()
         self.path = path
-        self._session = open_session(import_onnxruntime(), path, Settings("cpu", torch.get_num_threads(), 1))
+        self._session = open_session(
+            import_runtime("onnxruntime"), path, Settings("cpu", torch.get_num_threads(), 1)
+        )
         facts = self._session.get_modelmeta().custom_metadata_map
         stated = read_export(facts)
         if stated is None or "architecture" not in facts:
