@@ -97,6 +97,10 @@ class Masks:
         return True
 
 
+OBJECT_OF_BOX = 0.53
+"""An object's area over that of its box, where labels do not say; as YOLO's validation takes it."""
+
+
 @dataclass(frozen=True)
 class Keypoints:
     """Key points, by COCO's object keypoint similarity (OKS).
@@ -113,6 +117,14 @@ class Keypoints:
     iou_type: ClassVar[str] = "keypoints"
     key: ClassVar[str] = "keypoints"
     name: ClassVar[str] = "key points"
+
+    @property
+    def terms(self) -> str:
+        """What OKS is computed with, for a reader; sigmas once where they are equal."""
+        listed = [f"{sigma:.3g}" for sigma in self.sigmas]
+        sigmas = listed[:1] if len(set(listed)) == 1 else listed
+        area = "its annotation" if self.area_share == 1 else f"{self.area_share:g} of its box"
+        return f"sigmas {' '.join(sigmas)}, an object's area {area}"
 
     def of_annotation(self, each: Mapping[str, Any], what: str, image: Mapping[str, Any]) -> dict[str, Any]:
         """Return its points, how many of them are labelled, and the area of the object."""

@@ -13,13 +13,12 @@ from torch.nn.functional import grid_sample
 from yolo_prune.accuracy.annotations import without_shape
 from yolo_prune.accuracy.box_data import BoxData
 from yolo_prune.accuracy.masks import pixels_between, run_lengths
-from yolo_prune.accuracy.shapes import BOXES, MASKS, Compared, Keypoints
+from yolo_prune.accuracy.shapes import BOXES, MASKS, OBJECT_OF_BOX, Compared, Keypoints
 from yolo_prune.errors import DataError
 from yolo_prune.runtimes.framing import Frame
 
 METRICS = {"detect": "ap", "segment": "mask_ap", "pose": "keypoint_ap"}
 """What detectors are judged by, as a row of the report calls it, by what they find."""
-_OBJECT_OF_BOX = 0.53  # an object's area over that of its box, where labels do not say
 
 
 def shape_found(module: nn.Module) -> str:
@@ -60,11 +59,8 @@ def compared_by(module: nn.Module, data: BoxData) -> tuple[Compared, str, tuple[
         raise DataError(
             f"the model finds {points} key points, and objects of {data.file} have {other.pop()}."
         )
-    sigmas = _sigmas(points)
-    share = 1.0 if data.source.startswith("COCO") else _OBJECT_OF_BOX
-    area = "its annotation" if share == 1 else f"{share:g} of its box"
-    listed = " ".join(dict.fromkeys(f"{sigma:.3g}" for sigma in sigmas))
-    return Keypoints(sigmas, share), f"sigmas {listed}, an object's area {area}", ()
+    keypoints = Keypoints(_sigmas(points), 1.0 if data.source.startswith("COCO") else OBJECT_OF_BOX)
+    return keypoints, keypoints.terms, ()
 
 
 def _sigmas(points: int) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from yolo_prune.accuracy.bootstrap import ImageSample
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
-from yolo_prune.accuracy.shapes import BOXES, MASKS, Compared, Keypoints
+from yolo_prune.accuracy.shapes import BOXES, MASKS, OBJECT_OF_BOX, Compared, Keypoints
 from yolo_prune.adapters.ultralytics.data import YOLO_LABELS, DetectionData
 from yolo_prune.adapters.ultralytics.oriented import HostMatches
 from yolo_prune.errors import DataError
@@ -19,7 +19,6 @@ METRIC_OF_TASK = {"segment": "mask_ap", "pose": "keypoint_ap", "obb": "oriented_
 """What models are judged by, as a row of the report calls it, where they find more than boxes."""
 _SHAPE_KEYS = {"segment": MASKS.key, "pose": Keypoints.key}
 _MOST_POSES = 20  # detections of a class and image, in COCO's AP of key points
-_OBJECT_OF_BOX = 0.53  # an object's area over that of its box, as the host takes it where labels do not say
 
 
 @dataclass(frozen=True)
@@ -154,23 +153,16 @@ def own_score(
     found, sample = coco_ap_by_image(data.ground_truth, seen, by_size=False, compared=compared)
     how = "masks at the size of the original image"
     if isinstance(compared, Keypoints):
-        area = "its annotation" if compared.area_share == 1 else f"{compared.area_share:g} of its box"
-        how = f"sigmas {_listed_sigmas(compared.sigmas)}, an object's area {area}"
+        how = compared.terms
     return OwnAp(found.ap, found.ap50, found.per_class, f"{found.evaluator} ({how})"), sample
 
 
 def _compared(validator: Any, data: DetectionData, task: str) -> Compared:
     """Return what COCO compares objects of a task by."""
     if task == "pose":
-        share = _OBJECT_OF_BOX if data.source == YOLO_LABELS else 1.0
+        share = OBJECT_OF_BOX if data.source == YOLO_LABELS else 1.0
         return Keypoints(tuple(float(sigma) for sigma in validator.sigma), share)
     return MASKS if task == "segment" else BOXES
-
-
-def _listed_sigmas(sigmas: Sequence[float]) -> str:
-    """Return them for a reader, once where they are equal."""
-    different = dict.fromkeys(f"{sigma:.3g}" for sigma in sigmas)
-    return " ".join(different if len(different) == 1 else [f"{sigma:.3g}" for sigma in sigmas])
 
 
 def _oriented(validator: Any) -> tuple[OwnAp, ImageSample]:
