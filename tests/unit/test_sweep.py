@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from yolo_prune.errors import BudgetError, ConfigError, MissingRuntimeError
+from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.options import SweepConfig, to_yaml
 from yolo_prune.report import Row, RunReport
 from yolo_prune.report.rows import Speedup, write_json
-from yolo_prune.runs import sweep
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.sweep import Trial, choose, pareto_front, run_sweep
 from yolo_prune.runs.trials import SweepResult, render_sweep
@@ -186,28 +185,3 @@ def test_the_table_marks_front_and_choice(tmp_path):
     )
     assert f"| 0.5500 | no interval | {blank} | 150.0 |" in text
     assert "|  | worse |" in text
-
-
-def test_ray_is_asked_for_by_name(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(
-        MissingRuntimeError, match=r'^engine=ray needs Ray: pip install "yolo-prune\[ray\]"\.$'
-    ):
-        sweep._engine("ray")
-
-
-def test_trials_run_on_the_engine_that_is_there(monkeypatch):
-    """The calls that a Ray cluster would get, on a fake of it."""
-
-    class FakeRay:
-        def init(self, ignore_reinit_error):
-            assert ignore_reinit_error
-
-        def remote(self, function):
-            return type("Remote", (), {"remote": staticmethod(lambda plan: (function, plan))})
-
-        def get(self, handles):
-            return [f"{plan} by {function.__name__}" for function, plan in handles]
-
-    monkeypatch.setitem(__import__("sys").modules, "ray", FakeRay())
-    assert sweep._engine("ray")(["a", "b"]) == ["a by run_trial", "b by run_trial"]

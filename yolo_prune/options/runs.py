@@ -178,10 +178,14 @@ class SweepConfig:
     runtime: str = option("runtime whose FPS count", "onnxruntime", group=MEASURING, choices=tuple(RUNTIMES))
     threads: int | None = shared("threads")
     engine: str = option(
-        "where trials run: in this process, or on a Ray cluster",
+        "where trials run: in this process, or side by side on a Ray cluster",
         "process",
         group=COMPUTING,
         choices=("process", "ray"),
+    )
+    trial_cpus: int = option("with engine=ray: CPUs that a trial gets", 1, group=COMPUTING, low=1, high=1024)
+    trial_gpus: float | None = option(
+        "with engine=ray: GPUs that a trial gets; chosen when not given", None, group=COMPUTING, low=0
     )
     device: str | None = shared("device")
     seed: int = shared("seed")

@@ -7,14 +7,12 @@ median FPS of the parent over all trials, times the trial's own speed-up over th
 
 from __future__ import annotations
 
-import importlib
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from yolo_prune.errors import ConfigError, MissingRuntimeError, YoloPruneError
+from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.files import write_text
 from yolo_prune.options import PruneConfig, SweepConfig, to_yaml
 from yolo_prune.progress import LOGGER
@@ -30,6 +28,7 @@ from yolo_prune.report.select import (
     parent_row,
     speedup,
 )
+from yolo_prune.runs.engines import Room, run_here, run_on_ray
 from yolo_prune.runs.resume import ARGS_FILE, FREE_ON_RESUME, check_resumed
 from yolo_prune.runs.trials import SweepResult, Trial, write_sweep
 from yolo_prune.runs.workspace import open_workspace
@@ -58,7 +57,7 @@ def run_sweep(config: SweepConfig) -> SweepResult:
             check_resumed(space.root / str(plan.name), plan, free=_FREE)
     write_text(space.root / ARGS_FILE, to_yaml(replace(config, resume=False)))
     LOGGER.info("%d trials in %s", len(plans), space.root)
-    outcomes = _engine(config.engine)(plans)
+    outcomes = _run_all(plans, config)
     found = [_read(plan, outcome, config.runtime) for plan, outcome in zip(plans, outcomes, strict=True)]
     reports = [report for _, report in found if report is not None]
     if not reports:
@@ -120,25 +119,11 @@ def run_trial(config: PruneConfig) -> str:
     return ""
 
 
-def _engine(name: str) -> Callable[[Sequence[PruneConfig]], list[str]]:
-    """Return what runs trials: this process, one after the other, or a Ray cluster, as many as it has room for.
-
-    Raises:
-        MissingRuntimeError: Ray is not installed.
-    """
-    if name == "process":
-        return lambda plans: [run_trial(plan) for plan in plans]
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ImportError as error:
-        raise MissingRuntimeError('engine=ray needs Ray: pip install "yolo-prune[ray]".') from error
-
-    def on_ray(plans: Sequence[PruneConfig]) -> list[str]:
-        ray.init(ignore_reinit_error=True)
-        remote = ray.remote(run_trial)
-        return list(ray.get([remote.remote(plan) for plan in plans]))
-
-    return on_ray
+def _run_all(plans: Sequence[PruneConfig], config: SweepConfig) -> list[str]:
+    """Run the trials where ``engine=`` says; return of each why it failed, or nothing."""
+    if config.engine == "ray":
+        return run_on_ray(plans, run_trial, Room(config.trial_cpus, config.trial_gpus))
+    return run_here(plans, run_trial)
 
 
 def _read(plan: PruneConfig, error: str, runtime: str) -> tuple[Trial, RunReport | None]:
