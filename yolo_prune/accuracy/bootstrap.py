@@ -7,7 +7,6 @@ the two intervals suggest, because an image that is hard for one model is hard f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,7 +55,7 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class ClassMatches:
-    """What pycocotools matched of one class, best score first.
+    """What was matched of one class, best score first.
 
     Attributes:
         image: Index of each detection's image, shape (D,).
@@ -77,17 +76,6 @@ class ImageMatches:
 
     images: int
     classes: tuple[ClassMatches, ...]
-
-    @classmethod
-    def from_coco(cls, evaluation: Any) -> ImageMatches:
-        """Take what a ``COCOeval`` holds after ``evaluate()``: boxes of all sizes, its largest number of detections."""
-        parameters = evaluation.params
-        images, areas = len(parameters.imgIds), len(parameters.areaRng)
-        found = []
-        for category in range(len(parameters.catIds)):
-            start = category * areas * images  # sizes are the middle axis, and the first is "all"
-            found.append(_class_matches(evaluation.evalImgs[start : start + images], len(parameters.iouThrs)))
-        return cls(images, tuple(found))
 
     def accuracy(self, weights: IntArray) -> FloatArray:
         """Return COCO AP; the mean is over the classes that a resample has a box of."""
@@ -152,30 +140,6 @@ def interval_of(values: FloatArray, confidence: float = CONFIDENCE) -> Interval 
     tail = 50 * (1 - confidence)
     low, high = np.percentile(known, [tail, 100 - tail])
     return Interval(float(low), float(high))
-
-
-def _class_matches(entries: Sequence[dict[str, Any] | None], thresholds: int) -> ClassMatches:
-    """Put the per-image results of one class in the order in which pycocotools walks through them."""
-    objects = np.zeros(len(entries), dtype=np.int64)
-    scores, images, right, ignored = [], [], [], []
-    for index, entry in enumerate(entries):
-        if entry is None:  # neither boxes nor detections
-            continue
-        objects[index] = np.count_nonzero(np.asarray(entry["gtIgnore"]) == 0)
-        scores.append(np.asarray(entry["dtScores"], dtype=np.float64))
-        images.append(np.full(len(scores[-1]), index, dtype=np.int64))
-        right.append(np.asarray(entry["dtMatches"]) > 0)
-        ignored.append(np.asarray(entry["dtIgnore"]) > 0)
-    if not scores:
-        nothing = np.zeros((thresholds, 0), dtype=bool)
-        return ClassMatches(np.zeros(0, dtype=np.int64), nothing, nothing, objects)
-    order = np.argsort(-np.concatenate(scores), kind="mergesort")
-    return ClassMatches(
-        np.concatenate(images)[order],
-        np.concatenate(right, axis=1)[:, order],
-        np.concatenate(ignored, axis=1)[:, order],
-        objects,
-    )
 
 
 def _class_ap(one: ClassMatches, weights: IntArray, objects: IntArray) -> FloatArray:

@@ -48,6 +48,21 @@ def pixels_between(low: float, high: float, side: int) -> tuple[int, int]:
     return first, min(max(math.ceil(high - 0.5), first), side)
 
 
+def as_run_lengths(segmentation: Any, shape: tuple[int, int]) -> Any:
+    """Return an annotation's mask in COCO's compressed run lengths.
+
+    Args:
+        segmentation: Polygons, or run lengths, compressed or not.
+        shape: Height and width of the image, in pixels.
+    """
+    from pycocotools import mask
+
+    if isinstance(segmentation, Mapping):
+        compressed = isinstance(segmentation["counts"], (bytes, str))
+        return segmentation if compressed else mask.frPyObjects(segmentation, *shape)
+    return mask.merge(mask.frPyObjects(segmentation, *shape))
+
+
 def filled(segmentation: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the pixels of an annotation's mask.
 
@@ -57,13 +72,7 @@ def filled(segmentation: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """
     from pycocotools import mask
 
-    height, width = shape
-    if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], (bytes, str)):
-        parts = [segmentation]
-    else:
-        made = mask.frPyObjects(segmentation, height, width)
-        parts = made if isinstance(made, list) else [made]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # its arrays are made in NumPy 1's way
-        pixels: NDArray[np.bool_] = mask.decode(mask.merge(parts)).astype(bool)
+        pixels: NDArray[np.bool_] = mask.decode(as_run_lengths(segmentation, shape)).astype(bool)
     return pixels

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_prune.accuracy.masks import as_run_lengths
 from yolo_prune.errors import DataError
 
-DETECTIONS = 100
-"""COCO looks at the best so many detections of a class and image: of boxes and of masks."""
+DETECTIONS, POSES = 100, 20
+"""COCO looks at the best so many detections of a class and image: of boxes and of masks, and of key points."""
+SIZES = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+"""Smallest and largest area of objects, in pixels."""
 
 
 class Compared(Protocol):
     """One way of comparing objects.
 
     Attributes:
-        iou_type: pycocotools' name for it.
         key: Where annotations and detections keep what is compared.
         name: In the plural, in a sentence.
+        limit: The best so many detections of a class and image count.
+        sizes: Names of the ``SIZES`` that objects are told apart by.
     """
-
-    @property
-    def iou_type(self) -> str: ...  # noqa: D102
 
     @property
     def key(self) -> str: ...  # noqa: D102
@@ -31,8 +35,14 @@ class Compared(Protocol):
     @property
     def name(self) -> str: ...  # noqa: D102
 
+    @property
+    def limit(self) -> int: ...  # noqa: D102
+
+    @property
+    def sizes(self) -> tuple[str, ...]: ...  # noqa: D102
+
     def of_annotation(self, each: Mapping[str, Any], what: str, image: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what pycocotools needs of an annotation beside its box and its area.
+        """Return what is needed of an annotation beside its box and its area.
 
         Raises:
             DataError: It has none, or a malformed one; the text begins with ``what``.
@@ -44,14 +54,36 @@ class Compared(Protocol):
     def counts(self, annotation: Mapping[str, Any]) -> bool:
         """Tell whether an annotation is an object to find, beside crowd regions, which are not."""
 
+    def column(self, detections: Sequence[Mapping[str, Any]]) -> NDArray[Any]:
+        """Return what is compared of checked detections, one a row."""
+
+    def areas(self, found: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the area of detections in pixels, as pycocotools takes it.
+
+        Args:
+            found: Rows of :meth:`column`.
+        """
+
+    def overlaps(self, found: NDArray[Any], objects: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+        """Return how much detections and objects of one image overlap, each in [0, 1], as pycocotools computes it.
+
+        Args:
+            found: Rows of :meth:`column`, D of them.
+            objects: G checked annotations.
+
+        Returns:
+            Shape (D, G).
+        """
+
 
 @dataclass(frozen=True)
 class Boxes:
     """Upright boxes, by their intersection over union."""
 
-    iou_type: ClassVar[str] = "bbox"
     key: ClassVar[str] = "bbox"
     name: ClassVar[str] = "boxes"
+    limit: ClassVar[int] = DETECTIONS
+    sizes: ClassVar[tuple[str, ...]] = tuple(SIZES)
 
     def of_annotation(self, each: Mapping[str, Any], what: str, image: Mapping[str, Any]) -> dict[str, Any]:
         """Return nothing more."""
@@ -64,28 +96,47 @@ class Boxes:
         """Count every one."""
         return True
 
+    def column(self, detections: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+        """Return x, y, width and height, shape (D, 4)."""
+        return np.array([each[self.key] for each in detections], dtype=np.float64).reshape(-1, 4)
+
+    def areas(self, found: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return width times height."""
+        return found[:, 2] * found[:, 3]
+
+    def overlaps(
+        self, found: NDArray[np.float64], objects: Sequence[Mapping[str, Any]]
+    ) -> NDArray[np.float64]:
+        """Return intersections over unions, of crowd regions over the detection."""
+        from pycocotools.mask import iou
+
+        return np.asarray(iou(found, self.column(objects), [each["iscrowd"] for each in objects]))
+
 
 @dataclass(frozen=True)
 class Masks:
     """Masks, by their intersection over union, pixel by pixel of the original image."""
 
-    iou_type: ClassVar[str] = "segm"
     key: ClassVar[str] = "segmentation"
     name: ClassVar[str] = "masks"
+    limit: ClassVar[int] = DETECTIONS
+    sizes: ClassVar[tuple[str, ...]] = tuple(SIZES)
 
     def of_annotation(self, each: Mapping[str, Any], what: str, image: Mapping[str, Any]) -> dict[str, Any]:
-        """Return its polygons or run lengths, which need the size of the image."""
-        mask, size = each.get(self.key), [image.get("height"), image.get("width")]
-        if None in size:
+        """Return its run lengths, which need the size of the image."""
+        mask, height, width = each.get(self.key), image.get("height"), image.get("width")
+        if height is None or width is None:
             raise DataError(f"image {image['id']} has no 'height' and 'width', which masks need.")
         if isinstance(mask, Mapping):
-            if list(mask.get("size", ())) != size:
-                raise DataError(f"{what} has a mask of size {mask.get('size')} in an image of {size}.")
+            if list(mask.get("size", ())) != [height, width]:
+                raise DataError(
+                    f"{what} has a mask of size {mask.get('size')} in an image of {[height, width]}."
+                )
         elif not mask or any(len(polygon) < 6 or len(polygon) % 2 for polygon in mask):
             raise DataError(
                 f"{what} has no mask: 'segmentation' must be polygons of at least 3 points, or run lengths."
             )
-        return {self.key: mask}
+        return {self.key: as_run_lengths(mask, (height, width))}
 
     def check_detection(self, each: Mapping[str, Any], what: str) -> None:
         """Need compressed run lengths."""
@@ -95,6 +146,25 @@ class Masks:
     def counts(self, annotation: Mapping[str, Any]) -> bool:
         """Count every one."""
         return True
+
+    def column(self, detections: Sequence[Mapping[str, Any]]) -> NDArray[Any]:
+        """Return run lengths, shape (D,)."""
+        found = np.empty(len(detections), dtype=object)
+        found[:] = [each[self.key] for each in detections]
+        return found
+
+    def areas(self, found: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the number of their pixels."""
+        from pycocotools.mask import area
+
+        return np.asarray(area(list(found)), dtype=np.float64) if len(found) else np.zeros(0)
+
+    def overlaps(self, found: NDArray[Any], objects: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+        """Return intersections over unions, of crowd regions over the detection."""
+        from pycocotools.mask import iou
+
+        masks = [each[self.key] for each in objects]
+        return np.asarray(iou(list(found), masks, [each["iscrowd"] for each in objects]))
 
 
 OBJECT_OF_BOX = 0.53
@@ -114,9 +184,10 @@ class Keypoints:
 
     sigmas: tuple[float, ...]
     area_share: float = 1.0
-    iou_type: ClassVar[str] = "keypoints"
     key: ClassVar[str] = "keypoints"
     name: ClassVar[str] = "key points"
+    limit: ClassVar[int] = POSES
+    sizes: ClassVar[tuple[str, ...]] = ("all", "medium", "large")
 
     @property
     def terms(self) -> str:
@@ -142,6 +213,38 @@ class Keypoints:
         """Count those with a labelled point."""
         return bool(annotation["num_keypoints"])
 
+    def column(self, detections: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+        """Return x, y and visibility of each point, shape (D, 3 * points)."""
+        width = 3 * len(self.sigmas)
+        return np.array([each[self.key] for each in detections], dtype=np.float64).reshape(-1, width)
+
+    def areas(self, found: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the area of the box around the points."""
+        across, down = (found[:, axis::3].max(1) - found[:, axis::3].min(1) for axis in (0, 1))
+        return np.asarray(across * down)
+
+    def overlaps(
+        self, found: NDArray[np.float64], objects: Sequence[Mapping[str, Any]]
+    ) -> NDArray[np.float64]:
+        """Return OKS; of objects without a labelled point how near the points are to twice their box."""
+        return np.stack([self._similarity(found, each) for each in objects], axis=1)
+
+    def _similarity(self, found: NDArray[np.float64], each: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Return OKS of detections with one object; the operations are those of pycocotools, in its order."""
+        x, y = found[:, 0::3], found[:, 1::3]
+        points = np.array(each[self.key])
+        labelled = points[2::3] > 0
+        if labelled.any():
+            across, down = x - points[0::3], y - points[1::3]
+        else:
+            left, top, width, height = each["bbox"]
+            across, down = _beyond(x, left, width), _beyond(y, top, height)
+        variances = (np.array(self.sigmas) * 2) ** 2
+        error = (across**2 + down**2) / variances / (each["area"] + np.spacing(1)) / 2
+        if labelled.any():
+            error = np.ascontiguousarray(error[:, labelled])
+        return np.asarray(np.sum(np.exp(-error), axis=1) / error.shape[1])
+
     def _check(self, points: Any, what: str) -> None:
         wanted = 3 * len(self.sigmas)
         if len(points) != wanted or not all(math.isfinite(value) for value in points):
@@ -149,6 +252,12 @@ class Keypoints:
                 f"{what} has {len(points)} numbers in 'keypoints'; {wanted} finite ones (x, y, visibility of "
                 f"{len(self.sigmas)} points) are needed."
             )
+
+
+def _beyond(place: NDArray[np.float64], low: float, length: float) -> NDArray[np.float64]:
+    """Return how far places lie outside of a range that is drawn out by its length on both sides."""
+    begin, end = low - length, low + length * 2
+    return np.asarray(np.maximum(0.0, begin - place) + np.maximum(0.0, place - end))
 
 
 BOXES, MASKS = Boxes(), Masks()

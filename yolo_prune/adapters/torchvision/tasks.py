@@ -46,7 +46,7 @@ class BoxResult:
     """What one evaluation of a detector found.
 
     Attributes:
-        coco: AP of boxes as COCO defines it, by pycocotools.
+        coco: AP of boxes as COCO defines it, in the numbers of pycocotools.
         source: Where the ground truth came from.
         notes: What AP leaves out of what the model finds, in sentences.
         metric: What models are judged by.

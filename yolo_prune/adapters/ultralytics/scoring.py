@@ -9,7 +9,7 @@ from typing import Any
 
 from yolo_prune.accuracy.bootstrap import ImageSample
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
-from yolo_prune.accuracy.shapes import BOXES, MASKS, OBJECT_OF_BOX, Compared, Keypoints
+from yolo_prune.accuracy.shapes import BOXES, MASKS, OBJECT_OF_BOX, POSES, Compared, Keypoints
 from yolo_prune.adapters.ultralytics.data import YOLO_LABELS, DetectionData
 from yolo_prune.adapters.ultralytics.oriented import HostMatches
 from yolo_prune.errors import DataError
@@ -18,7 +18,6 @@ AP_FIELDS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 METRIC_OF_TASK = {"segment": "mask_ap", "pose": "keypoint_ap", "obb": "oriented_ap"}
 """What models are judged by, as a row of the report calls it, where they find more than boxes."""
 _SHAPE_KEYS = {"segment": MASKS.key, "pose": Keypoints.key}
-_MOST_POSES = 20  # detections of a class and image, in COCO's AP of key points
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class EvalResult:
     """What one evaluation found: different mean APs, never to be mixed.
 
     Attributes:
-        coco: AP of boxes as COCO defines it, by pycocotools; of oriented ones, of the upright boxes around them.
+        coco: AP of boxes in the numbers of pycocotools; of oriented ones, of the upright boxes around them.
         host_map: mAP 0.50 to 0.95 of what the task is about as the host defines it, in [0, 1].
         host_map50: The same at 0.50, in [0, 1].
         images: Number of images.
@@ -125,11 +124,11 @@ def notes_on(data: DetectionData, task: str) -> tuple[str, ...]:
     if task != "pose":
         return ()
     counts = Counter((each["image_id"], each["category_id"]) for each in data.ground_truth["annotations"])
-    images = {image for (image, _), count in counts.items() if count > _MOST_POSES}
+    images = {image for (image, _), count in counts.items() if count > POSES}
     return (
         (
-            f"{len(images)} images have more than {_MOST_POSES} objects of a class, of which COCO's AP of key points "
-            f"can find {_MOST_POSES}.",
+            f"{len(images)} images have more than {POSES} objects of a class, of which COCO's AP of key points "
+            f"can find {POSES}.",
         )
         if images
         else ()
