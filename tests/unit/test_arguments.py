@@ -131,7 +131,7 @@ def test_costs_are_counted_from_shapes_where_an_attribute_is_asked_for_its_numbe
         raise AssertionError("counted for real")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("yolo_prune.cost.macs.count_macs_for_real", fails)
+        patch.setattr("yolo_prune.cost.macs.list_operations_for_real", fails)
         assert count_macs_per_operation(Strided(), X) == [16 * 16 * 12]
 
 

@@ -21,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.bench.clock import Schedule, Stepper, make_stepper, measure, plan_schedule, warm_up
+from yolo_prune.bench.layer_rounds import signs, time_layers, together
 from yolo_prune.bench.limits import Limit, all_decided, look_after
 from yolo_prune.bench.machine import peak_memory_mb, read_machine
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.imgsz import read_size
+from yolo_prune.layers import LayerShape
 from yolo_prune.runtimes.images import load_images, use_threads
 from yolo_prune.runtimes.runtime import DeviceUnavailableError, Settings, open_runtime
 from yolo_prune.runtimes.sources import Held, Source, open_source
@@ -34,7 +36,8 @@ def main() -> int:
     """Measure what stdin asks for; return the exit code."""
     with private_stdout() as out:
         try:
-            answer: dict[str, Any] = {"result": run(json.load(sys.stdin), out)}
+            request = json.load(sys.stdin)
+            answer: dict[str, Any] = {"result": (run_layers if "layers" in request else run)(request, out)}
         except DeviceUnavailableError as error:
             answer = {"not_measured": str(error)}
         except YoloPruneError as error:
@@ -68,13 +71,7 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
         facts and samples [rounds][timed][field] in ms per candidate, load1, timed and untimed steps, what a step
         does, the machine before and after, memory in 1e6 bytes and seconds of measuring.
     """
-    settings = Settings(**request["settings"])
-    if request.get("imports"):
-        from yolo_prune.adapters.hosts import hosts
-
-        for host in hosts():
-            host.import_classes(request["imports"])
-    use_threads(settings.threads)
+    settings = prepared(request)
     began_mb = peak_memory_mb()
     opened = open_candidates(request, settings)
     load1 = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -100,6 +97,46 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
         "machine": [before.to_dict(), read_machine().to_dict()],
         "memory_mb": {"before": began_mb, "peak": peak_memory_mb()},
     }
+
+
+def run_layers(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
+    """Time layers in turns with the network that they are from, and show what is done.
+
+    Args:
+        request: runtime, settings, candidates (the network alone), images, imports, and layers (file, shape).
+        out: Where progress goes.
+
+    Returns:
+        ms of each layer, network_ms, fixed_ms, and the facts of the runtime.
+    """
+    settings = prepared(request)
+    opened = open_candidates(request, settings)
+    ((name, network),) = opened.steppers.items()
+    warm_up(network, time.perf_counter)
+    layers = [
+        (LayerShape.from_dict(one["shape"]), Path(one["file"]) if one["file"] else None)
+        for one in request["layers"]
+    ]
+    groups = together(layers, settings.threads)
+    send(out, {"rounds": signs(groups)})
+    result: dict[str, Any] = {}
+    timed = time_layers(groups, request["runtime"], settings, network, time.perf_counter)
+    for number, answer in enumerate(timed, 1):
+        result = answer or {}
+        send(out, {"round": number})
+    return {**result, "facts": opened.facts[name]}
+
+
+def prepared(request: dict[str, Any]) -> Settings:
+    """Import the classes of checkpoints, pin the threads, and return the settings."""
+    settings = Settings(**request["settings"])
+    if request.get("imports"):
+        from yolo_prune.adapters.hosts import hosts
+
+        for host in hosts():
+            host.import_classes(request["imports"])
+    use_threads(settings.threads)
+    return settings
 
 
 @dataclass

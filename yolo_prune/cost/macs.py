@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from yolo_prune.graph.copies import check_has_weights, copies_to_run, copy_with
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.dispatch import OperatorMode
 from yolo_prune.graph.modes import plain_attention
+from yolo_prune.layers import LayerShape
 
 _BATCH_NORMS = frozenset(
     {"native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit"}
@@ -42,15 +44,31 @@ _ELEMENTWISE = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class Operation:
+    """A convolution or a matrix product of one forward pass.
+
+    Attributes:
+        macs: Its multiply-accumulates.
+        elements: Numbers that it makes.
+        layer: Its shape as one layer of a runtime; None for what is not timed alone: other than two dimensions, or
+            several images at once. A product of two activations has one too, if it is one of two matrices.
+    """
+
+    macs: float
+    elements: int
+    layer: LayerShape | None = None
+
+
 class _MacCounter(OperatorMode):
-    """Adds up multiply-accumulates of convolutions and matrix products, one entry an operation.
+    """Lists the convolutions and matrix products, in order.
 
     On the meta device it answers the commonest operators itself: PyTorch computes their shapes in Python, slowly.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.macs: list[float] = []
+        self.operations: list[Operation] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -64,16 +82,43 @@ class _MacCounter(OperatorMode):
             x, weight, transposed = args[0], args[1], args[6]
             out = x.new_empty(_convolved(*args)) if x.is_meta else func(*args, **(kwargs or {}))
             positions = (x.numel() // x.shape[1]) if transposed else (out.numel() // out.shape[1])
-            self.macs.append(float(positions * weight.numel()))
+            macs = float(positions * weight.numel())
+            self.operations.append(Operation(macs, out.numel(), _layer_of(*args)))
             return out
         out = func(*args, **(kwargs or {}))
         if name in {"mm", "addmm", "bmm", "baddbmm"}:
-            self.macs.append(float(out.numel() * args[-2].shape[-1]))
+            rows, reads = out.shape[-2], args[-2].shape[-1]
+            layer = LayerShape(out.shape[-1], reads, height=rows) if "b" not in name[:2] else None
+            self.operations.append(Operation(float(out.numel() * reads), out.numel(), layer))
         elif name == "deform_conv2d":
-            self.macs.append(float(out.numel() * args[1][0].numel()))
+            self.operations.append(Operation(float(out.numel() * args[1][0].numel()), out.numel()))
         elif name.startswith("_scaled_dot_product"):
-            self.macs.append(attention_macs(*args[:3]))
+            self.operations.append(_attention(*args[:3]))
         return out
+
+
+def _layer_of(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> LayerShape | None:
+    """Return the shape of a convolution of one image in two dimensions."""
+    if x.dim() != 4 or x.shape[0] != 1 or any(output_padding or ()):
+        return None
+    kernel, step, pad, spread = (
+        (int(sides[0]), int(sides[-1])) for sides in (weight.shape[2:], stride, padding, dilation)
+    )
+    outputs, reads = weight.shape[:2]
+    if transposed:
+        outputs, reads = weight.shape[1] * groups, weight.shape[0] // groups
+    size = int(x.shape[2]), int(x.shape[3])
+    return LayerShape(outputs, reads, kernel, step, pad, spread, groups, *size, transposed)
 
 
 def _easy_shape(name: str, args: tuple[Any, ...]) -> tuple[int, ...] | None:
@@ -103,6 +148,11 @@ def attention_macs(query: Tensor, key: Tensor, value: Tensor) -> float:
     """Return the multiply-accumulates of a fused attention: scores and weighted sum."""
     pairs = math.prod(query.shape[:-1]) * key.shape[-2]
     return float(pairs * (query.shape[-1] + value.shape[-1]))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> Operation:
+    elements = math.prod(query.shape[:-1]) * value.shape[-1]
+    return Operation(attention_macs(query, key, value), elements)
 
 
 def _convolved(
@@ -135,16 +185,16 @@ def _convolved(
 class _WholeAttention(TorchFunctionMode):
     """Keeps fused attention in one piece where only shapes are computed."""
 
-    def __init__(self, macs: list[float]) -> None:
+    def __init__(self, operations: list[Operation]) -> None:
         super().__init__()
-        self.macs = macs
+        self.operations = operations
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention and len(args) >= 3:
             query, key, value = args[:3]
-            self.macs.append(attention_macs(query, key, value))
+            self.operations.append(_attention(query, key, value))
             return query.new_empty(*query.shape[:-1], value.shape[-1])
         return func(*args, **(kwargs or {}))
 
@@ -159,6 +209,22 @@ def count_macs_per_operation(
 ) -> list[float]:
     """Count the multiply-accumulates of each convolution and matrix product of one forward pass.
 
+    Args:
+        module: As for :func:`list_operations`, as the others.
+        example_input: Batch size 1.
+        positions: Where the decisions of an earlier run fell.
+
+    Returns:
+        One count per operation, in execution order.
+    """
+    return [operation.macs for operation in list_operations(module, example_input, positions)]
+
+
+def list_operations(
+    module: nn.Module, example_input: Any, positions: Positions | None = None
+) -> list[Operation]:
+    """List the convolutions and matrix products of one forward pass.
+
     The pass runs on shapes alone (the meta device) where the model allows it, else for real; the count is the same.
 
     Args:
@@ -168,25 +234,32 @@ def count_macs_per_operation(
             operations are counted there.
 
     Returns:
-        One count per operation, in execution order.
+        One entry per operation, in execution order.
     """
     try:
         counter = _MacCounter()
         # Tensors that are plain attributes stay: one of no dimension may be a number that code asks for.
         copied = copy_with(module, _to_meta, attributes=False)
-        with _WholeAttention(counter.macs):
+        with _WholeAttention(counter.operations):
             return _run(copied, Arguments.of(module, example_input).changed(_to_meta), counter)
     except (
         RuntimeError,
         NotImplementedError,
     ):  # values decide the control flow, or an operator has no shape rule
-        return count_macs_for_real(module, example_input, positions)
+        return list_operations_for_real(module, example_input, positions)
 
 
 def count_macs_for_real(
     module: nn.Module, example_input: Any, positions: Positions | None = None
 ) -> list[float]:
-    """As :func:`count_macs_per_operation`, by running the model on the CPU.
+    """As :func:`count_macs_per_operation`, by running the model on the CPU."""
+    return [operation.macs for operation in list_operations_for_real(module, example_input, positions)]
+
+
+def list_operations_for_real(
+    module: nn.Module, example_input: Any, positions: Positions | None = None
+) -> list[Operation]:
+    """As :func:`list_operations`, by running the model on the CPU.
 
     Raises:
         ConfigError: The model is on the meta device.
@@ -206,7 +279,7 @@ def _to_meta(tensor: Tensor) -> Tensor:
     return tensor.to("meta")
 
 
-def _run(module: nn.Module, arguments: Arguments, counter: _MacCounter) -> list[float]:
+def _run(module: nn.Module, arguments: Arguments, counter: _MacCounter) -> list[Operation]:
     with torch.no_grad(), plain_attention(), counter:
         arguments.run(module.eval())
-    return counter.macs
+    return counter.operations

@@ -1,4 +1,4 @@
-"""What channels cost: multiply-accumulates (MACs) and parameters, for any choice of kept channels."""
+"""What channels cost: multiply-accumulates (MACs), parameters and time, for any choice of kept channels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix, vstack
 from torch import nn
 
-from yolo_prune.cost.macs import count_macs_for_real, count_macs_per_operation
-from yolo_prune.errors import PlanError
+from yolo_prune.cost.latency import Latency, TimedUses
+from yolo_prune.cost.macs import list_operations, list_operations_for_real
+from yolo_prune.errors import BudgetError, PlanError
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.groups import ChannelGraph
@@ -45,15 +46,23 @@ def with_macs_at(
         PlanError: The model runs other operations at this input than in the trace.
     """
     known = graph.uses
-    macs = count_macs_per_operation(module, example_input, positions)
-    if len(macs) != len(known):  # some operators are split up where only shapes are computed
-        macs = count_macs_for_real(module, example_input, positions)
-    if len(macs) != len(known):
+    found = list_operations(module, example_input, positions)
+    if len(found) != len(known):  # some operators are split up where only shapes are computed
+        found = list_operations_for_real(module, example_input, positions)
+    if len(found) != len(known):
         raise PlanError(
-            f"the model ran {len(known)} convolutions and products in the trace, but {len(macs)} at the size that "
+            f"the model ran {len(known)} convolutions and products in the trace, but {len(found)} at the size that "
             "costs are counted for. Trace it at that size."
         )
-    uses = tuple(replace(use, macs=value) for use, value in zip(known, macs, strict=True))
+    uses = tuple(
+        replace(
+            use,
+            macs=one.macs,
+            elements=one.elements,
+            layer=one.layer if use.kind != "matmul" else None,
+        )
+        for use, one in zip(known, found, strict=True)
+    )
     return replace(graph, uses=uses)
 
 
@@ -65,11 +74,13 @@ class CostModel:
         graph: The channels.
         shapes: Shape per parameter name.
         other_parameters: Parameters that the trace never met.
+        latency: What layers take on a runtime, where a budget is one of time.
     """
 
     graph: ChannelGraph
     shapes: dict[str, tuple[int, ...]]
     other_parameters: int
+    latency: Latency | None = None
 
     @property
     def everything(self) -> BoolArray:
@@ -88,8 +99,17 @@ class CostModel:
         return csr_matrix(chosen @ self._members.T)
 
     def amount(self, counts: FloatArray, of: str) -> float:
-        """Return the ``macs`` or ``params`` that :meth:`counts` stand for."""
-        return float(self._parameters(counts) if of == "params" else self._macs_left(counts).sum())
+        """Return the ``macs``, ``params`` or ``latency`` (ms) that :meth:`counts` stand for."""
+        if of == "params":
+            return float(self._parameters(counts))
+        left = self.amount_per_use(counts, of).sum()
+        return float(left + self._timed.latency.fixed_ms if of == "latency" else left)
+
+    def amount_per_use(self, counts: FloatArray, of: str) -> FloatArray:
+        """Return the ``macs`` or ``latency`` (ms) of every operation, shape (uses,)."""
+        if of == "latency":
+            return self._timed.amounts(counts, self._sizes)
+        return self._macs_left(counts)
 
     def macs(self, keep: BoolArray) -> float:
         """Return the multiply-accumulates left when the channels ``keep`` (shape (channels,)) stay."""
@@ -115,6 +135,8 @@ class CostModel:
         left = np.maximum(counts[:axes], 1.0)
         if of == "params":
             return np.append(self._numbers(left)[self._owner] / left, np.zeros(len(self._macs)))
+        if of == "latency":
+            return self._timed.gradient(counts, self._sizes)
         share = np.append(left / self._sizes, 1.0)
         total = self._macs * share[self._made] * share[self._read]
         left = np.append(left, 1.0)
@@ -163,6 +185,14 @@ class CostModel:
         return csr_matrix((values, (rows, columns)), shape=(len(parts), graph.channel_count))
 
     @cached_property
+    def _timed(self) -> TimedUses:
+        if self.latency is None:
+            raise BudgetError(
+                "a budget of time needs the times of layers, and none were measured for this model."
+            )
+        return TimedUses.of(self.latency, self.graph.uses)
+
+    @cached_property
     def _is_product(self) -> BoolArray:
         return np.asarray(self._products.getnnz(axis=1) > 0)
 
@@ -209,6 +239,6 @@ def channel_gradient(cost: CostModel, keep: BoolArray, of: str) -> FloatArray:
     Args:
         cost: The cost model.
         keep: Channels that are still there.
-        of: ``macs`` or ``params``.
+        of: ``macs``, ``params`` or ``latency``.
     """
     return cost.saved_by_channel(keep, of)

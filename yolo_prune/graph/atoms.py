@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from yolo_prune.layers import LayerShape
+
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -65,6 +67,8 @@ class MacUse:
         out_axis: Index into the axes, or -1.
         in_axis: Index into the axes, or -1.
         atoms: For ``matmul``: atoms whose number the cost is proportional to (empty: constant cost).
+        elements: Numbers that it makes at that input; 0 until they are counted.
+        layer: Its shape at that input, where a runtime can be timed on it alone.
     """
 
     kind: str
@@ -74,6 +78,8 @@ class MacUse:
     out_axis: int = -1
     in_axis: int = -1
     atoms: tuple[int, ...] = ()
+    elements: int = 0
+    layer: LayerShape | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,13 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         classifies=run(image).ndim == 2,
         facts=facts_of("ncnn", ncnn.__version__, settings),
     )
+
+
+def open_network(path: Path, settings: Settings) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return what turns the one input of a .param, [1, C, H, W], into its first output."""
+    refuse_other_devices("ncnn", settings)
+    run: Callable[[NDArray[Any]], NDArray[Any]] = _loaded(import_runtime("ncnn"), path, settings.threads)
+    return run
 
 
 def read_file(path: Path) -> FileFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +53,13 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
     """
     onnxruntime = import_runtime("onnxruntime")
     refuse_options_of_torch("onnxruntime", settings)
-    if settings.device != "cpu" and CUDA not in onnxruntime.get_available_providers():
-        raise DeviceUnavailableError(f"this build of onnxruntime has no {CUDA}")
-    session = open_session(onnxruntime, path, settings)
-    if settings.device != "cpu" and session.get_providers()[0] != CUDA:
-        raise DeviceUnavailableError(f"onnxruntime found no usable GPU for {CUDA}")
+    session = _usable_session(onnxruntime, path, settings)
     image = session.get_inputs()[0]
     check_input(image.shape, path, imgsz, settings.batch)
     metadata = session.get_modelmeta().custom_metadata_map
-
-    def run(batch: NDArray[Any]) -> NDArray[Any]:
-        output: NDArray[Any] = session.run(None, {image.name: batch})[0]
-        return output
-
     device_name = None if settings.device == "cpu" else CUDA
     return FileRuntime(
-        run,
+        _runner(session),
         imgsz=imgsz,
         channels=channel_count(image.shape, metadata),
         classes=class_count(metadata),
@@ -75,6 +67,35 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         facts=facts_of("onnxruntime", onnxruntime.__version__, settings, device_name),
         dtype=np.float16 if "float16" in image.type else np.float32,
     )
+
+
+def open_network(path: Path, settings: Settings) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return what turns the one input of a file into its first output, whatever they are."""
+    return _runner(_usable_session(import_runtime("onnxruntime"), path, settings))
+
+
+def _runner(session: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    name = session.get_inputs()[0].name
+
+    def run(batch: NDArray[Any]) -> NDArray[Any]:
+        output: NDArray[Any] = session.run(None, {name: batch})[0]
+        return output
+
+    return run
+
+
+def _usable_session(onnxruntime: Any, path: Path, settings: Settings) -> Any:
+    """Return an InferenceSession on the device that was asked for.
+
+    Raises:
+        DeviceUnavailableError: It is not there.
+    """
+    if settings.device != "cpu" and CUDA not in onnxruntime.get_available_providers():
+        raise DeviceUnavailableError(f"this build of onnxruntime has no {CUDA}")
+    session = open_session(onnxruntime, path, settings)
+    if settings.device != "cpu" and session.get_providers()[0] != CUDA:
+        raise DeviceUnavailableError(f"onnxruntime found no usable GPU for {CUDA}")
+    return session
 
 
 def read_file(path: Path) -> FileFacts:

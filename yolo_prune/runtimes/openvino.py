@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,34 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
     shape = _shape(model)
     check_input(shape, path, imgsz, settings.batch)
     channels = channel_count(shape, metadata)
+    fixed = [settings.batch, channels, *height_width(imgsz)] if None in shape else None
+    compiled = _compiled(core, model, path, settings, fixed)
+    return FileRuntime(
+        _runner(compiled),
+        imgsz=imgsz,
+        channels=channels,
+        classes=class_count(metadata),
+        classifies=compiled.output(0).partial_shape.rank.get_length() == 2,
+        facts=facts_of("openvino", openvino.__version__.partition("-")[0], settings),
+        dtype=model.input(0).get_element_type().to_dtype(),
+    )
+
+
+def open_network(path: Path, settings: Settings) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return what turns the one input of a file, of a fixed size, into its first output."""
+    refuse_other_devices("openvino", settings)
+    core = import_runtime("openvino").Core()
+    return _runner(_compiled(core, _read(core, path)[0], path, settings))
+
+
+def _compiled(
+    core: Any, model: Any, path: Path, settings: Settings, shape: Sequence[int] | None = None
+) -> Any:
+    """Compile a network for the CPU, its input of open size fixed at ``shape``.
+
+    Raises:
+        CheckpointError: OpenVINO cannot.
+    """
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
@@ -68,26 +97,21 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         "ENABLE_CPU_PINNING": False,  # as the other runtimes: another program may own that very core
     }
     try:
-        if None in shape:
-            model.reshape([settings.batch, channels, *height_width(imgsz)])
-        compiled = core.compile_model(model, "CPU", options)
+        if shape is not None:
+            model.reshape(list(shape))
+        return core.compile_model(model, "CPU", options)
     except RuntimeError as error:
         raise CheckpointError(f"openvino cannot compile '{path}': {one_line(error)}.") from error
+
+
+def _runner(compiled: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
     request = compiled.create_infer_request()
 
     def run(batch: NDArray[Any]) -> NDArray[Any]:
         output: NDArray[Any] = request.infer({0: batch})[0]
         return output
 
-    return FileRuntime(
-        run,
-        imgsz=imgsz,
-        channels=channels,
-        classes=class_count(metadata),
-        classifies=compiled.output(0).partial_shape.rank.get_length() == 2,
-        facts=facts_of("openvino", openvino.__version__.partition("-")[0], settings),
-        dtype=model.input(0).get_element_type().to_dtype(),
-    )
+    return run
 
 
 def read_file(path: Path) -> FileFacts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
+from yolo_prune.layers import LayerShape
 from yolo_prune.runtimes.detections import Detections, detect
 from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Image, Surroundings, to_input
 from yolo_prune.runtimes.runtime import (
@@ -136,6 +137,40 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader)
     around = CLASSIFIER if opened.task == "classify" else DETECTOR
     classes = len(opened.names) if opened.deployed is None else None
     return TorchRuntime(module, imgsz, opened.channels, classes, settings.half, facts, around)
+
+
+def open_layer(shape: LayerShape, images: NDArray[np.float32], settings: Settings) -> Callable[[], Any]:
+    """Return a call that runs one convolution, and waits for it.
+
+    Raises:
+        MissingRuntimeError: torch is not installed.
+        DeviceUnavailableError: The GPU is not there.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_runtime("torch") from error
+    check_device(torch, settings.device)
+    torch.set_num_threads(settings.threads)
+    kind: Any = torch.nn.ConvTranspose2d if shape.transposed else torch.nn.Conv2d
+    convolution = kind(
+        shape.channels,
+        shape.outputs,
+        shape.kernel,
+        stride=shape.stride,
+        padding=shape.padding,
+        dilation=shape.dilation,
+        groups=shape.groups,
+    ).to(settings.device)
+    batch = torch.from_numpy(images).to(settings.device)
+
+    def run() -> None:
+        with torch.inference_mode():
+            convolution(batch)
+            if batch.is_cuda:
+                torch.cuda.synchronize(batch.device)
+
+    return run
 
 
 def check_device(torch: Any, device: str) -> None:
