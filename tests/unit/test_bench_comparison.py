@@ -10,6 +10,7 @@ from yolo_prune.adapters import hosts
 from yolo_prune.bench import comparison, worker
 from yolo_prune.bench.clock import FIELDS
 from yolo_prune.errors import BenchmarkError, ConfigError, YoloPruneError
+from yolo_prune.report.timings import markdown_table
 from yolo_prune.runtimes.runtime import DeviceUnavailableError, available_cpus
 
 FACTS = {
@@ -272,8 +273,13 @@ def test_the_worker_reports_every_round_and_hands_over_every_timed_step(measured
         assert {step[FIELDS.index("net_ms")] for steps in rounds for step in steps} == {2.5}
     assert answer["facts"]["a.pt"] == {**FACTS, "imgsz": [32, 64]}
     assert (answer["images"], answer["phases"]) == (3, "phases of torch")
-    found = comparison.read_answer(["a.pt", "b.pt"], {"result": answer}, {})
+    found = comparison.read_answer(
+        ["a.pt", "b.pt"], {"result": answer}, {"images": "drawn", "cpus": 1}, {"a.pt": "int8"}
+    )
     assert found.timings["b.pt"].net_ms == 2.5
+    assert [each.precision for each in found.timings.values()] == ["int8", None]
+    table = [line.split(" | ") for line in markdown_table([found]).splitlines()]
+    assert [line[2] for line in table[:1] + table[2:4]] == ["precision", "INT8", "-"]
     assert found.ratios["b.pt"]["net"].value == 1.0
 
 

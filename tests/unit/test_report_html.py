@@ -9,8 +9,10 @@ import pytest
 
 from yolo_prune.report import ClassAp, Histogram, RunReport, report_from_json, write_report
 from yolo_prune.report.html import losers_sentence, render_html
-from yolo_prune.report.plots import COLOURS, accuracy_against_fps, bn_histogram
-from yolo_prune.report.select import settings
+from yolo_prune.report.pareto import Point, chart_of_report, front, ticks
+from yolo_prune.report.phases import phase_bars
+from yolo_prune.report.plots import bn_histogram
+from yolo_prune.report.table import make_table
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "col", "wbr"}
 LOADING = {"src", "srcset", "data", "poster", "background", "action", "ping"}
@@ -84,9 +86,12 @@ def external(page: Page) -> list[str]:
     return found
 
 
-def test_the_page_loads_nothing_and_runs_nothing():
+def test_the_page_loads_nothing_and_runs_its_own_script_alone():
     text = render_html(report(), ["plan.json"])
-    assert external(Page(text)) == []
+    assert external(Page(text)) == ["script"]
+    assert text.count("<script>") == 1
+    assert "fetch" not in text
+    assert external(Page(render_html(RunReport()))) == [], "nothing to show and hide"
     assert "http" not in text
     assert "@import" not in text
 
@@ -122,12 +127,12 @@ def test_intervals_are_in_the_table_the_tiles_the_sentences_and_the_chart():
     ]
     with_intervals, without = report(resamples=drawn), report()
     words = " ".join(Page(render_html(with_intervals)).words).replace("\xa0", " ")
-    assert "0.600 [0.552, 0.628]" in words
+    assert "0.600  [0.552, 0.628]" in words
     assert "-0.050 against the parent's 0.600, 95 % interval -0.050 to -0.050" in words
     assert "Upright bars: 95 % intervals." in words
     assert "no interval" in " ".join(Page(render_html(without)).words)
-    charts = [accuracy_against_fps(one, settings(one)[0]) for one in (with_intervals, without)]
-    assert charts[0].count("LineCollection") > charts[1].count("LineCollection")
+    charts = [chart_of_report(one).svg.count('class="reach"') for one in (with_intervals, without)]
+    assert charts == [2, 0]
 
 
 def test_an_empty_report_is_a_page_too():
@@ -145,8 +150,9 @@ def test_names_from_outside_are_escaped():
         versions={evil: evil},
     )
     text = render_html(made, [evil])
-    assert "<script" not in text
-    assert external(Page(text)) == []
+    assert text.count("<script") == 1, "our own"
+    assert evil not in text
+    assert external(Page(text)) == ["script"]
 
 
 def test_links_go_to_files_that_exist_in_the_run_folder(tmp_path: Path):
@@ -162,17 +168,84 @@ def test_the_page_is_the_same_when_made_again_from_the_json(tmp_path: Path):
     assert first == again
 
 
-def test_charts_take_their_colours_from_the_page():
-    svg = accuracy_against_fps(report(), settings(report())[0])
-    assert svg is not None
-    assert "var(--retrained)" not in svg
-    assert "var(--control)" in svg
-    assert not any(colour in svg for colour in COLOURS.values())
+def on(runtime: str, precision: str, *rows: tuple[str, float, float]) -> list[dict]:
+    more = {
+        "runtime": runtime,
+        "precision": precision,
+        "imgsz": 320,
+        "device": "cpu",
+        "threads": 2,
+        "batch": 1,
+    }
+    return [{"model": model, "ap": ap, "fps": fps, **more} for model, ap, fps in rows]
+
+
+def test_one_chart_holds_all_runtimes_and_precisions_and_its_legend_tells_them_apart():
+    rows = on("torch", "float32", ("parent", 0.6, 20.0), ("pruned", 0.55, 30.0))
+    rows += on("ncnn", "float32", ("parent", 0.6, 40.0), ("pruned", 0.55, 60.0))
+    rows += on("ncnn", "int8", ("pruned", 0.5, 90.0))
+    chart = chart_of_report(report(rows=rows))
+    assert (chart.titles, chart.shared) == (
+        ("torch, FP32", "ncnn, FP32", "ncnn, INT8"),
+        "cpu, 2 threads, batch 1",
+    )
+    assert [chart.svg.count(f'class="s{number} series-{number}"') for number in range(4)] == [1, 1, 1, 0]
+    assert chart.svg.count("<title>") == 5
+    assert "ncnn, INT8: pruned 0.500 at 90.0 FPS" in chart.svg
+    page = Page(render_html(report(rows=rows)))
+    buttons = [found for tag, found in page.tags if tag == "button"]
+    assert [each["data-series"] for each in buttons] == ["series-0", "series-1", "series-2"]
+    assert all("disabled" in each for each in buttons), "without the script they do nothing, and say so"
+
+
+def test_accuracy_of_one_precision_is_never_that_of_another():
+    rows = on("ncnn", "float32", ("parent", 0.6, 40.0), ("pruned", 0.55, 60.0))
+    rows += on("ncnn", "int8", ("pruned", None, 90.0))
+    chart = chart_of_report(report(rows=rows))
+    assert chart.titles == ("ncnn, cpu, 2 threads, batch 1, FP32",), "the row of 8 bits has no accuracy"
+    assert make_table(report(rows=rows)).rows[2][:2] == ("pruned", "INT8")
+    assert "not measured" in make_table(report(rows=rows)).rows[2]
+
+
+def test_the_front_leaves_out_what_another_beats_in_both():
+    points = [
+        Point(str(fps), "parent", fps, ap)
+        for fps, ap in ((10, 0.6), (20, 0.5), (15, 0.5), (30, 0.55), (40, 0.2))
+    ]
+    assert [point.fps for point in front(points)] == [10, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.48, 0.64, [0.5, 0.55, 0.6]),
+        (12.0, 97.0, [20, 40, 60, 80]),
+        (0.0, 1e-3, [0, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3]),
+    ],
+)
+def test_an_axis_names_round_numbers(low: float, high: float, expected: list[float]):
+    assert ticks(low, high) == pytest.approx(expected)
 
 
 def test_a_chart_needs_two_points():
-    made = report(rows=[{"model": "parent", "ap": 0.5, "fps": 10.0}])
-    assert accuracy_against_fps(made, settings(made)[0]) is None
+    assert chart_of_report(report(rows=[{"model": "parent", "ap": 0.5, "fps": 10.0}])) is None
+    same = [{"model": name, "ap": 0.5, "fps": 10.0, "imgsz": 32} for name in ("parent", "pruned")]
+    assert chart_of_report(report(rows=same)) is not None, "of no extent"
+
+
+def test_phases_are_parts_of_one_bar_to_one_scale():
+    times = {"pre_ms": 1.0, "net_ms": 8.0, "post_ms": 1.0}
+    rows = [
+        {"model": "parent", "fps": 90.0, **times},
+        {"model": "pruned", "fps": 180.0, **times, "net_ms": 3.0},
+    ]
+    parent, pruned = phase_bars(report(rows=[*rows, {"model": "int8", "fps": 9.0, "net_ms": 1.0}]))
+    assert (parent.text, parent.note) == ("10.0 ms", "1.00 + 8.00 + 1.00")
+    assert 'class="net" x="10.00" width="80.00"' in parent.svg
+    assert 'class="post" x="40.00" width="10.00"' in pruned.svg, "half as long"
+    assert "pruned: preparing the image 1.00, network 3.00, after the network 1.00 ms" in pruned.svg
+    assert "Where a step's time goes" in " ".join(Page(render_html(report(rows=rows))).words)
+    assert phase_bars(report()) == [], "nobody timed them"
 
 
 def test_a_histogram_whose_counts_do_not_fit_its_edges_is_not_drawn():

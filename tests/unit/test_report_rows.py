@@ -21,6 +21,7 @@ ROW_KEYS = {
         "keypoint_ap50",
         "oriented_ap",
         "oriented_ap50",
+        "precision",
         "latency_ms",
         "fps",
         "pre_ms",

@@ -22,7 +22,14 @@ from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, Yolo
 from yolo_prune.imgsz import ImageSize, height_width, read_size
 from yolo_prune.progress import LOGGER, track
 from yolo_prune.runtimes import RUNTIMES, is_exported
-from yolo_prune.runtimes.runtime import Settings, available_cpus, check_runtime, cpu_name, parse_device
+from yolo_prune.runtimes.runtime import (
+    Settings,
+    available_cpus,
+    check_runtime,
+    cpu_name,
+    parse_device,
+    read_file,
+)
 
 DEFAULT_SECONDS = 6.0
 
@@ -88,6 +95,8 @@ def compare(
             "imports": list(imports),
         }
         answer = ask_worker(request, settings.threads)
+        measured = files if "result" in answer else {}
+        precisions = {name: precision_of(runtime, path, half) for name, path in measured.items()}
     conditions = {
         "images": "drawn" if images is None else "files",
         "cpu": cpu_name(),
@@ -95,11 +104,23 @@ def compare(
         "half": half,
         "compile": compile,
     }
-    return read_answer(list(candidates), answer, conditions)
+    return read_answer(list(candidates), answer, conditions, precisions)
 
 
-def read_answer(names: Sequence[str], answer: Mapping[str, Any], conditions: dict[str, Any]) -> Comparison:
-    """Turn the worker's last message into a Comparison."""
+def precision_of(runtime: str, file: Path, half: bool) -> str:
+    """Return the precision of a candidate's weights: what an exported file says of its own."""
+    if is_exported(str(file)) and not RUNTIMES[runtime].checkpoints:
+        return read_file(runtime, file).precision
+    return "float16" if half else "float32"
+
+
+def read_answer(
+    names: Sequence[str],
+    answer: Mapping[str, Any],
+    conditions: dict[str, Any],
+    precisions: Mapping[str, str],
+) -> Comparison:
+    """Turn the worker's last message, and the precision of each candidate, into a Comparison."""
     base = names[0]
     if "not_measured" in answer:
         LOGGER.info("not measured: %s", answer["not_measured"])
@@ -109,7 +130,11 @@ def read_answer(names: Sequence[str], answer: Mapping[str, Any], conditions: dic
     samples = {name: np.array(result["samples"][name], dtype=np.float64) for name in names}
     timings: dict[str, Timing | None] = {
         name: summarise(
-            samples[name], {**facts, "imgsz": read_size(facts["imgsz"]), "load1": result["load1"]}
+            samples[name],
+            {
+                **{**facts, "imgsz": read_size(facts["imgsz"])},
+                **{"load1": result["load1"], "precision": precisions.get(name)},
+            },
         )
         for name, facts in result["facts"].items()
     }

@@ -35,6 +35,7 @@ class Timing:
         cpu_ms: Median CPU time of one batch, all threads together; hardly depends on other load.
         load1: One-minute load average of the machine when measuring began; None where the system has none.
         samples: Number of timed steps.
+        precision: Of its weights: ``float32``, ``float16`` or ``int8``.
     """
 
     latency_ms: dict[str, float]
@@ -52,6 +53,7 @@ class Timing:
     cpu_ms: float
     load1: float | None
     samples: int
+    precision: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,35 @@
-"""report.html: one file with everything in it, no script, nothing loaded from anywhere."""
+"""report.html: one file with everything in it, nothing loaded from anywhere; its script hides lines of a chart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from yolo_prune.imgsz import size_text
 from yolo_prune.report.intervals import count_resamples, signed
-from yolo_prune.report.plots import accuracy_against_fps, bn_histogram
+from yolo_prune.report.pareto import chart_of_report
+from yolo_prune.report.phases import PHASES, phase_bars
+from yolo_prune.report.plots import bn_histogram
 from yolo_prune.report.rows import ClassAp, Row, RunReport
 from yolo_prune.report.select import (
     accuracy_change,
     change_interval,
-    count_threads,
     final_row,
+    identity,
     kept_macs,
     metric_of,
     model_row,
+    precision_text,
     setting,
-    settings,
+    setting_title,
     speedup,
 )
 from yolo_prune.report.table import NOT_MEASURED, conditions_lines, format_gmacs, make_table
 from yolo_prune.report.verdicts import verdicts
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 STAGES = {
     "parent": "parent",
@@ -68,23 +74,14 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
         files: Paths relative to the page that deserve a link, for example ``plan.json``.
 
     Returns:
-        HTML text: styles and charts inside, light and dark by the reader's preference, no script.
+        HTML text: styles and charts inside, light and dark by the reader's preference.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("yolo_prune.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     final = final_row(report)
-    charts = [(_setting_title(one), accuracy_against_fps(report, one)) for one in settings(report)]
     histogram = bn_histogram(report.bn_scales) if report.bn_scales else None
     classes = class_rows(report)
-    return environment.get_template("report.html.j2").render(
+    return page_template("report.html.j2").render(
         report=report,
         tiles=tiles(report, final) if final else (),
         verdicts=verdicts(report),
@@ -92,13 +89,16 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
         kinds=[row.model for row in report.rows],
         groups=_groups(report),
         conditions=conditions_lines(report),
-        charts=[(title, Markup(svg)) for title, svg in charts if svg],
+        chart=chart_of_report(report),
+        phases=phase_bars(report),
+        phase_names=PHASES,
         histogram=Markup(histogram) if histogram else None,
         resamples=count_resamples(report),
         metric=metric_of(report),
         conditions_table=_conditions(report),
         gmacs=format_gmacs,
         size_text=size_text,
+        precision_text=precision_text,
         stages=stage_bars(report),
         layers=layer_bars(report),
         classes=classes[:MANY_CLASSES],
@@ -109,6 +109,22 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
         files=files,
         final=final.model if final else "pruned",
     )
+
+
+def page_template(name: str) -> Template:
+    """Return a page's template; ``svg`` marks what the package has drawn."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("yolo_prune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = Markup
+    return environment.get_template(name)
 
 
 def _conditions(report: RunReport) -> dict[str, object]:
@@ -122,18 +138,12 @@ def _conditions(report: RunReport) -> dict[str, object]:
     }
 
 
-def _setting_title(one: tuple[Any, ...]) -> str:
-    runtime, device, threads, batch = one
-    parts = [runtime or "runtime not stated", device or "", count_threads(threads) if threads else ""]
-    return ", ".join([part for part in parts if part] + ([f"batch {batch}"] if batch else []))
-
-
 def _groups(report: RunReport) -> dict[int, str]:
     """Return the runtime setting that begins at a row's index, where there is more than one."""
     ways = [setting(row) for row in report.rows]
     if len(set(ways)) < 2:
         return {}
-    return {i: _setting_title(way) for i, way in enumerate(ways) if i == 0 or way != ways[i - 1]}
+    return {i: setting_title(way) for i, way in enumerate(ways) if i == 0 or way != ways[i - 1]}
 
 
 def tiles(report: RunReport, final: Row) -> tuple[Tile, ...]:
@@ -168,12 +178,12 @@ def tiles(report: RunReport, final: Row) -> tuple[Tile, ...]:
 
 
 def _speed_tile(report: RunReport, final: Row) -> Tile:
-    rows = [row for row in report.rows if (row.model, row.imgsz) == (final.model, final.imgsz) and row.fps]
+    rows = [row for row in report.rows if identity(row) == identity(final) and row.fps]
     if not rows:
         return Tile("Speed", NOT_MEASURED, "")
     best = max(rows, key=lambda row: row.fps or 0.0)
     gain = speedup(report, best)
-    note = f"{best.fps:.1f} FPS, {_setting_title(setting(best))}"
+    note = f"{best.fps:.1f} FPS, {setting_title(setting(best))}"
     return Tile("Speed-up" if gain else "FPS", f"{gain.ratio:.2f}x" if gain else f"{best.fps:.1f}", note)
 
 

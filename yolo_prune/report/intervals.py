@@ -18,7 +18,8 @@ METHOD = "percentile bootstrap over the images"
 
 def resamples_of(report: RunReport, row: Row) -> FloatArray | None:
     """Return the accuracy of a row's model in every resample; None in reports that have none."""
-    found = (one for one in report.resamples if (one.model, one.imgsz) == (row.model, row.imgsz))
+    asked = (row.model, row.imgsz, row.precision)
+    found = (one for one in report.resamples if (one.model, one.imgsz, one.precision) == asked)
     return next((one.accuracies for one in found if one.values), None)
 
 

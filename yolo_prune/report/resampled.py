@@ -24,6 +24,7 @@ class Resampled:
         low: Lower bound of the 95 % interval, in [0, 1].
         high: Upper bound.
         values: Accuracy of every resample in order, in [0, 1], with blanks between; ``nan`` where nothing was to find.
+        precision: As in its row.
     """
 
     model: str
@@ -31,16 +32,20 @@ class Resampled:
     low: float | None = None
     high: float | None = None
     values: str = ""
+    precision: str | None = None
 
     @classmethod
-    def from_sample(cls, model: str, imgsz: ImageSize | None, sample: ImageSample) -> Resampled:
+    def from_sample(
+        cls, model: str, imgsz: ImageSize | None, sample: ImageSample, precision: str | None = None
+    ) -> Resampled:
         """Draw the images of an evaluation again and again, always in the same way."""
         from yolo_prune.accuracy.bootstrap import interval_of, resampled_accuracy
 
         values = resampled_accuracy(sample)
         found = interval_of(values)
         text = " ".join(f"{value:.6f}" for value in values)
-        return cls(model, imgsz, found.low if found else None, found.high if found else None, text)
+        low, high = (found.low, found.high) if found else (None, None)
+        return cls(model, imgsz, low, high, text, precision)
 
     @property
     def accuracies(self) -> FloatArray:

@@ -42,12 +42,11 @@ class Latency:
 class Row:
     """One model on one runtime and device. None means "not measured", never zero.
 
-    ``model`` is ``parent``, ``pruned``, ``retrained``, ``int8`` (the final model quantised) or ``control`` (the parent
-    at fewer pixels).
-    ``ap*`` are COCO AP of boxes, ``mask_ap*`` and ``keypoint_ap*`` of masks and key points, ``oriented_ap*`` the host's
-    mAP of oriented boxes, ``top1`` and ``top5`` the accuracy of a classifier, all in [0, 1]; ``gmacs`` and ``params_m``
-    count 1e9 and 1e6; ``size_mb`` is 1e6 bytes; ``fps`` is images per second at the median latency; ``pre_ms``,
-    ``net_ms``, ``post_ms`` are its parts.
+    ``model`` is ``parent``, ``pruned``, ``retrained``, ``int8`` (the final one quantised) or ``control`` (the parent at
+    fewer pixels). ``ap*`` are COCO AP of boxes, ``mask_ap*`` and ``keypoint_ap*`` of masks and key points,
+    ``oriented_ap*`` the host's mAP of oriented boxes, ``top1`` and ``top5`` the accuracy of a classifier, in [0, 1];
+    ``gmacs`` and ``params_m`` count 1e9 and 1e6; ``size_mb`` is 1e6 bytes; ``fps`` is images per second at the median
+    latency; ``pre_ms``, ``net_ms``, ``post_ms`` are its parts.
     """
 
     model: str
@@ -78,6 +77,8 @@ class Row:
     threads: int | None = None
     batch: int | None = None
     imgsz: ImageSize | None = None
+    precision: str | None = None
+    """It ran in ``float32``, ``float16`` or ``int8``; None in older reports."""
     not_measured: str | None = None
     """Why there are no times: what the benchmark or the export said."""
 
@@ -316,6 +317,7 @@ def make_row(
     model: str,
     *,
     imgsz: ImageSize | None = None,
+    precision: str | None = None,
     gmacs: float | None = None,
     params_m: float | None = None,
     size_mb: float | None = None,
@@ -326,24 +328,19 @@ def make_row(
     Args:
         model: As in :class:`Row`.
         imgsz: Input size in pixels.
+        precision: As in :class:`Row`.
         gmacs: Multiply-accumulates of one image, in 1e9.
         params_m: Parameters, in 1e6.
         size_mb: Size of its file, in 1e6 bytes.
         scores: Accuracy by the names in ``ACCURACY``.
     """
-    values: dict[str, Any] = {
-        "model": model,
-        "imgsz": imgsz,
-        "gmacs": gmacs,
-        "params_m": params_m,
-        "size_mb": size_mb,
-    }
-    values.update(scores or {})
-    return Row.from_dict(values)
+    values: dict[str, Any] = {"model": model, "imgsz": imgsz, "precision": precision}
+    values |= {"gmacs": gmacs, "params_m": params_m, "size_mb": size_mb}
+    return Row.from_dict({**values, **(scores or {})})
 
 
 def with_timing(row: Row, timing: Timing) -> Row:
     """Put the times that ``bench.compare`` returned into a row; its own input size stays where it has one."""
     values = {**row.to_dict(), **{key: getattr(timing, key) for key in SPEED}}
-    size = row.imgsz if row.imgsz is not None else timing.imgsz
-    return Row.from_dict({**values, "imgsz": size, "not_measured": None})
+    known = {"imgsz": timing.imgsz if row.imgsz is None else row.imgsz, "not_measured": None}
+    return Row.from_dict({**values, **known, "precision": timing.precision or row.precision})

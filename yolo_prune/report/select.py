@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.report.intervals import difference_interval
@@ -53,6 +54,49 @@ def settings(report: RunReport) -> list[tuple[str | None, str | None, int | None
     return list(dict.fromkeys(timed or [setting(row) for row in report.rows]))
 
 
+def precision_text(precision: str | None) -> str:
+    """Return how a precision is written: FP32, FP16, INT8.
+
+    Example:
+        >>> precision_text("float16")
+        'FP16'
+    """
+    return (precision or "").replace("float", "FP").upper()
+
+
+def series_of(row: Row) -> tuple[str | None, str | None, int | None, int | None, str | None]:
+    """Return what rows of one line of a chart share: the runtime setting and the precision."""
+    return (*setting(row), row.precision)
+
+
+def series_titles(keys: Sequence[tuple[Any, ...]]) -> tuple[list[str], str]:
+    """Say what tells lines of a chart apart, and once what all of them have in common.
+
+    Args:
+        keys: What :func:`series_of` returned, each once.
+    """
+    parts = [[setting_title((runtime, *[None] * 3)), *_details(*rest)] for runtime, *rest in keys]
+    same = [len(set(column)) == 1 and len(keys) > 1 for column in zip(*parts, strict=True)]
+    titles = [
+        ", ".join(text for at, text in enumerate(part) if text and (at == 0 or not same[at]))
+        for part in parts
+    ]
+    common = [text for at, text in enumerate(parts[0]) if at and same[at] and text] if parts else []
+    return titles, ", ".join(common)
+
+
+def _details(device: str | None, threads: int | None, batch: int | None, precision: str | None) -> list[str]:
+    counted = count_threads(threads) if threads else ""
+    return [device or "", counted, f"batch {batch}" if batch else "", precision_text(precision)]
+
+
+def setting_title(one: tuple[Any, ...]) -> str:
+    """Say a runtime setting in words."""
+    runtime, device, threads, batch = one
+    parts = [runtime or "runtime not stated", *_details(device, threads, batch, None)]
+    return ", ".join(part for part in parts if part)
+
+
 def parent_row(report: RunReport, like: Row | None = None) -> Row | None:
     """Return the parent's row under the same runtime setting as ``like`` (any setting when None)."""
     rows = [row for row in report.rows if row.model == "parent"]
@@ -62,10 +106,10 @@ def parent_row(report: RunReport, like: Row | None = None) -> Row | None:
 
 
 def models(report: RunReport) -> list[Row]:
-    """Return one row per model and input size, with what any of its rows says of accuracy and cost."""
-    found: dict[tuple[str, ImageSize | None], Row] = {}
+    """Return one row per model, input size and precision, with what any of its rows says of accuracy and cost."""
+    found: dict[tuple[str, ImageSize | None, str | None], Row] = {}
     for row in report.rows:
-        key = (row.model, row.imgsz)
+        key = identity(row)
         known = found.setdefault(key, row)
         gaps = {
             name: getattr(row, name)
@@ -81,9 +125,14 @@ def model_row(report: RunReport, model: str) -> Row | None:
     return next((row for row in models(report) if row.model == model), None)
 
 
+def identity(row: Row) -> tuple[str, ImageSize | None, str | None]:
+    """Return what rows of the same weights at the same input have in common: their accuracy is one number."""
+    return (row.model, row.imgsz, row.precision)
+
+
 def merged(report: RunReport, row: Row) -> Row:
     """Return ``row`` with accuracy and cost that another runtime's row of the same model knows."""
-    twin = next(one for one in models(report) if (one.model, one.imgsz) == (row.model, row.imgsz))
+    twin = next(one for one in models(report) if identity(one) == identity(row))
     return replace(row, **{name: getattr(twin, name) for name in (*COST, *ACCURACY)})
 
 

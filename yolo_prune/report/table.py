@@ -19,6 +19,7 @@ from yolo_prune.report.select import (
     label,
     merged,
     metric_of,
+    precision_text,
     setting,
     speedup,
 )
@@ -113,6 +114,8 @@ def make_table(report: RunReport, runtime_column: bool = True) -> Table:
     if several:
         columns["runtime"] = [setting_text(row) for row in report.rows]
     absent = tuple(name for name in absent if not (name == "FPS" and notes))
+    if any(row.precision for row in report.rows):
+        columns["precision"] = [precision_text(row.precision) or "not stated" for row in report.rows]
     columns.update({name: column for name, column in cells.items() if name not in absent})
     return Table(
         tuple(columns),
@@ -165,7 +168,7 @@ def render_table(report: RunReport) -> str:
 def _grid(table: Table) -> str:
     lines = [tuple(cell(text) for text in line) for line in (table.columns, *table.rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-    left = {i for i, name in enumerate(table.columns) if name in ("model", "runtime")}
+    left = {i for i, name in enumerate(table.columns) if name in ("model", "runtime", "precision")}
 
     def draw(line: tuple[str, ...]) -> str:
         cells = [text.ljust(widths[i]) if i in left else text.rjust(widths[i]) for i, text in enumerate(line)]

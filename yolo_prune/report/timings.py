@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from yolo_prune.bench.results import Comparison, Timing
 from yolo_prune.imgsz import size_text
 from yolo_prune.report.markdown import table_row
+from yolo_prune.report.select import precision_text
 
 HEADER = (
     "model",
     "runtime",
+    "precision",
     "device",
     "threads",
     "batch",
@@ -52,11 +54,12 @@ def markdown_table(comparisons: Sequence[Comparison]) -> str:
 def timing_cells(timing: Timing | None) -> list[str]:
     """Return the cells of one candidate between its name and its ratios."""
     if timing is None:
-        return [*["-"] * 5, "not measured", *["-"] * 6]
+        return [*["-"] * 6, "not measured", *["-"] * 6]
     latency = timing.latency_ms
     times = (latency["p50"], latency["p90"], timing.pre_ms, timing.net_ms, timing.post_ms, timing.cpu_ms)
     return [
         timing.runtime,
+        precision_text(timing.precision) or "-",
         timing.device,
         str(timing.threads),
         str(timing.batch),

@@ -12,6 +12,7 @@ from yolo_prune.report.select import (
     count_threads,
     equal_cost_control,
     final_row,
+    identity,
     kept_macs,
     label,
     merged,
@@ -86,7 +87,7 @@ def judge_speed(report: RunReport, final: Row) -> list[Verdict]:
 
 
 def _is(row: Row, other: Row) -> bool:
-    return (row.model, row.imgsz) == (other.model, other.imgsz)
+    return identity(row) == identity(other)
 
 
 def _percent(share: float) -> str:
@@ -132,7 +133,8 @@ def _at_equal_speed(report: RunReport, final: Row) -> list[Verdict]:
     """Compare with the parent's AP at the final model's FPS, interpolated between measured resolutions."""
     found: list[Verdict] = []
     for row in (one for one in report.rows if _is(one, final) and one.fps):
-        rivals = [merged(report, one) for one in report.rows if one.model in ("parent", "control")]
+        like = [one for one in report.rows if one.precision == row.precision]
+        rivals = [merged(report, one) for one in like if one.model in ("parent", "control")]
         points = sorted(
             ((r.fps, r) for r in rivals if setting(r) == setting(row) and r.fps and r.accuracy is not None),
             key=lambda point: point[0],

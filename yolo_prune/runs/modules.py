@@ -122,7 +122,8 @@ class _Measured:
         """The accuracy of its images drawn again and again."""
         if self.result is None or not self.result.sample:
             return None
-        return Resampled.from_sample(self.row.model, self.row.imgsz or 0, self.result.sample)
+        sample, row = self.result.sample, self.row
+        return Resampled.from_sample(row.model, row.imgsz or 0, sample, row.precision)
 
 
 def _check(models: Mapping[str, nn.Module], image: Tensor) -> None:
@@ -153,6 +154,7 @@ def _measure(name: str, module: nn.Module, image: Tensor, accuracy: Accuracy) ->
     row = make_row(
         name,
         imgsz=read_size(image.shape[-2:]),
+        precision="float32",
         gmacs=macs / 1e9,
         params_m=count_parameters(module) / 1e6,
         size_mb=sum(tensor.nbytes for tensor in module.state_dict().values()) / 1e6,

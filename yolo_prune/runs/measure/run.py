@@ -69,7 +69,7 @@ def measure_run(
         models = [*models, *_controls(models[0], cut, task, host.stride(models[0].module))]
     with space.stage("intervals", "drawing the images again and again: how sure the accuracies are"):
         resamples = tuple(
-            Resampled.from_sample(one.name, one.imgsz, one.result.sample)
+            Resampled.from_sample(one.name, one.imgsz, one.result.sample, one.precision)
             for one in models
             if one.result.sample
         )

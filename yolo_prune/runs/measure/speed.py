@@ -41,6 +41,11 @@ class Evaluated:
     result: Result
     imgsz: ImageSize
 
+    @property
+    def precision(self) -> str:
+        """Of the weights that were evaluated."""
+        return "int8" if self.name == "int8" else "float32"
+
 
 @dataclass(frozen=True)
 class Timed:
@@ -85,6 +90,7 @@ def models_to_time(models: Sequence[Evaluated], failed: Mapping[str, str], host:
         row = make_row(
             model.name,
             imgsz=model.imgsz,
+            precision=model.precision,
             gmacs=sum(count_macs_per_operation(model.module, image, where)) / 1e9,
             params_m=count_parameters(model.module) / 1e6,
             size_mb=model.file.stat().st_size / 1e6,
