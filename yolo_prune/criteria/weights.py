@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.cost import FloatArray
+from yolo_prune.criteria import CRITERIA, MEASURED
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.atoms import Axis
 from yolo_prune.graph.copies import check_has_weights
@@ -189,13 +190,15 @@ SCORES: dict[str, Criterion] = {
 
 
 def find_criterion(name: str) -> Criterion:
-    """Return the criterion of that name.
+    """Return the criterion of that name, of those that need no images.
 
     Raises:
-        ConfigError: There is none; the text lists all and suggests the nearest.
+        ConfigError: There is none; the text lists all and suggests the nearest. Or it needs images.
     """
     if name in SCORES:
         return SCORES[name]
-    near = difflib.get_close_matches(name, SCORES, n=1)
+    if name in MEASURED:
+        raise ConfigError(f"criterion={name} measures on images: give calibration=.")
+    near = difflib.get_close_matches(name, CRITERIA, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    raise ConfigError(f"unknown criterion '{name}'; known without data are {', '.join(SCORES)}.{hint}")
+    raise ConfigError(f"unknown criterion '{name}'; known are {', '.join(CRITERIA)}.{hint}")
