@@ -92,7 +92,7 @@ def test_help_shows_defaults_and_choices(capsys):
     groups = titled(run(capsys, ["prune", "-h"])[1])
     assert entry_of(groups["What to cut"], "steps").endswith("on the way to the budget (default 12)")
     assert entry_of(groups["What to cut"], "criterion").endswith(
-        "; one of auto, reconstruction, taylor, fisher, activation, bn_scale, l1, l2, lamp, fpgm, random (default auto)"
+        "; one of auto, reconstruction, taylor, fisher, activation, bn_scale, l1, l2, lamp, fpgm, random, tp:NAME (default auto)"
     )
     assert "imgsz=INT|H,W " in entry_of(groups["Model and data"], "imgsz")
     assert "split=val|test|train " in entry_of(groups["Measuring"], "split")
@@ -346,7 +346,7 @@ def test_help_version_and_errors_in_the_options_import_no_torch():
     assert done.returncode == 0
     assert done.stderr.splitlines()[0] == (
         "yolo-prune: error: criterion must be one of 'auto', 'reconstruction', 'taylor', 'fisher', 'activation', "
-        "'bn_scale', 'l1', 'l2', 'lamp', 'fpgm', 'random', got 'bn_scal'. Did you mean 'bn_scale'?"
+        "'bn_scale', 'l1', 'l2', 'lamp', 'fpgm', 'random', tp:NAME, got 'bn_scal'. Did you mean 'bn_scale'?"
     )
 
 

@@ -147,7 +147,10 @@ REFUSED = {
     "pairs": ({"calibration": [(images(1), torch.zeros(8))]}, "forward=lambda model, batch: model(batch[0])"),
     "another size": ({"calibration": [torch.rand(2, 7, 16, 16)]}, "a tensor of shape (2, 7, 16, 16)"),
     "nothing": ({"calibration": []}, "calibration= yields no batch"),
-    "no image": ({"criterion": "reconstruction"}, "criterion=reconstruction measures on images: give calibration="),
+    "no image": (
+        {"criterion": "reconstruction"},
+        "criterion=reconstruction measures on images: give calibration=",
+    ),
     "unknown criterion": ({"criterion": "l3", "calibration": [images(1)]}, "unknown criterion 'l3'"),
     "filtered": (
         {"calibration": [images(1)], "forward": lambda m, b: m(b).detach()},

@@ -110,6 +110,8 @@ def _choices(field: dataclasses.Field[Any]) -> str:
 def _text(field: dataclasses.Field[Any], *, inline: bool) -> str:
     """Return what an option does, its choices unless they stand before it, and its default."""
     listed = "" if inline else f"; one of {', '.join(map(_shown, field.metadata['choices']))}"
+    if field.metadata["prefix"]:
+        listed += f", {field.metadata['prefix']}NAME"
     if is_required(field):
         return f"{field.metadata['help']}{listed} (required)"
     shown = (

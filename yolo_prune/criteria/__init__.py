@@ -11,3 +11,6 @@ MEASURED = (RECONSTRUCTION, "taylor", "fisher", "activation")
 
 CRITERIA = (*MEASURED, "bn_scale", "l1", "l2", "lamp", "fpgm", "random")
 """Every criterion by name; those that need no images are in :data:`yolo_prune.criteria.weights.SCORES`."""
+
+FOREIGN = "tp:"
+"""Before the name of an estimator of Torch-Pruning, see :mod:`yolo_prune.criteria.torch_pruning`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from yolo_prune.criteria import CRITERIA
+from yolo_prune.criteria import CRITERIA, FOREIGN
 from yolo_prune.imgsz import read_size
 from yolo_prune.options.fields import SEED_MAX, option
 from yolo_prune.runtimes import DEFAULT_RUNTIMES, RUNTIMES
@@ -54,7 +54,9 @@ _SHARED = {
     "keep_macs": partial(option, help=_KEEP_MACS, default=None, group=BUDGET, low=0, high=1, inside=True),
     "gmacs": partial(option, help=_GMACS, default=None, group=BUDGET, low=1e-6),
     "keep_params": partial(option, help=_KEEP_PARAMS, default=None, group=BUDGET, low=0, high=1, inside=True),
-    "criterion": partial(option, help=_CRITERION, default="auto", group=CUT, choices=("auto", *CRITERIA)),
+    "criterion": partial(
+        option, help=_CRITERION, default="auto", group=CUT, choices=("auto", *CRITERIA), prefix=FOREIGN
+    ),
     "steps": partial(option, help=_STEPS, default=12, group=CUT, low=1, high=100),
     "round_to": partial(option, help=_ROUND_TO, default=8, group=CUT, low=1, high=64),
     "min_width": partial(option, help=_MIN_WIDTH, default=8, group=CUT, low=1),

@@ -34,6 +34,7 @@ def option(
     inside: bool = False,
     multiple: int | None = None,
     choices: tuple[Any, ...] = (),
+    prefix: str | None = None,
     words: tuple[str, ...] = (),
     read: Callable[[Any], Any] | None = None,
     was: str | None = None,
@@ -49,12 +50,13 @@ def option(
         inside: Exclude ``low`` and ``high`` themselves.
         multiple: What the value must be a multiple of.
         choices: The only values allowed, also for each item of a tuple.
+        prefix: Beside the choices, texts that begin so are allowed; what stands behind it is checked where it is used.
         words: Texts that it takes beside numbers, for the help.
         read: Makes the value of what was given, where the type alone does not say how; it raises ConfigError.
         was: Its name in earlier releases, which is answered with the present one.
     """
     limits = {"low": low, "high": high, "inside": inside, "multiple": multiple, "choices": choices}
-    texts = {"help": help, "group": group, "words": words, "was": was}
+    texts = {"help": help, "group": group, "words": words, "was": was, "prefix": prefix}
     return dataclasses.field(default=default, metadata={**texts, "read": read, **limits})
 
 
@@ -221,11 +223,13 @@ def coerce_(config: object) -> None:
 
 def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     low, high, multiple = limits["low"], limits["high"], limits["multiple"]
-    if limits["choices"] and value not in limits["choices"]:
+    named = limits["prefix"] is not None and str(value).startswith(limits["prefix"])
+    if limits["choices"] and value not in limits["choices"] and not named:
         listed = ", ".join(_shown(choice) for choice in limits["choices"])
         near = difflib.get_close_matches(str(value), [str(choice) for choice in limits["choices"]], n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"{name} must be one of {listed}, got {_shown(value)}.{hint}")
+        more = f", {limits['prefix']}NAME" if limits["prefix"] else ""
+        raise ConfigError(f"{name} must be one of {listed}{more}, got {_shown(value)}.{hint}")
     if limits["inside"] and not low < value < high:
         raise ConfigError(
             f"{name} must be larger than {_digits(low)} and smaller than {_digits(high)}, got {_digits(value)}."

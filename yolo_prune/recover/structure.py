@@ -16,8 +16,7 @@ from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.criteria.batches import are_given, calibration_of
 from yolo_prune.criteria.calibration import Calibration, Forward, Projection, call
 from yolo_prune.criteria.heads import measured_at_heads
-from yolo_prune.criteria.ranking import check_scores
-from yolo_prune.criteria.weights import Criterion, find_criterion
+from yolo_prune.criteria.ranking import check_scores, score_channels
 from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.depth import choose_block, worth_inside
 from yolo_prune.cut.optimizer import check_can_follow, count_left_behind, follow_cut
@@ -108,8 +107,8 @@ def prune_module(
         keep_macs: Fraction of the MACs that stays; give exactly one budget.
         gmacs: Absolute budget in 1e9 MACs.
         keep_params: Fraction of the parameters that stays.
-        criterion: One of :data:`yolo_prune.criteria.CRITERIA`, of which the first need ``calibration``. None:
-            ``reconstruction`` with images, else ``bn_scale``.
+        criterion: One of :data:`yolo_prune.criteria.CRITERIA`, of which the first need ``calibration``, or ``tp:`` and
+            the name of one of Torch-Pruning's estimators. None: ``reconstruction`` with images, else ``bn_scale``.
         keep_layers: Module names or patterns whose channels stay.
         round_to: Widths become multiples of this.
         min_width: Smallest width of a group.
@@ -166,7 +165,7 @@ def prune_module(
         positions=Positions(),
     )
     check_has_weights(module, "a cut that is proven")
-    if criterion not in (None, RECONSTRUCTION):
+    if criterion is not None and not (criterion == RECONSTRUCTION and are_given(calibration)):
         check_scores(criterion, images=are_given(calibration))
     before = anatomy.cost_of(module)
     limit = budget.absolute(before)
@@ -179,7 +178,7 @@ def prune_module(
         plan = _cut_on_images_(module, traced, budget, recipe, images, validate, imitation_steps)
         _tell_optimizer(optimizer, module)
         return plan
-    ranking = _Ranking(find_criterion(criterion or "bn_scale"), seed, widths)
+    ranking = _Ranking(criterion or "bn_scale", seed, widths)
     earlier, traced = _drop_blocks_(traced, limit, ranking) if depth else (None, traced)
     plan, anatomy = until_exact(traced, lambda traced: _cut_widths_(traced, limit, ranking))
     plan = against_parent(earlier.then(plan) if earlier else plan, before, anatomy.cost_of(target), budget)
@@ -261,7 +260,7 @@ def _tell_optimizer(optimizer: torch.optim.Optimizer | None, module: nn.Module) 
 class _Ranking:
     """What channels are worth, and which widths are allowed."""
 
-    criterion: Criterion
+    criterion: str
     seed: int
     widths: Widths
 
@@ -271,7 +270,7 @@ class _Ranking:
 
     def scores(self, module: nn.Module, cost: CostModel) -> FloatArray:
         """Return the worth of every channel."""
-        return self.criterion(module, cost.graph, self.seed)
+        return score_channels(self.criterion, module, cost.graph, Calibration(), self.seed)
 
 
 def _cut_widths_(traced: Traced, budget: Budget, ranking: _Ranking) -> PrunePlan:

@@ -12,6 +12,7 @@ from torch import nn
 from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.hosts import file_of, find_host, guarding_host
 from yolo_prune.adapters.stored import record_of_cut
+from yolo_prune.criteria.ranking import check_criterion
 from yolo_prune.cut.proven import Traced
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.device import resolve_device
@@ -82,6 +83,7 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
     rate = {} if config.lr0 is None else {"lr0": config.lr0}
     host.check_training({**config.train_args, "optimizer": config.optimizer, **rate}, of_cut_model=True)
     device = resolve_device(config.device)
+    check_criterion(config.criterion)
     loaded = load_detector(
         config.model, weights=config.weights, trust=config.trust, device=device, seed=config.seed
     )

@@ -23,6 +23,7 @@ from torch import nn
 
 from yolo_prune.cost import count_parameters
 from yolo_prune.criteria import RECONSTRUCTION
+from yolo_prune.criteria.ranking import check_criterion
 from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.plan import check_possible
 from yolo_prune.cut.widths import Lineage
@@ -80,8 +81,10 @@ class Session:
 
         Raises:
             BudgetError: The budget cannot be met.
+            ConfigError: There is no such criterion.
         """
         settings, loop = self.settings, self.loop
+        check_criterion(settings.criterion)
         with untouched_randomness():
             cost = loop.anatomy().cost_of(loop.averaged())
         if state is None:
