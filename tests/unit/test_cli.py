@@ -96,7 +96,9 @@ def test_help_shows_defaults_and_choices(capsys):
     )
     assert "imgsz=INT|H,W " in entry_of(groups["Model and data"], "imgsz")
     assert "split=val|test|train " in entry_of(groups["Measuring"], "split")
-    listed = "runtimes=A,B runtimes to measure on; one of torch, onnxruntime, openvino, ncnn "
+    listed = (
+        "runtimes=A,B runtimes to measure on; one of torch, onnxruntime, openvino, ncnn, opencv, torchscript "
+    )
     assert entry_of(groups["Measuring"], "runtimes").startswith(listed)
     assert entry_of(groups["Measuring"], "runtimes").endswith("(default torch,onnxruntime)")
     groups = titled(run(capsys, ["train", "-h"])[1])

@@ -119,7 +119,7 @@ def test_texts_become_the_type_of_their_field(word, key, value):
         ("split=vla", "split must be one of 'val', 'test', 'train', got 'vla'. Did you mean 'val'?"),
         (
             "runtimes=torch,onx",
-            "runtimes must be one of 'torch', 'onnxruntime', 'openvino', 'ncnn', got 'onx'.",
+            "runtimes must be one of 'torch', 'onnxruntime', 'openvino', 'ncnn', 'opencv', 'torchscript', got 'onx'.",
         ),
         ("recalibrate_bn=7", "recalibrate_bn must be one of 'auto', true, false, got '7'."),
         ("keep_masc=0.5", "unknown key 'keep_masc'. Did you mean 'keep_macs'?"),

@@ -17,6 +17,7 @@ from yolo_prune.cli import main
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.runs.subject import size_mb
 from yolo_prune.runtimes import DEFAULT_RUNTIMES, RUNTIMES, ncnn
+from yolo_prune.runtimes.onnx_facts import read_onnx
 from yolo_prune.runtimes.runtime import (
     DeviceUnavailableError,
     Settings,
@@ -25,7 +26,7 @@ from yolo_prune.runtimes.runtime import (
     read_file,
     runtime_for,
 )
-from yolo_prune.runtimes.tracing import trace_to_onnx
+from yolo_prune.runtimes.tracing import trace_to_onnx, trace_to_torchscript
 
 FILE_RUNTIMES = [name for name, entry in RUNTIMES.items() if not entry.checkpoints]
 FACTS = {"task": "detect", "names": "{0: 'a', 1: 'b', 2: 'c'}", "imgsz": "[64, 32]"}
@@ -50,6 +51,9 @@ class Detector(nn.Module):
 
 
 def write(path, net, shape=(1, 3, *SIZE), facts=FACTS, dynamic=None):
+    if path.suffix == ".torchscript":
+        trace_to_torchscript(net.eval(), torch.zeros(shape), path, what="the net", facts=facts)
+        return path
     trace_to_onnx(net.eval(), torch.zeros(shape), path, what="the net", dynamic_axes=dynamic)
     model = onnx.load(path)
     onnx.helper.set_model_props(model, facts)
@@ -64,13 +68,19 @@ def net():
 
 
 @pytest.fixture(scope="module")
-def file(net, tmp_path_factory):
-    return write(tmp_path_factory.mktemp("runtimes") / "net.onnx", net)
+def files(net, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runtimes")
+    return {ending: write(folder / f"net{ending}", net) for ending in (".onnx", ".torchscript")}
+
+
+@pytest.fixture(scope="module")
+def file(files):
+    return files[".onnx"]
 
 
 def needed(runtime):
     """Skip where a runtime is not installed, or what turns .onnx files into its own."""
-    pytest.importorskip(runtime)
+    pytest.importorskip(RUNTIMES[runtime].package or runtime)
     if runtime == "ncnn" and importlib.util.find_spec("pnnx") is None:
         pytest.skip("pnnx is not installed")
     return runtime
@@ -78,6 +88,17 @@ def needed(runtime):
 
 @pytest.fixture(params=FILE_RUNTIMES)
 def runtime(request):
+    return needed(request.param)
+
+
+@pytest.fixture
+def own(runtime, files):
+    """The network as a file that the runtime runs."""
+    return files[RUNTIMES[runtime].exported]
+
+
+@pytest.fixture(params=[name for name in FILE_RUNTIMES if RUNTIMES[name].runs("a.onnx")])
+def on_onnx(request):
     return needed(request.param)
 
 
@@ -100,8 +121,8 @@ def output_of(net, images):
         return net(torch.from_numpy(images)).numpy()
 
 
-def test_a_file_computes_what_pytorch_computes_and_keeps_no_output_of_before(runtime, file, net):
-    model = opened(runtime, file)
+def test_a_file_computes_what_pytorch_computes_and_keeps_no_output_of_before(runtime, own, net):
+    model = opened(runtime, own)
     first, second = (model.infer(pixels(seed))[0] for seed in (0, 1))
     for seed, found in ((0, first), (1, second)):
         np.testing.assert_allclose(model.as_array(found), output_of(net, pixels(seed)), rtol=1e-4, atol=1e-4)
@@ -109,14 +130,14 @@ def test_a_file_computes_what_pytorch_computes_and_keeps_no_output_of_before(run
     assert (model.facts["runtime"], model.facts["threads"], model.channels) == (runtime, 1, 3)
 
 
-def test_what_a_file_says_of_itself_is_read_without_running_it(runtime, file):
-    facts = read_file(runtime, file)
+def test_what_a_file_says_of_itself_is_read_without_running_it(runtime, own):
+    facts = read_file(runtime, own)
     assert (facts.batch, facts.channels, facts.imgsz, facts.precision) == (1, 3, SIZE, "float32")
     assert {key: facts.metadata[key] for key in FACTS} == FACTS
 
 
-def test_images_become_boxes_of_the_file_s_classes(runtime, file):
-    model = opened(runtime, file)
+def test_images_become_boxes_of_the_file_s_classes(runtime, own):
+    model = opened(runtime, own)
     image = np.full((48, 80, 3), 200, np.uint8)
     (boxes,) = model.postprocess(model.infer(model.preprocess([image]))[0])
     assert len(boxes) > 0
@@ -125,11 +146,13 @@ def test_images_become_boxes_of_the_file_s_classes(runtime, file):
 
 
 def test_a_classifier_is_known_by_its_output(runtime, tmp_path):
-    model = opened(runtime, write(tmp_path / "own.onnx", Detector(classify=True)))
+    path = tmp_path / f"own{RUNTIMES[runtime].exported}"
+    model = opened(runtime, write(path, Detector(classify=True)))
     assert model.phases.endswith("best five classes")
 
 
-def test_a_file_of_open_size_and_of_one_channel_runs_at_any_size(runtime, tmp_path):
+def test_a_file_of_open_size_and_of_one_channel_runs_at_any_size(on_onnx, tmp_path):
+    runtime = on_onnx
     axes = {"images": {0: "batch", 2: "height", 3: "width"}}
     net = Detector(channels=1)
     path = write(tmp_path / "open.onnx", net, (1, 1, 64, 64), dynamic=axes)
@@ -162,8 +185,8 @@ def quantised(path):
     return path
 
 
-def test_weights_of_8_bits_are_called_so(runtime, tmp_path):
-    assert read_file(runtime, quantised(tmp_path / "int8.onnx")).precision == "int8"
+def test_weights_of_8_bits_are_called_so(on_onnx, tmp_path):
+    assert read_file(on_onnx, quantised(tmp_path / "int8.onnx")).precision == "int8"
 
 
 @pytest.mark.parametrize(
@@ -192,19 +215,21 @@ def test_weights_of_8_bits_are_called_so(runtime, tmp_path):
         ({"device": "cuda:7"}, DeviceUnavailableError, "CUDA|on the CPU alone"),
     ],
 )
-def test_what_does_not_fit_is_refused(runtime, file, settings, error, sentence):
+def test_what_does_not_fit_is_refused(runtime, own, settings, error, sentence):
     with pytest.raises(error, match=sentence):
-        opened(runtime, file, **settings)
+        opened(runtime, own, **settings)
 
 
 def test_a_damaged_file_is_named(runtime, tmp_path):
-    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    bad = tmp_path / f"bad{RUNTIMES[runtime].exported}"
+    bad.write_bytes(b"no model")
+    sentence = rf"{re.escape(bad.name)}' is not an? ((ONNX )?model that \w+ can load|TorchScript file)"
     for read in (read_file, opened):
-        with pytest.raises(CheckpointError, match=r"bad\.onnx' is not an? (ONNX )?model that \w+ can load"):
-            read(runtime, tmp_path / "bad.onnx")
+        with pytest.raises(CheckpointError, match=sentence):
+            read(runtime, bad)
 
 
-def test_a_file_with_two_inputs_is_refused(runtime, tmp_path):
+def test_a_file_with_two_inputs_is_refused(on_onnx, tmp_path):
     make = onnx.helper
     values = [
         make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for name in ("a", "b", "c")
@@ -216,21 +241,22 @@ def test_a_file_with_two_inputs_is_refused(runtime, tmp_path):
     with pytest.raises(
         ConfigError, match=r"takes 2 input\(s\), the first a .* expected one batch of images \[B, C, H, W\]"
     ):
-        read_file(runtime, tmp_path / "two.onnx")
+        read_file(on_onnx, tmp_path / "two.onnx")
 
 
 @pytest.mark.parametrize("name", FILE_RUNTIMES)
-def test_a_runtime_that_is_not_installed_names_its_extra(name, file, monkeypatch):
-    monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+def test_a_runtime_that_is_not_installed_names_its_extra(name, files, monkeypatch):
+    monkeypatch.setitem(sys.modules, RUNTIMES[name].package or name, None)  # importing it fails
     sentence = f"the '{name}' runtime is not installed: pip install \"yolo-prune[{RUNTIMES[name].extra}]\"."
-    for use in (opened, read_file):
+    for use in (opened, *([] if name == "torchscript" else [read_file])):
         with pytest.raises(MissingRuntimeError, match=f"^{re.escape(sentence)}$"):
-            use(name, file)
+            use(name, files[RUNTIMES[name].exported])
 
 
 def test_the_first_runtime_of_a_file_runs_it_and_another_says_what_it_takes():
-    names = ("a.onnx", "a.xml", "best_openvino_model/", "a.param", "a_ncnn_model")
-    assert [runtime_for(name) for name in names] == ["onnxruntime", "openvino", "openvino", "ncnn", "ncnn"]
+    names = ("a.onnx", "a.xml", "best_openvino_model/", "a.param", "a_ncnn_model", "a.torchscript")
+    found = [runtime_for(name) for name in names]
+    assert found == ["onnxruntime", "openvino", "openvino", "ncnn", "ncnn", "torchscript"]
     with pytest.raises(
         ConfigError, match=r"^the 'onnxruntime' runtime does not run 'a\.xml', expected \*\.onnx\.$"
     ):
@@ -245,8 +271,8 @@ def test_only_runtimes_that_are_asked_for_need_to_be_installed():
 
 
 @pytest.mark.parametrize("runtime", [name for name in FILE_RUNTIMES if name not in DEFAULT_RUNTIMES])
-def test_bench_and_check_run_on_every_other_runtime(runtime, file, tmp_path, capsys):
-    needed(runtime)
+def test_bench_and_check_run_on_every_other_runtime(runtime, files, tmp_path, capsys):
+    file = files[RUNTIMES[needed(runtime)].exported]
     table = tmp_path / "bench.json"
     assert (
         main(["bench", f"model={file}", f"runtimes={runtime}", "rounds=2", "threads=1", f"json={table}"]) == 0
@@ -255,6 +281,69 @@ def test_bench_and_check_run_on_every_other_runtime(runtime, file, tmp_path, cap
     words = [f"model={file}", f"runtime={runtime}", "threads=1", "seconds=0.1"]
     assert [main(["check", *words, f"min_fps={fps}"]) for fps in (0.1, 1e9)] == [0, 1]
     assert f"by {file}, {runtime} " in capsys.readouterr().out
+
+
+def test_an_onnx_file_is_read_from_its_bytes_as_onnxruntime_reads_it(file, tmp_path):
+    pytest.importorskip("onnxruntime")
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}}
+    dynamic = write(tmp_path / "open.onnx", Detector(channels=1), (1, 1, 64, 64), dynamic=axes)
+    for path in (file, dynamic, quantised(tmp_path / "int8.onnx")):
+        assert read_onnx(path) == read_file("onnxruntime", path)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 4000])
+def test_an_onnx_file_that_was_cut_off_is_no_model(file, tmp_path, keep):
+    short = tmp_path / "short.onnx"
+    short.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"ends too early|has no graph"):
+        read_onnx(short)
+
+
+def test_inputs_of_16_bits_are_refused_by_opencv(tmp_path):
+    pytest.importorskip("cv2")
+    make = onnx.helper
+    values = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, [1, 3, 8, 8]) for name in "ab"]
+    graph = make.make_graph([make.make_node("Relu", ["a"], ["b"])], "g", values[:1], values[1:])
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)]), tmp_path / "half.onnx")
+    with pytest.raises(ConfigError, match=r"takes inputs in 32 bits, and '.*half\.onnx' wants them in 16\.$"):
+        opened("opencv", tmp_path / "half.onnx", 8)
+
+
+def test_a_torchscript_of_another_exporter_needs_its_size(net, tmp_path):
+    path = write(tmp_path / "bare.torchscript", net, facts={})
+    assert read_file("torchscript", path).imgsz is None
+    found = opened("torchscript", path).infer(pixels())[0]
+    np.testing.assert_allclose(found, output_of(net, pixels()), rtol=1e-4, atol=1e-4)
+    with pytest.raises(
+        CheckpointError, match=r"^torchscript cannot run '.*' on images of shape \(1, 3, 8, 8\): "
+    ):
+        opened("torchscript", path, 8)
+
+
+def test_a_torchscript_in_16_bits_is_called_so(net, tmp_path):
+    path = write(tmp_path / "half.torchscript", net)
+    with pytest.warns(FutureWarning, match="deprecated"):  # 2026-11: of all TorchScript
+        torch.jit.load(path).half().save(path)
+    assert read_file("torchscript", path).precision == "float16"
+
+
+def test_operators_of_a_host_s_library_are_imported_with_a_torchscript(tmp_path):
+    """In a fresh process, which has not imported the library yet."""
+    library = pytest.importorskip("torchvision")
+
+    class Suppressed(nn.Module):
+        def forward(self, x):
+            return library.ops.nms(x[0, 0, :, :4], x[0, 0, :, 4], 0.5)[None].float()
+
+    path = write(tmp_path / "nms.torchscript", Suppressed(), (1, 1, 16, 8), facts={})
+    code = (
+        "from pathlib import Path\n"
+        "from yolo_prune.runtimes.runtime import Settings, no_checkpoint, open_runtime\n"
+        f"path, size = Path({str(path)!r}), (16, 8)\n"
+        "print(open_runtime('torchscript', path, size, Settings('cpu', 1, 1), no_checkpoint).facts['runtime'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("torchscript", 0), done.stderr
 
 
 # OpenVINO's own files

@@ -180,11 +180,11 @@ class Host(Protocol):
         batch: int = 1,
         trust: bool = False,
     ) -> Path:
-        """Export a checkpoint to ONNX, float32; nothing is installed.
+        """Export a checkpoint, float32, to ONNX or TorchScript, as the ending of ``out`` says; nothing is installed.
 
         Raises:
             MissingRuntimeError: What the export needs is not installed.
-            ConfigError: ``out`` is not an .onnx path or ``imgsz`` does not fit the model.
+            ConfigError: ``out`` has another ending, or ``imgsz`` does not fit the model.
             BenchmarkError: The export failed.
         """
 

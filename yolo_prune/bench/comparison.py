@@ -82,9 +82,9 @@ def compare(
     settings = Settings(parse_device(device), check_threads(threads), batch, half, compile, trust)
     with ExitStack() as stack:
         files = {name: Path(path) for name, path in candidates.items()}
-        if RUNTIMES[runtime].runs("a.onnx"):
+        if ending := RUNTIMES[runtime].exported:
             exports = exports or stack.enter_context(shared_exports())
-            files = exports.of(files, sizes, batch=batch, trust=trust)
+            files = exports.of(files, sizes, ending=ending, batch=batch, trust=trust)
         request = {
             "runtime": runtime,
             "settings": asdict(settings),

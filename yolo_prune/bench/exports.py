@@ -1,4 +1,4 @@
-"""ONNX files of checkpoints, each made once, however many devices and runtimes it is measured on."""
+"""Exported files of checkpoints, each made once, however many devices and runtimes it is measured on."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ class Exports:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._made: dict[tuple[Path, ImageSize, int], Path] = {}
+        self._made: dict[tuple[Path, ImageSize, int, str], Path] = {}
 
     def of(
         self,
         files: Mapping[str, Path],
         sizes: Mapping[str, ImageSize],
         *,
+        ending: str = ".onnx",
         batch: int = 1,
         trust: bool = False,
     ) -> dict[str, Path]:
@@ -32,18 +33,21 @@ class Exports:
         Args:
             files: Checkpoints and exported files by name.
             sizes: Size of the input of each, in pixels.
+            ending: Of the files, which says what they are.
             batch: Images per step.
             trust: Load checkpoints that may run code of their own.
         """
         found = {
-            name: (path, sizes[name], batch) for name, path in files.items() if not is_exported(str(path))
+            name: (path, sizes[name], batch, ending)
+            for name, path in files.items()
+            if not is_exported(str(path))
         }
         waiting = dict.fromkeys(key for key in found.values() if key not in self._made)
-        for key in track(list(waiting), "export to ONNX") if waiting else ():
+        for key in track(list(waiting), f"export to {ending}") if waiting else ():
             from yolo_prune.adapters.hosts import find_host
 
-            path, imgsz, _ = key
-            out = self._folder / f"{len(self._made)}-{path.stem}-{size_text(imgsz)}.onnx"
+            path, imgsz, *_ = key
+            out = self._folder / f"{len(self._made)}-{path.stem}-{size_text(imgsz)}{ending}"
             self._made[key] = find_host(path).export(path, out, imgsz=imgsz, batch=batch, trust=trust)
         return {name: self._made[found[name]] if name in found else path for name, path in files.items()}
 

@@ -74,9 +74,12 @@ def open_subject(name: str, runtime: str, config: CheckConfig, exports: Exports,
     imgsz, batch = config.imgsz or loaded.imgsz, config.batch or 1
     if entry.checkpoints:
         return Subject(name, loaded.path, imgsz, batch, "float32", loaded.task)
-    if not entry.runs("a.onnx"):
+    if not entry.exported:
         raise ConfigError(f"the '{runtime}' runtime does not run '{name}': export it first.")
-    file = exports.of({name: loaded.path}, {name: imgsz}, batch=batch, trust=config.trust)[name]
+    made = exports.of(
+        {name: loaded.path}, {name: imgsz}, ending=entry.exported, batch=batch, trust=config.trust
+    )
+    file = made[name]
     return _exported(name, file, runtime, config)
 
 

@@ -14,12 +14,17 @@ class RuntimeEntry:
         endings: Of the names of the files (or folders) that it runs itself, in lower case.
         extra: Of this package, which installs it.
         checkpoints: Whether those files are checkpoints, which the host that wrote them loads.
+        package: What is imported for it, where that has another name than the runtime.
+        exported: Ending of what a checkpoint is exported to for it; empty where it runs checkpoints, or files that are
+            made elsewhere.
     """
 
     module: str
     endings: tuple[str, ...]
     extra: str
     checkpoints: bool = False
+    package: str = ""
+    exported: str = ".onnx"
 
     def runs(self, name: str) -> bool:
         """Tell whether it runs a file of such a name as it is."""
@@ -27,12 +32,22 @@ class RuntimeEntry:
 
 
 RUNTIMES = {
-    "torch": RuntimeEntry("yolo_prune.runtimes.pytorch", (".pt", ".pth"), "torch", checkpoints=True),
+    "torch": RuntimeEntry(
+        "yolo_prune.runtimes.pytorch", (".pt", ".pth"), "torch", checkpoints=True, exported=""
+    ),
     "onnxruntime": RuntimeEntry("yolo_prune.runtimes.onnxruntime", (".onnx",), "onnx"),
     "openvino": RuntimeEntry(
         "yolo_prune.runtimes.openvino", (".onnx", ".xml", "_openvino_model"), "openvino"
     ),
     "ncnn": RuntimeEntry("yolo_prune.runtimes.ncnn", (".param", "_ncnn_model", ".onnx"), "ncnn"),
+    "opencv": RuntimeEntry("yolo_prune.runtimes.opencv", (".onnx",), "opencv", package="cv2"),
+    "torchscript": RuntimeEntry(
+        "yolo_prune.runtimes.torchscript",
+        (".torchscript",),
+        "torch",
+        package="torch",
+        exported=".torchscript",
+    ),
 }
 """The runtimes by name. Of several that run a file the first one does, unless another is named."""
 DEFAULT_RUNTIMES = ("torch", "onnxruntime")

@@ -12,7 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from yolo_prune.errors import CheckpointError, ConfigError, one_line
-from yolo_prune.imgsz import ImageSize, height_width, size_text
+from yolo_prune.imgsz import ImageSize, height_width, read_size, size_text
 from yolo_prune.runtimes.detections import Detections, detect
 from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Image, to_input
 from yolo_prune.runtimes.runtime import DeviceUnavailableError, Settings
@@ -141,6 +141,12 @@ def stated_channels(metadata: Mapping[str, str]) -> int | None:
     """Return the number of channels that the exporter wrote into the file's metadata, None when it did not."""
     stated = metadata.get("channels", "")
     return int(stated) if stated.isdigit() else None
+
+
+def stated_size(metadata: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """Return height and width that the exporter wrote into the file's metadata, None where it did not."""
+    sides = [int(side) for side in metadata.get("imgsz", "").strip("[]()").split(",") if side.strip()]
+    return height_width(read_size(sides)) if sides else (None, None)
 
 
 def class_count(metadata: Mapping[str, str]) -> int | None:

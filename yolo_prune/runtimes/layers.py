@@ -15,7 +15,10 @@ from yolo_prune.layers import LayerShape
 from yolo_prune.runtimes import RUNTIMES
 from yolo_prune.runtimes.runtime import Settings
 
-ENDINGS = {"torch": "", "onnxruntime": ".onnx", "openvino": ".onnx", "ncnn": ".param"}
+ENDINGS = {
+    **{"torch": "", "onnxruntime": ".onnx", "openvino": ".onnx", "ncnn": ".param", "opencv": ".onnx"},
+    "torchscript": "",
+}
 """Of the file that each runtime runs a layer from; PyTorch makes its layers itself."""
 _OPSET, _IR = 17, 8
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
-from yolo_prune.imgsz import ImageSize, height_width, read_size
+from yolo_prune.imgsz import ImageSize, height_width
 from yolo_prune.runtimes import onnxruntime as reference
 from yolo_prune.runtimes.files import (
     FileRuntime,
@@ -24,6 +24,7 @@ from yolo_prune.runtimes.files import (
     refuse_options_of_torch,
     refuse_other_devices,
     stated_channels,
+    stated_size,
     the_file_in,
 )
 from yolo_prune.runtimes.runtime import FileFacts, Loader, Settings, facts_of, import_runtime
@@ -102,14 +103,9 @@ def read_file(path: Path) -> FileFacts:
     with weights.open("rb") as stream:
         begin = stream.read(4)
     metadata = metadata_beside(file)
-    height, width = _stated_size(metadata)
+    height, width = stated_size(metadata)
     precision = {_FLOAT16: "float16", _INT8: "int8"}.get(begin, "float32")
     return FileFacts(1, stated_channels(metadata), height, width, precision, metadata)
-
-
-def _stated_size(metadata: dict[str, str]) -> tuple[int | None, int | None]:
-    sides = [int(side) for side in metadata.get("imgsz", "").strip("[]()").split(",") if side.strip()]
-    return height_width(read_size(sides)) if sides else (None, None)
 
 
 def _loaded(ncnn: Any, file: Path, threads: int) -> Any:

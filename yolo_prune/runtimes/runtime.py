@@ -162,7 +162,7 @@ def import_runtime(name: str) -> Any:
         MissingRuntimeError: It is not installed.
     """
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(RUNTIMES[name].package or name)
     except ImportError as error:
         raise missing_runtime(name) from error
 

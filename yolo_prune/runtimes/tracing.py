@@ -1,16 +1,19 @@
-"""Networks as ONNX files, by PyTorch's own exporter."""
+"""Networks as ONNX and TorchScript files, by PyTorch's own tracer."""
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from yolo_prune.errors import BenchmarkError, one_line
 from yolo_prune.graph.passes import FAILURES
+from yolo_prune.runtimes.torchscript import FACTS_FILE
 
 _OPSET = 17
 
@@ -50,3 +53,31 @@ def trace_to_onnx(
             )
     except FAILURES as error:
         raise BenchmarkError(f"{what} cannot be exported to ONNX: {one_line(error)}.") from error
+
+
+def trace_to_torchscript(
+    network: nn.Module, images: Tensor, file: Path, *, what: str, facts: Mapping[str, str]
+) -> None:
+    """Write what a network does with a batch of images as TorchScript.
+
+    Args:
+        network: Returns one tensor.
+        images: Shape (B, C, H, W), the fixed size of the input.
+        file: What is written.
+        what: The network, to begin the sentence of an error with.
+        facts: What the file says of itself.
+
+    Raises:
+        BenchmarkError: It cannot be traced.
+    """
+    stated = {"batch": images.shape[0], "channels": images.shape[1], **facts}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # 2026-11: torch deprecates TorchScript, and warns of every shape that is a constant in a trace.
+            warnings.simplefilter("ignore")
+            trace: Any = torch.jit.trace
+            trace(network, images, check_trace=False).save(
+                str(file), _extra_files={FACTS_FILE: json.dumps(stated)}
+            )
+    except FAILURES as error:
+        raise BenchmarkError(f"{what} cannot be exported to TorchScript: {one_line(error)}.") from error

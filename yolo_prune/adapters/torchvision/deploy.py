@@ -1,4 +1,4 @@
-"""Files of this host as ONNX."""
+"""Files of this host as ONNX and TorchScript."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from yolo_prune.adapters.torchvision.names import FORMAT
 from yolo_prune.errors import ConfigError, MissingRuntimeError
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, height_width, plain_size
-from yolo_prune.runtimes.tracing import trace_to_onnx
+from yolo_prune.runtimes.tracing import trace_to_onnx, trace_to_torchscript
+
+_ENDINGS = (".onnx", ".torchscript")
 
 
-def export_onnx(checkpoint: Path | str, out: Path | str, *, imgsz: ImageSize, batch: int = 1) -> Path:
-    """Export a file of this host to ONNX, float32, with normalisation and suppression inside.
+def export_file(checkpoint: Path | str, out: Path | str, *, imgsz: ImageSize, batch: int = 1) -> Path:
+    """Export a file of this host, float32, with normalisation and suppression inside.
 
     Args:
         checkpoint: The file.
-        out: The .onnx file to create or replace, whole or not at all.
+        out: The file to create or replace, whole or not at all: ``.onnx`` or ``.torchscript``.
         imgsz: Size of the input in pixels; it is fixed.
         batch: Images in a batch; fixed.
 
@@ -35,35 +37,36 @@ def export_onnx(checkpoint: Path | str, out: Path | str, *, imgsz: ImageSize, ba
     Raises:
         MissingRuntimeError: onnx is not installed.
         CheckpointError: The checkpoint cannot be loaded.
-        ConfigError: ``out`` is not an .onnx path.
+        ConfigError: ``out`` has another ending.
         BenchmarkError: torch cannot export this network.
     """
     out = Path(out)
-    if out.suffix != ".onnx":
-        raise ConfigError(f"an export needs a path that ends in .onnx, got '{out}'.")
-    if importlib.util.find_spec("onnx") is None:
+    if out.suffix not in _ENDINGS:
+        raise ConfigError(f"an export needs a path that ends in {' or '.join(_ENDINGS)}, got '{out}'.")
+    if out.suffix == ".onnx" and importlib.util.find_spec("onnx") is None:
         raise MissingRuntimeError(
             "export to ONNX needs 'onnx', which is not installed: pip install \"yolo-prune[onnx]\"."
         )
     loaded = load(checkpoint)
     what = described(loaded.module)
     pixels = torch.rand(batch, 3, *height_width(imgsz), generator=torch.Generator().manual_seed(0))
+    facts = {
+        "task": what.task,
+        "classes": json.dumps(list(what.numbered.values())),
+        "labels": json.dumps(list(what.every_label)),
+        "imgsz": json.dumps(plain_size(imgsz)),
+        "architecture": what.architecture,
+        "stretched": json.dumps(what.task != CLASSIFY and is_stretched(loaded.module)),
+        "format": FORMAT,
+    }
+    network = deployed(loaded.module)
     with replacing(out) as temporary:
-        network = deployed(loaded.module)
-        axes = {"output": {1: "found"}} if isinstance(network, Boxes) else None
-        trace_to_onnx(network, pixels, temporary, what=what.architecture, dynamic_axes=axes)
-        _write_facts(
-            temporary,
-            {
-                "task": what.task,
-                "classes": json.dumps(list(what.numbered.values())),
-                "labels": json.dumps(list(what.every_label)),
-                "imgsz": json.dumps(plain_size(imgsz)),
-                "architecture": what.architecture,
-                "stretched": json.dumps(what.task != CLASSIFY and is_stretched(loaded.module)),
-                "format": FORMAT,
-            },
-        )
+        if out.suffix == ".onnx":
+            axes = {"output": {1: "found"}} if isinstance(network, Boxes) else None
+            trace_to_onnx(network, pixels, temporary, what=what.architecture, dynamic_axes=axes)
+            _write_facts(temporary, facts)
+        else:
+            trace_to_torchscript(network, pixels, temporary, what=what.architecture, facts=facts)
     return out
 
 

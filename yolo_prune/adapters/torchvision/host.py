@@ -172,10 +172,10 @@ class TorchvisionHost:
         batch: int = 1,
         trust: bool = False,
     ) -> Path:
-        """Export a file of this host to ONNX, with suppression inside."""
-        from yolo_prune.adapters.torchvision.deploy import export_onnx
+        """Export a file of this host, with suppression inside."""
+        from yolo_prune.adapters.torchvision.deploy import export_file
 
-        return export_onnx(checkpoint, out, imgsz=imgsz, batch=batch)
+        return export_file(checkpoint, out, imgsz=imgsz, batch=batch)
 
     def export_int8(
         self,

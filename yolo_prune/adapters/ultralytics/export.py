@@ -16,7 +16,8 @@ from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError, 
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, height_width, plain_size, size_text
 
-_NEEDED = ("onnx", "onnxslim")
+_FORMATS = {".onnx": ("onnx", ("onnx", "onnxslim")), ".torchscript": ("torchscript", ())}
+"""Ending -> the host's name of the format, and the packages that it needs."""
 _HOST_ERRORS = (
     *(RuntimeError, OSError, SyntaxError, TypeError, ValueError, LookupError, AttributeError),
     *(AssertionError, ImportError, ArithmeticError),
@@ -32,18 +33,33 @@ def export_onnx(
     trust: bool = False,
     dynamic: bool = False,
 ) -> Path:
-    """Export a checkpoint to ONNX, float32, decoded outputs, suppression left to the caller.
+    """Export a checkpoint to ONNX; see :func:`export_file`."""
+    if Path(out).suffix != ".onnx":
+        raise ConfigError(f"an export needs a path that ends in .onnx, got '{out}'.")
+    return export_file(checkpoint, out, imgsz=imgsz, batch=batch, trust=trust, dynamic=dynamic)
+
+
+def export_file(
+    checkpoint: Path | str,
+    out: Path | str,
+    *,
+    imgsz: ImageSize,
+    batch: int = 1,
+    trust: bool = False,
+    dynamic: bool = False,
+) -> Path:
+    """Export a checkpoint, float32, decoded outputs, suppression left to the caller.
 
     Nothing is installed, and neither the checkpoint nor its folder is touched. A detector with two heads, one
     of which needs no suppression, is exported with the head that it has selected.
 
     Args:
         checkpoint: What ``load_detector`` accepts.
-        out: The .onnx file to create or replace, whole or not at all.
+        out: The file to create or replace, whole or not at all: ``.onnx`` or ``.torchscript``.
         imgsz: Size of the input, in pixels; its sides are multiples of the model's stride.
         batch: Fixed batch size.
         trust: Load a checkpoint that may run code of its own.
-        dynamic: Leave the size of the input open, which costs speed; else it is fixed.
+        dynamic: Leave the size of the input of an .onnx file open, which costs speed; else it is fixed.
 
     Returns:
         ``out``.
@@ -51,13 +67,14 @@ def export_onnx(
     Raises:
         MissingRuntimeError: onnx or onnxslim is not installed.
         CheckpointError: The checkpoint cannot be loaded.
-        ConfigError: ``out`` is not an .onnx path or ``imgsz`` does not fit the stride.
+        ConfigError: ``out`` has another ending, or ``imgsz`` does not fit the stride.
         BenchmarkError: The host's exporter failed, or exported nothing.
     """
     out = Path(out)
-    if out.suffix != ".onnx":
-        raise ConfigError(f"an export needs a path that ends in .onnx, got '{out}'.")
-    for package in _NEEDED:
+    if out.suffix not in _FORMATS:
+        raise ConfigError(f"an export needs a path that ends in {' or '.join(_FORMATS)}, got '{out}'.")
+    kind, needed = _FORMATS[out.suffix]
+    for package in needed:
         if importlib.util.find_spec(package) is None:
             raise MissingRuntimeError(
                 f"export to ONNX needs '{package}', which is not installed: pip install \"yolo-prune[onnx]\"."
@@ -71,10 +88,10 @@ def export_onnx(
             Path(folder, "model.pt")
         )  # the exporter writes beside it; no file needs to be there
         try:
-            exported = Path(_run_exporter(host, imgsz, batch, dynamic))
+            exported = Path(_run_exporter(host, kind, imgsz, batch, dynamic))
         except _HOST_ERRORS as error:
             raise BenchmarkError(
-                f"the host cannot export '{checkpoint}' to ONNX: {one_line(error)}."
+                f"the host cannot export '{checkpoint}' to {kind}: {one_line(error)}."
             ) from error
         if not exported.is_file():
             raise BenchmarkError(f"the host's exporter left no file for '{checkpoint}'.")
@@ -83,13 +100,13 @@ def export_onnx(
     return out
 
 
-def _run_exporter(host: Any, imgsz: ImageSize, batch: int, dynamic: bool) -> str:
+def _run_exporter(host: Any, kind: str, imgsz: ImageSize, batch: int, dynamic: bool) -> str:
     """Run the host's exporter on a module and return the path that it wrote."""
     from ultralytics.engine.exporter import Exporter
 
     options: dict[str, Any] = {
         "mode": "export",
-        "format": "onnx",
+        "format": kind,
         "imgsz": plain_size(imgsz),
         "batch": batch,
         "dynamic": dynamic,

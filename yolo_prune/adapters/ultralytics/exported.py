@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from yolo_prune.accuracy.deployed import DeployedModel
 from yolo_prune.errors import CheckpointError, ConfigError, DataError, MissingRuntimeError
 from yolo_prune.imgsz import ImageSize, read_size, size_text
 from yolo_prune.runtimes.detections import ANCHORS, QUERIES, RANKED
+from yolo_prune.runtimes.torchscript import read_facts
 
 _OPENVINO = "_openvino_model"
 _NEEDED = {  # modules that a format runs on, and the extra that installs them
@@ -130,7 +129,7 @@ def open_export(path: str | Path) -> ExportedModel:
                 f"evaluating '{path.name}' needs '{module}', which is not installed: "
                 f'pip install "yolo-prune[{extra}]".'
             )
-    readers = {"onnx": _read_onnx, "torchscript": _read_torchscript, "openvino": _read_openvino}
+    readers = {"onnx": _read_onnx, "torchscript": read_facts, "openvino": _read_openvino}
     found = _plain(readers[kind](path))
     if not {"task", "names", "imgsz"} <= set(found):
         raise CheckpointError(
@@ -160,7 +159,8 @@ def read_export(metadata: Mapping[str, Any]) -> DeployedModel | None:
     if not {"task", "names", "imgsz"} <= set(found):
         return None
     names, options = found["names"], found.get("args") or {}
-    names = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
+    names = {int(index): name for index, name in pairs}  # JSON keeps the indices as text
     queries = _holds_queries(found)
     suppresses = bool(options.get("nms", False))
     return DeployedModel(
@@ -206,16 +206,6 @@ def _read_onnx(path: Path) -> dict[str, Any]:
         if not found["dynamic"]:
             found.update(batch=shape[0], channels=shape[1], imgsz=list(shape[2:]))
     return found
-
-
-def _read_torchscript(path: Path) -> dict[str, Any]:
-    """Read the metadata that lies beside the code in a TorchScript archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = next((one for one in archive.namelist() if one.endswith("extra/config.txt")), None)
-            return dict(json.loads(archive.read(name))) if name else {}
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"'{path}' is not a TorchScript file, or a damaged one: {error}.") from error
 
 
 def _read_openvino(path: Path) -> dict[str, Any]:

@@ -165,9 +165,9 @@ class UltralyticsHost:
         trust: bool = False,
     ) -> Path:
         """Export a checkpoint with the host's own exporter."""
-        from yolo_prune.adapters.ultralytics.export import export_onnx
+        from yolo_prune.adapters.ultralytics.export import export_file
 
-        return export_onnx(checkpoint, out, imgsz=imgsz, batch=batch, trust=trust)
+        return export_file(checkpoint, out, imgsz=imgsz, batch=batch, trust=trust)
 
     def export_int8(
         self,

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -170,11 +171,13 @@ def equivalence_of(plan: PrunePlan) -> Equivalence | None:
 def versions(of_host: Sequence[str]) -> dict[str, str]:
     """Return the versions of what numbers depend on, and of a host's packages."""
     found = {"python": platform.python_version()}
-    for name in ("yolo-prune", *of_host, *RUNTIMES, "pycocotools", "numpy"):
-        try:
+    for name in ("yolo-prune", *of_host, "pycocotools", "numpy"):
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    distributions = importlib.metadata.packages_distributions()
+    for name, entry in RUNTIMES.items():
+        for distribution in distributions.get(entry.package or name, ())[:1]:
+            found[name] = importlib.metadata.version(distribution)
     return found
 
 
