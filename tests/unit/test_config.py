@@ -16,6 +16,7 @@ from yolo_prune.options import (
 )
 from yolo_prune.options.fields import config_from, option_fields, parse_overrides
 from yolo_prune.runs.configure import make_config
+from yolo_prune.runtimes import RUNTIMES
 
 NEEDED = ["model=best.pt", "data=data.yaml"]
 
@@ -119,7 +120,7 @@ def test_texts_become_the_type_of_their_field(word, key, value):
         ("split=vla", "split must be one of 'val', 'test', 'train', got 'vla'. Did you mean 'val'?"),
         (
             "runtimes=torch,onx",
-            "runtimes must be one of 'torch', 'onnxruntime', 'openvino', 'ncnn', 'opencv', 'torchscript', got 'onx'.",
+            f"runtimes must be one of {', '.join(map(repr, RUNTIMES))}, got 'onx'.",
         ),
         ("recalibrate_bn=7", "recalibrate_bn must be one of 'auto', true, false, got '7'."),
         ("keep_masc=0.5", "unknown key 'keep_masc'. Did you mean 'keep_macs'?"),

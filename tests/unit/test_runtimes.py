@@ -16,7 +16,7 @@ from torch import nn
 from yolo_prune.cli import main
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.runs.subject import size_mb
-from yolo_prune.runtimes import DEFAULT_RUNTIMES, RUNTIMES, ncnn
+from yolo_prune.runtimes import DEFAULT_RUNTIMES, PROVIDERS, RUNTIMES, ncnn
 from yolo_prune.runtimes.onnx_facts import read_onnx
 from yolo_prune.runtimes.runtime import (
     DeviceUnavailableError,
@@ -28,7 +28,7 @@ from yolo_prune.runtimes.runtime import (
 )
 from yolo_prune.runtimes.tracing import trace_to_onnx, trace_to_torchscript
 
-FILE_RUNTIMES = [name for name, entry in RUNTIMES.items() if not entry.checkpoints]
+FILE_RUNTIMES = [name for name, entry in RUNTIMES.items() if not entry.checkpoints and ":" not in name]
 FACTS = {"task": "detect", "names": "{0: 'a', 1: 'b', 2: 'c'}", "imgsz": "[64, 32]"}
 SIZE = (64, 32)
 
@@ -344,6 +344,77 @@ def test_operators_of_a_host_s_library_are_imported_with_a_torchscript(tmp_path)
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.returncode) == ("torchscript", 0), done.stderr
+
+
+# What ONNX Runtime hands a network to
+
+
+class Handing:
+    """onnxruntime with more providers; what they run, the CPU runs, and a session says what it is told to say."""
+
+    def __init__(self, monkeypatch, *available, says=None):
+        self.library, self.says, self.asked = pytest.importorskip("onnxruntime"), says, []
+        self.session = self.library.InferenceSession
+        monkeypatch.setattr(
+            self.library, "get_available_providers", lambda: [*available, "CPUExecutionProvider"]
+        )
+        monkeypatch.setattr(self.library, "InferenceSession", self.open)
+
+    def open(self, path, options, providers):
+        self.asked = providers
+        session = self.session(path, options, providers=["CPUExecutionProvider"])
+        names = [one if isinstance(one, str) else one[0] for one in providers]
+        session.get_providers = lambda: self.says or names
+        return session
+
+
+PLACES = [("openvino", "cpu"), ("coreml", "cpu"), ("tensorrt", "cuda:1")]
+
+
+@pytest.mark.parametrize(("name", "device"), PLACES)
+def test_a_provider_that_a_build_lacks_is_not_measured(name, device, file):
+    pytest.importorskip("onnxruntime")
+    sentence = f"^this build of onnxruntime has no {PROVIDERS[name]}, only .*CPUExecutionProvider"
+    with pytest.raises(DeviceUnavailableError, match=sentence):
+        opened(f"onnxruntime:{name}", file, device=device)
+
+
+@pytest.mark.parametrize(("name", "device"), PLACES)
+def test_a_provider_is_asked_first_and_named_in_the_facts(name, device, file, net, monkeypatch):
+    handing = Handing(monkeypatch, PROVIDERS[name])
+    model = opened(f"onnxruntime:{name}", file, device=device, threads=3)
+    assert handing.asked[0][0] == PROVIDERS[name]
+    assert handing.asked[0][1].get("num_of_threads") == (3 if name == "openvino" else None)
+    assert handing.asked[0][1].get("device_id") == (1 if name == "tensorrt" else None)
+    assert handing.asked[-1] == "CPUExecutionProvider"
+    assert model.facts["runtime"] == f"onnxruntime:{name}"
+    np.testing.assert_allclose(model.infer(pixels())[0], output_of(net, pixels()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "device"), PLACES)
+def test_a_provider_that_did_not_start_is_no_measurement_of_the_cpu(name, device, file, monkeypatch):
+    Handing(monkeypatch, PROVIDERS[name], says=["CPUExecutionProvider"])
+    sentence = f"no usable (GPU|device) for {PROVIDERS[name]} and fell back to CPUExecutionProvider$"
+    with pytest.raises(DeviceUnavailableError, match=sentence):
+        opened(f"onnxruntime:{name}", file, device=device)
+
+
+@pytest.mark.parametrize(
+    ("name", "device"), [("openvino", "cuda:0"), ("coreml", "cuda:0"), ("tensorrt", "cpu")]
+)
+def test_a_provider_on_another_device_than_its_own_is_not_measured(name, device, file, monkeypatch):
+    Handing(monkeypatch, PROVIDERS[name])
+    with pytest.raises(DeviceUnavailableError, match=f"^{PROVIDERS[name]} is measured on (a GPU|the CPU)"):
+        opened(f"onnxruntime:{name}", file, device=device)
+
+
+def test_bench_says_which_provider_is_missing_and_check_cannot_tell(file, capsys):
+    pytest.importorskip("onnxruntime")
+    assert main(["bench", f"model={file}", "runtimes=onnxruntime:coreml", "rounds=2", "threads=1"]) == 0
+    assert "Not measured: this build of onnxruntime has no CoreMLExecutionProvider" in capsys.readouterr().out
+    words = [f"model={file}", "runtime=onnxruntime:coreml", "min_fps=1"]
+    assert main(["check", *words]) == 2
+    assert "not measured: this build of onnxruntime has no CoreML" in capsys.readouterr().err
 
 
 # OpenVINO's own files

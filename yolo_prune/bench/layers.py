@@ -151,7 +151,7 @@ def cache_file(runtime: str, settings: Settings) -> Path:
     where = [__version__, runtime, version, cpu_name(), settings.device, str(settings.threads)]
     key = hashlib.sha256("\n".join(where).encode()).hexdigest()[:16]
     home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(home) / "yolo_prune" / "latency" / f"{runtime}-{version}-{key}.json"
+    return Path(home) / "yolo_prune" / "latency" / f"{runtime.replace(':', '-')}-{version}-{key}.json"
 
 
 def read_cache(file: Path) -> dict[LayerShape, float]:

@@ -31,6 +31,12 @@ class RuntimeEntry:
         return name.lower().rstrip("/\\").endswith(self.endings)
 
 
+PROVIDERS = {
+    "openvino": "OpenVINOExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+"""What ONNX Runtime hands a network to, by the name behind the colon of ``onnxruntime:``."""
 RUNTIMES = {
     "torch": RuntimeEntry(
         "yolo_prune.runtimes.pytorch", (".pt", ".pth"), "torch", checkpoints=True, exported=""
@@ -48,6 +54,12 @@ RUNTIMES = {
         package="torch",
         exported=".torchscript",
     ),
+    **{
+        f"onnxruntime:{provider}": RuntimeEntry(
+            "yolo_prune.runtimes.onnxruntime", (".onnx",), "onnx", package="onnxruntime"
+        )
+        for provider in PROVIDERS
+    },
 }
 """The runtimes by name. Of several that run a file the first one does, unless another is named."""
 DEFAULT_RUNTIMES = ("torch", "onnxruntime")

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from yolo_prune.errors import MissingRuntimeError
 from yolo_prune.layers import LayerShape
-from yolo_prune.runtimes import RUNTIMES
-from yolo_prune.runtimes.runtime import Settings
+from yolo_prune.runtimes import PROVIDERS, RUNTIMES
+from yolo_prune.runtimes.runtime import Settings, with_provider
 
 ENDINGS = {
     **{"torch": "", "onnxruntime": ".onnx", "openvino": ".onnx", "ncnn": ".param", "opencv": ".onnx"},
     "torchscript": "",
+    **dict.fromkeys((f"onnxruntime:{provider}" for provider in PROVIDERS), ".onnx"),
 }
 """Of the file that each runtime runs a layer from; PyTorch makes its layers itself."""
 _OPSET, _IR = 17, 8
@@ -45,7 +46,7 @@ def open_layer(runtime: str, file: Path | None, shape: LayerShape, settings: Set
     if file is None:
         call: Callable[[], Any] = module.open_layer(shape, images, settings)
         return call
-    run: Run = module.open_network(file, settings)
+    run: Run = module.open_network(file, with_provider(settings, runtime))
     return lambda: run(images)
 
 

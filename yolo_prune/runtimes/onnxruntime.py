@@ -1,4 +1,4 @@
-"""ONNX Runtime: an exported file on the CPU or a CUDA GPU, with neither torch nor a host imported."""
+"""ONNX Runtime: an exported file on the CPU, a CUDA GPU or a named provider, with neither torch nor a host."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import ImageSize
+from yolo_prune.runtimes import PROVIDERS
 from yolo_prune.runtimes.files import (
     FileRuntime,
     channel_count,
@@ -29,6 +30,8 @@ from yolo_prune.runtimes.runtime import (
 )
 
 CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_ON_GPU = (CUDA, PROVIDERS["tensorrt"])
 _IMAGES = ("tensor(float)", "tensor(float16)")
 _QUANTISED = b"DequantizeLinear"  # the operator that every ONNX file with weights of 8 bits has
 
@@ -47,7 +50,8 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
 
     Raises:
         MissingRuntimeError: onnxruntime is not installed.
-        DeviceUnavailableError: A GPU is asked for and this build or machine has none.
+        DeviceUnavailableError: A GPU or a provider is asked for that this build or machine has not, or a provider on
+            another device than its own.
         ConfigError: The file was exported for another input, or half precision or compilation is asked for.
         CheckpointError: The file is not a readable ONNX model.
     """
@@ -57,14 +61,15 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
     image = session.get_inputs()[0]
     check_input(image.shape, path, imgsz, settings.batch)
     metadata = session.get_modelmeta().custom_metadata_map
-    device_name = None if settings.device == "cpu" else CUDA
+    wanted = _wanted(settings)
+    name = f"onnxruntime:{settings.provider}" if settings.provider else "onnxruntime"
     return FileRuntime(
         _runner(session),
         imgsz=imgsz,
         channels=channel_count(image.shape, metadata),
         classes=class_count(metadata),
         classifies=len(session.get_outputs()[0].shape) == 2,
-        facts=facts_of("onnxruntime", onnxruntime.__version__, settings, device_name),
+        facts=facts_of(name, onnxruntime.__version__, settings, None if settings.device == "cpu" else wanted),
         dtype=np.float16 if "float16" in image.type else np.float32,
     )
 
@@ -85,17 +90,50 @@ def _runner(session: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
 
 
 def _usable_session(onnxruntime: Any, path: Path, settings: Settings) -> Any:
-    """Return an InferenceSession on the device that was asked for.
+    """Return an InferenceSession on the device and with the provider that were asked for.
+
+    Asked for a provider that it has not, or that does not start, ONNX Runtime runs on the CPU and goes on.
 
     Raises:
-        DeviceUnavailableError: It is not there.
+        DeviceUnavailableError: They are not there.
     """
-    if settings.device != "cpu" and CUDA not in onnxruntime.get_available_providers():
-        raise DeviceUnavailableError(f"this build of onnxruntime has no {CUDA}")
+    wanted = _wanted(settings)
+    if (settings.device == "cpu") == (wanted in _ON_GPU):
+        raise DeviceUnavailableError(
+            f"{wanted} is measured on {'a GPU: device=cuda:0' if wanted in _ON_GPU else 'the CPU alone'}"
+        )
+    available = onnxruntime.get_available_providers()
+    if wanted not in available:
+        raise DeviceUnavailableError(
+            f"this build of onnxruntime has no {wanted}, only {', '.join(available)}"
+        )
     session = open_session(onnxruntime, path, settings)
-    if settings.device != "cpu" and session.get_providers()[0] != CUDA:
-        raise DeviceUnavailableError(f"onnxruntime found no usable GPU for {CUDA}")
+    found = session.get_providers()
+    if found[0] != wanted:
+        raise DeviceUnavailableError(
+            f"onnxruntime found no usable {'GPU' if wanted in _ON_GPU else 'device'} for {wanted} and fell back to "
+            f"{found[0]}"
+        )
     return session
+
+
+def _wanted(settings: Settings) -> str:
+    """Return the provider that runs the network."""
+    if settings.provider:
+        return PROVIDERS[settings.provider]
+    return _CPU if settings.device == "cpu" else CUDA
+
+
+def _providers(settings: Settings) -> list[Any]:
+    """Return what ONNX Runtime tries in turn for every part of a network."""
+    wanted, options = _wanted(settings), dict[str, Any]()
+    if wanted == PROVIDERS["openvino"]:
+        options = {"device_type": "CPU", "precision": "FP32", "num_of_threads": settings.threads}
+    if wanted in _ON_GPU:
+        options = {"device_id": device_index(settings.device)}
+    first = [] if wanted == _CPU else [(wanted, options)]
+    second = [(CUDA, options)] if wanted == PROVIDERS["tensorrt"] else []
+    return [*first, *second, _CPU]
 
 
 def read_file(path: Path) -> FileFacts:
@@ -133,7 +171,6 @@ def open_session(onnxruntime: Any, path: Path, settings: Settings) -> Any:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    cuda = [(CUDA, {"device_id": device_index(settings.device)})] if settings.device != "cpu" else []
     errors = onnxruntime.capi.onnxruntime_pybind11_state
     broken = (
         errors.InvalidProtobuf,
@@ -143,6 +180,6 @@ def open_session(onnxruntime: Any, path: Path, settings: Settings) -> Any:
         errors.Fail,
     )
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[*cuda, "CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=_providers(settings))
     except broken as error:
         raise CheckpointError(f"'{path}' is not an ONNX model that onnxruntime can load: {error}") from error

@@ -7,7 +7,7 @@ import importlib
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -40,6 +40,7 @@ class Settings:
         half: Run in 16-bit floating point (torch on CUDA only).
         compile: Compile the network with ``torch.compile`` (torch only); the first steps, untimed, take minutes.
         trust: Load checkpoints that may run code of their own.
+        provider: What ONNX Runtime hands the network to, a key of ``PROVIDERS``; empty for its own kernels.
     """
 
     device: str
@@ -48,6 +49,7 @@ class Settings:
     half: bool = False
     compile: bool = False
     trust: bool = False
+    provider: str = ""
 
 
 @dataclass(frozen=True)
@@ -206,8 +208,13 @@ def open_runtime(name: str, path: Path, imgsz: ImageSize, settings: Settings, lo
     check_runtime(name)
     if is_exported(str(path)) and not RUNTIMES[name].checkpoints:
         check_runs(name, path)
-    opened: Runtime = _module_of(name).open_runtime(path, imgsz, settings, load)
+    opened: Runtime = _module_of(name).open_runtime(path, imgsz, with_provider(settings, name), load)
     return opened
+
+
+def with_provider(settings: Settings, name: str) -> Settings:
+    """Return settings that say what a runtime named ``onnxruntime:PROVIDER`` hands its networks to."""
+    return replace(settings, provider=name.partition(":")[2])
 
 
 def no_checkpoint(path: Path) -> Any:
