@@ -56,7 +56,7 @@ def take(sample: ImageMatches, images: np.ndarray) -> ImageMatches:
     for one in sample.classes:
         kept = place[one.image] >= 0
         matches = (place[one.image[kept]], one.right[:, kept], one.ignored[:, kept], one.objects[images])
-        classes.append(ClassMatches(*matches))
+        classes.append(ClassMatches(*matches, one.score[kept]))
     return ImageMatches(len(images), tuple(classes))
 
 

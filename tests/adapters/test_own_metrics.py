@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from pycocotools import mask as coco_mask
 from tiny_host import draw, tiny
 
 from yolo_prune.accuracy.bootstrap import draw_images
+from yolo_prune.accuracy.looks import differing_images
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import evaluate, validator
 from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_detector
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.adapters.ultralytics.scoring import METRIC_OF_TASK, detections_of
+from yolo_prune.adapters.ultralytics.tasks import open_task
 from yolo_prune.errors import DataError
 
 TASKS = list(METRIC_OF_TASK)
@@ -74,6 +77,34 @@ def test_the_quick_evaluation_and_the_sample_have_the_same_number(made):
     every = np.ones((1, len(things)), dtype=int)
     assert result.sample.accuracy(every) == pytest.approx(result.own.ap, abs=1e-9)
     assert result.own.ap != pytest.approx(result.coco.ap, abs=1e-3), "the control: boxes have another AP"
+
+
+def test_single_images_are_shown_with_what_the_task_is_about(made):
+    """Chosen by their places in the sample; the model that finds the truth is right on each of them."""
+    task, things, data = made
+    opened = open_task(
+        SimpleNamespace(task=task, names=NAMES), data, split="val", batch=3, device="cpu", workers=0
+    )
+    perfect, moved = (opened.evaluate(oracle(task, told), 160) for told in (things, disturbed(things, 0.3)))
+    assert perfect.sample.correctness().tolist() == [1.0] * len(things)
+    worst = int(moved.sample.correctness().argmin())
+    chosen = [each.index for each in differing_images(perfect.sample, moved.sample, 2)]
+    assert chosen[0] == worst
+    looks = opened.look(oracle(task, things), 160, chosen)
+    assert len(looks) == len(chosen)
+    for place, look in zip(chosen, looks, strict=True):
+        assert data.parent.joinpath(look.file).is_file()
+        assert sorted(one.label for one in look.found) == sorted(one.label for one in look.truth)
+        assert opened.look(oracle(task, things), 160, [place])[0].file == look.file
+        for one in look.found:
+            assert bool(one.points) == (task == "pose")
+            assert isinstance(one.mask, {"segment": dict, "obb": list}.get(task, type(None)))
+            centre = np.array(one.box[:2]) + np.array(one.box[2:]) / 2
+            near = [np.abs(np.array(t.box[:2]) + np.array(t.box[2:]) / 2 - centre).max() for t in look.truth]
+            assert min(near) < 3, "where the truth is"
+            if task == "obb":
+                corners = np.array(one.mask[0]).reshape(4, 2)
+                assert np.abs(corners.mean(axis=0) - centre).max() < 1.5
 
 
 def test_resampled_matches_are_the_hosts_of_repeated_images():

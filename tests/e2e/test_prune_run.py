@@ -224,6 +224,19 @@ def test_checkpoints_say_where_they_come_from(folder, parent):
     assert read_metadata(folder / "weights" / "pruned.pt")["parent"] == str(parent)
 
 
+def test_the_images_where_the_models_differ_are_in_the_page_and_not_in_the_json(folder):
+    shown = json.loads((folder / "examples" / "examples.json").read_text())
+    page, size = (folder / "report.html").read_text(), (folder / "report.json").stat().st_size
+    assert "Where parent and retrained model differ most" in page
+    if shown["left_out"] is None:
+        assert shown["columns"] == ["truth", "parent", "retrained"]
+        assert page.count("data:image/jpeg;base64,") == sum(len(each["files"]) for each in shown["images"])
+    else:
+        assert shown["left_out"] in page
+    assert "base64" not in (folder / "report.json").read_text()
+    assert size < 200_000
+
+
 def test_the_page_is_whole_and_loads_nothing(folder):
     found = []
 

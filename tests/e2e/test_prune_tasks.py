@@ -67,6 +67,7 @@ def test_the_whole_run_is_judged_by_the_metric_of_its_task(host, tmp_path, task,
     assert report["conditions"]["ap_of"] == boxes
     assert all(stage[metric] is not None and stage["ap"] is None for stage in report["stages"])
     assert len(report["resamples"]) == 4
+    assert json.loads((tmp_path / "a" / "examples" / "examples.json").read_text())["images"] is not None
     for name in ("report.md", "report.html"):
         text = html.unescape((tmp_path / "a" / name).read_text())
         assert definition in text

@@ -150,7 +150,7 @@ def test_each_file_is_there_when_the_next_stage_begins_and_not_before(whole):
     assert seen["evaluate int8 at 64"] == quantised
     assert seen["evaluate parent at 48"] == quantised
     report = {"report.json", "report.md", "report.csv", "report.html"}
-    assert files_of(result.folder) == quantised | report
+    assert files_of(result.folder) == quantised | report | EXAMPLES
     assert result.best == result.folder / "weights" / "best.pt"
 
 
@@ -242,6 +242,7 @@ def test_the_data_is_opened_as_the_options_say(host, options):
 PARENT, PRUNED, RETRAINED = (f"evaluate {name} at 64" for name in ("parent", "pruned", "retrained"))
 BEGUN = {"args.yaml"}
 SAVED = BEGUN | {"weights/parent.pt"}
+EXAMPLES = {"examples/examples.json"}
 CUT = SAVED | {"weights/pruned.pt", "plan.json", "recovery.json"}
 TRAINED = CUT | {"weights/last.pt", "weights/best.pt", "results.csv"}
 PLACES = [
@@ -729,10 +730,10 @@ def test_a_disk_that_is_full_when_the_report_is_written_costs_no_more_than_the_r
     with pytest.raises(OSError, match="No space left on device"):
         prune_from_config(options())
     order = ["report.json", "report.md", "report.csv", "report.html"]
-    assert files_of(host.diary.root) == CUT | set(order[: order.index(file)])
+    assert files_of(host.diary.root) == CUT | EXAMPLES | set(order[: order.index(file)])
     monkeypatch.undo()
     monkeypatch.setattr(hosts, "hosts", lambda: (host,))
     host.diary.entries.clear()
     result = prune_from_config(options(resume=True))
     assert host.diary.count("read calibration", "open the scorer", "score", "save pruned.pt") == 0
-    assert files_of(result.folder) == CUT | set(order)
+    assert files_of(result.folder) == CUT | EXAMPLES | set(order)

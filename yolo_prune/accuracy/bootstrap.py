@@ -7,6 +7,7 @@ the two intervals suggest, because an image that is hard for one model is hard f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ IntArray = NDArray[np.integer[Any]]
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 SEED = 0
+SURE = 0.25
+"""Score from which a detection counts, where an image is judged by itself."""
 RECALLS = np.linspace(0.0, 1.0, 101)  # where COCO reads precision
 _NEXT_RECALL = np.append(RECALLS, np.inf)
 _CELLS, _NARROWEST = 500_000, 16  # numbers in memory at once, and resamples of which they are at least
@@ -39,6 +42,12 @@ class ImageSample(Protocol):
 
         Returns:
             Accuracy in [0, 1], shape (B,); NaN where nothing is left to find.
+        """
+
+    def correctness(self) -> FloatArray:
+        """Return how right the results of each image are by themselves, in [0, 1], shape (images,).
+
+        Of detections F1 at an overlap of 0.5, of those with a score of ``SURE`` or more; of a classifier 0 or 1.
         """
 
 
@@ -62,12 +71,14 @@ class ClassMatches:
         right: Whether it is right at each IoU threshold, shape (T, D).
         ignored: Whether it counts neither as right nor as wrong, shape (T, D).
         objects: Number of ground-truth boxes of each image, shape (images,).
+        score: Of each detection, shape (D,).
     """
 
     image: IntArray
     right: NDArray[np.bool_]
     ignored: NDArray[np.bool_]
     objects: IntArray
+    score: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +99,10 @@ class ImageMatches:
         result: FloatArray = np.divide(total, present, out=np.full(len(weights), np.nan), where=present > 0)
         return result
 
+    def correctness(self) -> FloatArray:
+        """Return F1 of each image."""
+        return image_f1(self.classes, self.images)
+
 
 @dataclass(frozen=True, eq=False)
 class ImageHits:
@@ -103,6 +118,23 @@ class ImageHits:
     def accuracy(self, weights: IntArray) -> FloatArray:
         """Return the share of right images."""
         return np.asarray(weights @ self.right.astype(np.int64) / weights.sum(axis=1), dtype=np.float64)
+
+    def correctness(self) -> FloatArray:
+        """Return 1 for right images."""
+        return self.right.astype(np.float64)
+
+
+def image_f1(classes: Sequence[ClassMatches], images: int) -> FloatArray:
+    """Return F1 of each image: ``2 * right / (found + objects)``, 1 where nothing is there and nothing was found."""
+    right, found, objects = np.zeros(images), np.zeros(images), np.zeros(images)
+    for one in classes:
+        counted = (one.score >= SURE) & ~one.ignored[0]
+        right += np.bincount(one.image[counted & one.right[0]], minlength=images)
+        found += np.bincount(one.image[counted], minlength=images)
+        objects += one.objects
+    total = found + objects
+    result: FloatArray = np.divide(2 * right, total, out=np.ones(images), where=total > 0)
+    return result
 
 
 def draw_images(images: int, resamples: int = RESAMPLES, seed: int = SEED) -> IntArray:

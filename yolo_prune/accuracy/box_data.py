@@ -78,13 +78,18 @@ class BoxData:
         """
         if count >= len(self.image_files):
             return self
-        chosen = np.linspace(0, len(self.image_files) - 1, count).round().astype(int).tolist()
-        ids = tuple(self.image_ids[at] for at in chosen)
-        truth = _only(self.ground_truth, set(ids))
-        if not truth["annotations"]:
+        found = self.chosen(np.linspace(0, len(self.image_files) - 1, count).round().astype(int).tolist())
+        if not found.ground_truth["annotations"]:
             raise DataError(f"the {count} images chosen from {self.file} hold no boxes: take more images.")
-        files = tuple(self.image_files[at] for at in chosen)
-        return replace(self, image_files=files, image_ids=ids, ground_truth=truth)
+        return found
+
+    def chosen(self, places: Sequence[int]) -> BoxData:
+        """Return the images at some places of ``image_files``."""
+        ids = tuple(self.image_ids[at] for at in places)
+        files = tuple(self.image_files[at] for at in places)
+        return replace(
+            self, image_files=files, image_ids=ids, ground_truth=_only(self.ground_truth, set(ids))
+        )
 
 
 def read_boxes(data: str | Path, split: str = "val", task: str = "detect") -> BoxData:

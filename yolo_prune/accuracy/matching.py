@@ -150,6 +150,7 @@ def matches_of(found: FoundOfClass, objects: ObjectsOfClass, matched: Matched, i
         matched.right[0][:, order],
         matched.ignored[0][:, order],
         np.bincount(objects.image[matched.counted[0]], minlength=images),
+        found.score[order],
     )
 
 

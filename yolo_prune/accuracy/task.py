@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from yolo_prune.accuracy.bootstrap import ImageSample
+from yolo_prune.accuracy.looks import Look
 from yolo_prune.imgsz import ImageSize
 
 
@@ -79,6 +80,13 @@ class Task(Protocol):
 
     def image_files(self, count: int) -> list[Path]:
         """Return images of the split to measure speed on."""
+
+    def look(self, module: nn.Module, imgsz: ImageSize, chosen: Sequence[int]) -> list[Look]:
+        """Return what a module finds in some images of the split, by their places in the sample of its results.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
 
     def class_sizes(self) -> Mapping[str, int]:
         """Return how many boxes or images of each class the split has."""

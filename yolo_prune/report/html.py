@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ from yolo_prune.report.verdicts import verdicts
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+    from yolo_prune.report.examples import Examples
 
 STAGES = {
     "parent": "parent",
@@ -66,12 +68,19 @@ class Bar:
     kind: str = ""
 
 
-def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
+def render_html(
+    report: RunReport,
+    files: Sequence[str] = (),
+    examples: Examples | None = None,
+    pictures: Mapping[str, str] | None = None,
+) -> str:
     """Return the report as one self-contained HTML page.
 
     Args:
         report: A run.
         files: Paths relative to the page that deserve a link, for example ``plan.json``.
+        examples: Images on which the models differ.
+        pictures: Of those, by the names of their files, as data URIs.
 
     Returns:
         HTML text: styles and charts inside, light and dark by the reader's preference.
@@ -107,6 +116,8 @@ def render_html(report: RunReport, files: Sequence[str] = ()) -> str:
         timings=timing_bars(report),
         frozen=[layer for layer in report.layers if layer.frozen],
         files=files,
+        examples=examples,
+        pictures=pictures or {},
         final=final.model if final else "pruned",
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from yolo_prune.files import write_text
 from yolo_prune.report.csv import render_csv
+from yolo_prune.report.examples import embedded, read_examples
 from yolo_prune.report.html import render_html
 from yolo_prune.report.rows import RunReport, report_from_json, write_json
 from yolo_prune.report.table import render_table
@@ -52,4 +53,6 @@ def rebuild_report(folder: Path | str) -> Path:
     write_text(folder / "report.md", f"# {report.name}\n\n{render_table(report)}")
     write_text(folder / "report.csv", render_csv(report))
     files = [name for name in LINKED if (folder / name).is_file()]
-    return write_text(folder / "report.html", render_html(report, files))
+    examples = read_examples(folder)
+    pictures = embedded(folder, examples) if examples else {}
+    return write_text(folder / "report.html", render_html(report, files, examples, pictures))

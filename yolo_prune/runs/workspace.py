@@ -14,6 +14,7 @@ from typing import Any
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.progress import LOGGER
+from yolo_prune.report.examples import clear_examples
 
 OUTPUTS = (
     *("args.yaml", "plan.json", "recovery.json", "results.csv"),
@@ -65,6 +66,7 @@ class Workspace:
         """Delete what an earlier run wrote here, so that nothing of it can pass for this run's."""
         for name in OUTPUTS:
             (self.root / name).unlink(missing_ok=True)
+        clear_examples(self.root)
 
     def remember(self, name: str, value: Any) -> None:
         """Write a stage's result as ``name.json``, whole or not at all, so that a later run can go on from it."""

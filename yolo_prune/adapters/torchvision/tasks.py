@@ -22,6 +22,7 @@ from yolo_prune.accuracy.classes import (
 )
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
 from yolo_prune.accuracy.labels import class_sizes
+from yolo_prune.accuracy.looks import Look, Thing, looks_of
 from yolo_prune.accuracy.shapes import BOXES, Compared
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.torchvision import files as stored
@@ -164,6 +165,15 @@ class BoxTask:
         """Return the first images of the split."""
         return list(self.split.image_files[:count])
 
+    def look(self, module: nn.Module, imgsz: ImageSize, chosen: Sequence[int]) -> list[Look]:
+        """Return what a module finds in some images, by their places among the sorted ids."""
+        by_id = sorted(range(len(self.split.image_ids)), key=self.split.image_ids.__getitem__)
+        part = self.split.chosen([by_id[place] for place in chosen])
+        files = dict(zip(part.image_ids, part.image_files, strict=True))
+        found = self._find(module, self._loaded(part, imgsz))
+        shape = None if self.compared is BOXES else self.compared.key
+        return looks_of(files, part.ground_truth, found, shape)
+
     def class_sizes(self) -> dict[str, int]:
         """Return the number of ground-truth boxes of each class."""
         return class_sizes(self.split.ground_truth)
@@ -243,6 +253,17 @@ class ClassTask:
     def image_files(self, count: int) -> list[Path]:
         """Return images spread over the classes of the split."""
         return self.split.spread(count)
+
+    def look(self, module: nn.Module, imgsz: ImageSize, chosen: Sequence[int]) -> list[Look]:
+        """Return the best class of some images, by their places among the split's."""
+        files, names = [self.split.image_files[place] for place in chosen], self.split.names
+        scores = torch.from_numpy(self._scores(module, iter([load_cropped(files, imgsz)]))).softmax(1)
+        labels = [self.split.labels[place] for place in chosen]
+        best, likely = scores.argmax(1).tolist(), scores.amax(1).tolist()
+        return [
+            Look(file, (Thing(names[label]),), (Thing(names[found], score),))
+            for file, label, found, score in zip(files, labels, best, likely, strict=True)
+        ]
 
     def class_sizes(self) -> dict[str, int]:
         """Return the number of images in each class's folder."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from yolo_prune.accuracy.bootstrap import ImageHits
 from yolo_prune.accuracy.classes import ClassificationData, ClassifierResult, class_split
+from yolo_prune.accuracy.looks import Look, Thing
 from yolo_prune.adapters.ultralytics.anatomy import input_channels
 from yolo_prune.adapters.ultralytics.class_folders import find_class_folders
 from yolo_prune.adapters.ultralytics.evaluate import class_names
@@ -181,10 +182,64 @@ def _probabilities(outputs: Any) -> Tensor:
     return found
 
 
+def look(
+    module: nn.Module,
+    data: ClassificationData,
+    names: Mapping[int, str],
+    *,
+    imgsz: ImageSize,
+    chosen: Sequence[int],
+    device: str,
+) -> list[Look]:
+    """Return the best class of some images beside the right one.
+
+    Args:
+        module: A classifier of the host.
+        data: A split.
+        names: Class index -> name.
+        imgsz: Size of the input, in pixels.
+        chosen: Places of the images in the host's order.
+        device: Where the module is.
+    """
+    found = []
+    with evaluating(module), torch.inference_mode():
+        for file, sample in _samples(data, names, imgsz, lambda count: chosen):
+            likely = _probabilities(module(sample["img"][None].to(device)))[0].float().cpu()
+            best = int(likely.argmax())
+            there = Thing(names[int(sample["cls"])])
+            found.append(Look(file, (there,), (Thing(names[best], float(likely[best])),)))
+    return found
+
+
 def _labelled(
     data: ClassificationData, names: Mapping[int, str], imgsz: ImageSize, max_images: int, batch: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Load evenly spread images of a split with the class indices that the host gives them."""
+
+    def spread(count: int) -> list[int]:
+        chosen: list[int] = np.linspace(0, count - 1, min(count, max_images)).round().astype(int).tolist()
+        return chosen
+
+    samples = [sample for _, sample in _samples(data, names, imgsz, spread)]
+    images = torch.stack([sample["img"] for sample in samples])
+    labels = torch.tensor([sample["cls"] for sample in samples])
+    return list(zip(torch.split(images, batch), torch.split(labels, batch), strict=True))
+
+
+def _samples(
+    data: ClassificationData,
+    names: Mapping[int, str],
+    imgsz: ImageSize,
+    choose: Callable[[int], Sequence[int]],
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Load images of a split as the host's validation does.
+
+    Args:
+        data: A split.
+        names: Class index -> name.
+        imgsz: Size of the input, in pixels.
+        choose: Given the number of images, returns the places of those to load.
+    """
     from yolo_prune.adapters.ultralytics.undisturbed import undisturbed
     from yolo_prune.adapters.ultralytics.validator import classification_validator, fix_shape_
 
@@ -194,12 +249,8 @@ def _labelled(
         validator.names = dict(names)
         fix_shape_(validator, imgsz)
         dataset = validator.build_dataset(os.fspath(data.root))
-        count = min(len(dataset), max_images)
-        chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-        samples = [dataset[index] for index in track(chosen, "Loading images")]
-    images = torch.stack([sample["img"] for sample in samples])
-    labels = torch.tensor([sample["cls"] for sample in samples])
-    return list(zip(torch.split(images, batch), torch.split(labels, batch), strict=True))
+        chosen = track(choose(len(dataset)), "Loading images")
+        return [(Path(dataset.samples[index][0]), dataset[index]) for index in chosen]
 
 
 def class_calibration_batches(

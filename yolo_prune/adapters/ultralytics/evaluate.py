@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
+from yolo_prune.accuracy.looks import Look, looks_of
 from yolo_prune.adapters.ultralytics.anatomy import STRIDE, stride_of
 from yolo_prune.adapters.ultralytics.data import (
     DetectionData,
@@ -21,6 +22,7 @@ from yolo_prune.adapters.ultralytics.data import (
 )
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
 from yolo_prune.adapters.ultralytics.scoring import (
+    SHAPE_KEYS,
     EvalResult,
     detections_of,
     host_metric,
@@ -209,7 +211,14 @@ class Evaluator:
         own, _ = own_score(validator, self.data, task, found)
         return own.ap if own else coco_ap_by_image(self.data.ground_truth, found, by_size=False)[0].ap
 
-    def _validated(self, module: nn.Module, names: Mapping[int, str] | None) -> Any:
+    def look(self, module: nn.Module, names: Mapping[int, str] | None = None) -> list[Look]:
+        """Return what one module finds in each image, beside what is there: the corners of oriented boxes, too."""
+        validator = self._validated(module, names, corners=True)
+        files = {number: Path(path) for path, number in self.data.image_ids.items()}
+        found = detections_of(validator, self.data)
+        return looks_of(files, self.data.ground_truth, found, SHAPE_KEYS.get(str(validator.args.task)))
+
+    def _validated(self, module: nn.Module, names: Mapping[int, str] | None, *, corners: bool = False) -> Any:
         """Run the host's validation on the loaded images."""
         from yolo_prune.adapters.ultralytics.validator import (
             collecting_validator,
@@ -222,7 +231,7 @@ class Evaluator:
         check_classes(names, self.data)
         check_channels(module, self.data.yaml)
         options: dict[str, Any] = {"task": task_of(module), "data": os.fspath(self.data.file)}
-        scored = {"host_score": options["task"] == "obb"}
+        scored = {"host_score": options["task"] == "obb", "corners": corners}
         validator_class = type("FastValidator", (collecting_validator(module),), scored)
         options |= {
             **_RULES,
@@ -269,7 +278,20 @@ def _slice(data: DetectionData, max_images: int | None) -> DetectionData:
     count = len(data.image_files)
     if max_images is None or max_images >= count:
         return data
-    chosen = np.linspace(0, count - 1, max_images).round().astype(int).tolist()
+    part = _taken(data, np.linspace(0, count - 1, max_images).round().astype(int).tolist())
+    if not part.ground_truth["annotations"]:
+        raise DataError(f"the {max_images} images chosen from {data.file} hold no boxes: take more images.")
+    return part
+
+
+def chosen_images(data: DetectionData, places: Sequence[int]) -> DetectionData:
+    """Keep the images at some places among the sorted ids."""
+    numbers = [data.image_ids[os.fspath(path)] for path in data.image_files]
+    by_id = sorted(range(len(numbers)), key=numbers.__getitem__)
+    return _taken(data, [by_id[place] for place in places])
+
+
+def _taken(data: DetectionData, chosen: Sequence[int]) -> DetectionData:
     files = tuple(data.image_files[index] for index in chosen)
     image_ids = {os.fspath(path): data.image_ids[os.fspath(path)] for path in files}
     ids = set(image_ids.values())
@@ -278,8 +300,6 @@ def _slice(data: DetectionData, max_images: int | None) -> DetectionData:
         "annotations": [each for each in data.ground_truth["annotations"] if each["image_id"] in ids],
         "categories": data.ground_truth["categories"],
     }
-    if not truth["annotations"]:
-        raise DataError(f"the {max_images} images chosen from {data.file} hold no boxes: take more images.")
     return replace(
         data,
         image_files=files,

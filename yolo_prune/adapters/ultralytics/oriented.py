@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from yolo_prune.accuracy.bootstrap import RECALLS, ClassMatches, FloatArray, IntArray
+from yolo_prune.accuracy.bootstrap import RECALLS, ClassMatches, FloatArray, IntArray, image_f1
 
 Matched = tuple[Any, Any, Any, Any]
 """Of one image: right (D, T), score (D,) and class (D,) of the detections, and class (G,) of the objects."""
@@ -33,13 +33,13 @@ class HostMatches:
         right, scores, kinds, objects = (np.concatenate([each[at] for each in matched]) for at in range(4))
         of_image = np.repeat(np.arange(len(matched)), [len(each[3]) for each in matched])
         order = np.argsort(-scores)  # as the host sorts
-        number, right, kinds = number[order], right[order], kinds[order]
+        number, right, kinds, scores = number[order], right[order], kinds[order], scores[order]
         classes = []
         for kind in np.unique(objects):
             mine = kinds == kind
             hits = right[mine].T.astype(bool)
             counts = np.bincount(of_image[objects == kind], minlength=len(matched))
-            classes.append(ClassMatches(number[mine], hits, np.zeros_like(hits), counts))
+            classes.append(ClassMatches(number[mine], hits, np.zeros_like(hits), counts, scores[mine]))
         return cls(len(matched), tuple(classes))
 
     def accuracy(self, weights: IntArray) -> FloatArray:
@@ -56,6 +56,10 @@ class HostMatches:
             present += objects > 0
         result: FloatArray = np.divide(total, present, out=np.full(len(weights), np.nan), where=present > 0)
         return result
+
+    def correctness(self) -> FloatArray:
+        """Return F1 of each image."""
+        return image_f1(self.classes, self.images)
 
 
 def _interpolated(counted: IntArray, seen: IntArray, objects: int) -> float:

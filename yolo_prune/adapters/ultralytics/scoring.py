@@ -17,7 +17,8 @@ from yolo_prune.errors import DataError
 AP_FIELDS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 METRIC_OF_TASK = {"segment": "mask_ap", "pose": "keypoint_ap", "obb": "oriented_ap"}
 """What models are judged by, as a row of the report calls it, where they find more than boxes."""
-_SHAPE_KEYS = {"segment": MASKS.key, "pose": Keypoints.key}
+SHAPE_KEYS = {"segment": MASKS.key, "pose": Keypoints.key, "obb": MASKS.key}
+"""How COCO calls what a task finds beside upright boxes; the corners of oriented ones are polygons."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def detections_of(validator: Any, data: DetectionData) -> list[dict[str, Any]]:
             "category_id": data.category_ids[each.kind],
             "bbox": each.box,
             "score": each.score,
-            **({} if each.shape is None else {_SHAPE_KEYS[validator.args.task]: each.shape}),
+            **({} if each.shape is None else {SHAPE_KEYS[validator.args.task]: each.shape}),
         }
         for each in validator.found
     ]
@@ -144,7 +145,7 @@ def own_score(
             f"the data was opened for '{data.task}' and the model's task is '{task}': open it with task='{task}'."
         )
     if task == "obb":
-        return _oriented(validator)
+        return _oriented(validator, data)
     compared = _compared(validator, data, task)
     if compared is BOXES:
         return None, None
@@ -164,15 +165,17 @@ def _compared(validator: Any, data: DetectionData, task: str) -> Compared:
     return MASKS if task == "segment" else BOXES
 
 
-def _oriented(validator: Any) -> tuple[OwnAp, ImageSample]:
-    """Return the host's own mAP of oriented boxes, and its matches."""
+def _oriented(validator: Any, data: DetectionData) -> tuple[OwnAp, ImageSample]:
+    """Return the host's own mAP of oriented boxes, and its matches, of the images in the order of their ids."""
     from ultralytics import __version__ as host_version
 
     box = validator.metrics.box
     kinds = (int(kind) for kind in box.ap_class_index)
     per_class = {str(validator.names[kind]): float(ap) for kind, ap in zip(kinds, box.ap, strict=True)}
     how = f"the validation of Ultralytics {host_version}"
-    return OwnAp(float(box.map), float(box.map50), per_class, how), HostMatches.from_images(validator.matched)
+    pairs = zip(validator.files, validator.matched, strict=True)
+    matched = [each for _, each in sorted(pairs, key=lambda pair: data.image_ids[pair[0]])]
+    return OwnAp(float(box.map), float(box.map50), per_class, how), HostMatches.from_images(matched)
 
 
 def host_metric(validator: Any, task: str) -> Any:

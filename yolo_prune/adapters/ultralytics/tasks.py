@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from yolo_prune.accuracy.classes import ClassificationData, ClassifierResult
 from yolo_prune.accuracy.labels import class_sizes
+from yolo_prune.accuracy.looks import Look
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.host import ExportedFile
 from yolo_prune.adapters.stored import LoadedModel
@@ -73,6 +74,12 @@ class BoxTask:
         """Return the first images of the split."""
         return list(self.split.image_files[:count])
 
+    def look(self, module: nn.Module, imgsz: ImageSize, chosen: Sequence[int]) -> list[Look]:
+        """Return what a module finds in some images, by their places among the sorted ids."""
+        part = evaluate.chosen_images(self.split, chosen)
+        quick = evaluate.Evaluator(part, imgsz=imgsz, batch=self.batch, device=self.device)
+        return quick.look(module, self.names)
+
     def class_sizes(self) -> dict[str, int]:
         """Return the number of ground-truth boxes of each class."""
         return class_sizes(self.split.ground_truth)
@@ -130,6 +137,10 @@ class ClassTask:
     def image_files(self, count: int) -> list[Path]:
         """Return images spread over the classes of the split."""
         return self.split.spread(count)
+
+    def look(self, module: nn.Module, imgsz: ImageSize, chosen: Sequence[int]) -> list[Look]:
+        """Return the best class of some images, by their places in the host's order."""
+        return classify.look(module, self.split, self.names, imgsz=imgsz, chosen=chosen, device=self.device)
 
     def class_sizes(self) -> dict[str, int]:
         """Return the number of images in each class's folder."""

@@ -110,9 +110,11 @@ class Collecting:
         found: The detections.
         matched: Of oriented boxes: what the host matched in each image, where its own metrics are computed.
         host_score: Whether the host's own metrics are computed as well.
+        corners: Whether the corners of oriented boxes are kept.
     """
 
     host_score = True
+    corners = False
     threads = 1
     stride: int
     metrics: Any
@@ -202,7 +204,13 @@ class Collecting:
     def _shapes(
         self, prediction: Mapping[str, torch.Tensor], boxes: torch.Tensor, frame: Mapping[str, Any]
     ) -> list[Any]:
-        """Return the masks or the key points of one image's detections, in pixels of the file; else nothing."""
+        """Return masks, key points or, where asked for, corners of one image's detections, in pixels of the file."""
+        if len(boxes) and self.corners and prediction["bboxes"].shape[-1] == 5:
+            corners = ops.xywhr2xyxyxyxy(prediction["bboxes"]).clone().float()
+            scaled = ops.scale_coords(
+                frame["imgsz"], corners, frame["ori_shape"], ratio_pad=frame["ratio_pad"]
+            )
+            return [[each] for each in scaled.flatten(1).tolist()]
         if len(boxes) and "masks" in prediction:
             prototypes, coefficients = self._prototypes[id(prediction["bboxes"])]
             scored = _best_of_each(prediction["cls"].tolist(), DETECTIONS)

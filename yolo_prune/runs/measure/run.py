@@ -30,8 +30,10 @@ from yolo_prune.report import (
     RunReport,
     StageAp,
 )
+from yolo_prune.report.select import FINAL_ORDER
 from yolo_prune.runs.job import PruneJob
 from yolo_prune.runs.measure.changes import layer_widths, plan_summary, scale_histogram
+from yolo_prune.runs.measure.examples import save_examples
 from yolo_prune.runs.measure.speed import (
     BENCH_IMAGES,
     Evaluated,
@@ -81,6 +83,8 @@ def measure_run(
         with space.stage("bench", "measuring speed, alternately"):
             comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), job.device)
         warnings = speed_warnings(comparisons, space.root)
+    with space.stage("examples", "drawing the images where the models differ most"):
+        save_examples(job, models[0], _final(models))
     parent, pruned = models[0], models[1]
     graph = job.parent.cost.graph
     return RunReport(
@@ -112,6 +116,11 @@ def measure_run(
             *warnings,
         ),
     )
+
+
+def _final(models: Sequence[Evaluated]) -> Evaluated:
+    """Return the model that the run is judged by."""
+    return next(model for name in FINAL_ORDER for model in models if model.name == name)
 
 
 def _conditions(
