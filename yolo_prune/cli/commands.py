@@ -279,16 +279,32 @@ def inspect(config: InspectConfig) -> None:
 
 
 def report(config: ReportConfig) -> None:
-    """Write the report of a run folder again and print its table."""
+    """Write the report of a run folder again and print its table, or that of several runs beside each other."""
     from yolo_prune.report import rebuild_report, render_table, report_from_json, write_json
 
+    if len(config.run) > 1 or config.html is not None:
+        _compare_runs(config)
+        return
+    run = Path(config.run[0])
     if config.bench:
         from yolo_prune.runs.measure import measure_speed_again
 
-        write_json(measure_speed_again(Path(config.run)), Path(config.run))
-    page = rebuild_report(config.run)
-    say(render_table(report_from_json(config.run)))
+        write_json(measure_speed_again(run), run)
+    page = rebuild_report(run)
+    say(render_table(report_from_json(run)))
     say(f"\nreport: {page}")
+
+
+def _compare_runs(config: ReportConfig) -> None:
+    from yolo_prune.report.compare import compare_runs, read_runs, render_comparison
+
+    compared = compare_runs(*read_runs(config.run))
+    say(render_comparison(compared))
+    if config.html is not None:
+        from yolo_prune.report.html import render_comparison_html
+
+        write_text(Path(config.html), render_comparison_html(compared))
+        say(f"\nhtml: {config.html}")
 
 
 def demo(config: DemoConfig) -> None:

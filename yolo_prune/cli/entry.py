@@ -91,7 +91,8 @@ def _dispatch(words: list[str]) -> int:
         commands.say(command_help(name))
         return OK
     command = COMMANDS[name]
-    rest = _host_words(rest) if name == "train" else rest
+    spoken = {"train": _host_words, "report": _run_words}.get(name)
+    rest = spoken(rest) if spoken else rest
     config = make_config(command.kind, parse_overrides(rest))
     log_to_console(config.verbose)
     with commands.answers_alone_on_stdout():
@@ -120,6 +121,21 @@ def _host_words(words: Sequence[str]) -> list[str]:
         follows_key = before.startswith("--") and "=" not in before
         spoken.append(word if follows_key else keys.get(word, "{}").format(word))
     return spoken
+
+
+def _run_words(words: Sequence[str]) -> list[str]:
+    """Give bare words the key of what a report is of: run folders."""
+    before = ["", *words]
+    bare = [
+        index
+        for index, word in enumerate(words)
+        if "=" not in word
+        and not word.startswith("-")
+        and not (before[index].startswith("--") and "=" not in before[index])
+    ]
+    folders = ",".join(f'"{words[index]}"' if "," in words[index] else words[index] for index in bare)
+    kept = [word for index, word in enumerate(words) if index not in bare]
+    return [*kept, f"run={folders}"] if bare else kept
 
 
 def _command_name(word: str) -> str:

@@ -75,8 +75,8 @@ COMMANDS = {
     "report": Command(
         configs.ReportConfig,
         commands.report,
-        "write the report of a run again",
-        "yolo-prune report run=runs/prune/prune",
+        "write the report of a run again, or compare runs: report a/ b/ c/",
+        "yolo-prune report run=runs/prune/half,runs/prune/third html=compared.html",
     ),
     "demo": Command(
         configs.DemoConfig,

@@ -123,9 +123,13 @@ class InspectConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Options of ``report``: write the report of a run folder again from its report.json."""
+    """Options of ``report``: write the report of a run folder again, or compare several."""
 
-    run: str = option("run folder, such as runs/prune/prune", group=FOLDER)
+    run: tuple[str, ...] = option(
+        "run folder, such as runs/prune/prune; several are compared, and the key may be left out: report a/ b/",
+        group=FOLDER,
+    )
+    html: str | None = option("page of a comparison, with its chart", None, group=FILE)
     bench: bool = option(
         "measure the speed of the run's models again, and keep the rest", False, group=MEASURING
     )
@@ -134,3 +138,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         coerce_(self)
+        if not self.run:
+            raise ConfigError("'run' names no folder: give run=runs/prune/prune.")
+        if self.bench and len(self.run) > 1:
+            raise ConfigError(f"bench=true measures one run again, and {len(self.run)} are named.")

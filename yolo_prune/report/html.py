@@ -31,6 +31,7 @@ from yolo_prune.report.verdicts import verdicts
 if TYPE_CHECKING:
     from jinja2 import Template
 
+    from yolo_prune.report.compare import ComparedRuns
     from yolo_prune.report.examples import Examples
 
 STAGES = {
@@ -120,6 +121,11 @@ def render_html(
         pictures=pictures or {},
         final=final.model if final else "pruned",
     )
+
+
+def render_comparison_html(compared: ComparedRuns) -> str:
+    """Return runs beside each other as one self-contained page."""
+    return page_template("compare.html.j2").render(compared=compared)
 
 
 def page_template(name: str) -> Template:

@@ -53,6 +53,16 @@ def difference_interval(report: RunReport, row: Row, others: Sequence[tuple[Row,
     return _bounds(values)
 
 
+def paired_interval(one: tuple[RunReport, Row], other: tuple[RunReport, Row]) -> Interval | None:
+    """Return the interval of the accuracy of one model minus another's, of two reports on the same images.
+
+    Returns:
+        The interval; None where one has no resamples, or another number of them.
+    """
+    ours, theirs = (resamples_of(report, row) for report, row in (one, other))
+    return None if ours is None or theirs is None or len(ours) != len(theirs) else _bounds(ours - theirs)
+
+
 def _bounds(values: FloatArray | None) -> Interval | None:
     from yolo_prune.accuracy.bootstrap import interval_of
 

@@ -86,13 +86,14 @@ def chart_of_report(report: RunReport) -> Chart | None:
     return draw(series, metric_of(report).title, shared)
 
 
-def draw(series: Sequence[Series], metric: str, shared: str = "") -> Chart | None:
+def draw(series: Sequence[Series], metric: str, shared: str = "", joined: bool = True) -> Chart | None:
     """Draw series into one chart.
 
     Args:
         series: Each in a colour of its own.
         metric: What the accuracy is called.
         shared: What all series have in common, in words.
+        joined: Join the points that no other beats in both, which is fair where all are of one machine.
 
     Returns:
         The chart, None with fewer than two points.
@@ -104,7 +105,7 @@ def draw(series: Sequence[Series], metric: str, shared: str = "") -> Chart | Non
     heights = [value for p in points for value in (p.accuracy, p.low, p.high) if value is not None]
     down, marks_down = _scale(heights, _HEIGHT - _BOTTOM, _TOP)
     parts = [*_axes(across, marks_across, down, marks_down, metric)]
-    best = front(points)
+    best = front(points) if joined else []
     if len(best) > 1:
         way = " ".join(f"{across(p.fps):.1f},{down(p.accuracy):.1f}" for p in best)
         parts.append(f'<polyline class="front" points="{way}"/>')

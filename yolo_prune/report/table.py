@@ -63,7 +63,8 @@ def format_gmacs(value: float | None) -> str:
     return _text(value, ".3f" if not value or value >= 0.1 else "#.3g")
 
 
-def _with_bounds(value: float | None, bounds: Interval | None, form: str) -> str:
+def with_bounds(value: float | None, bounds: Interval | None, form: str) -> str:
+    """Return a number with its interval in brackets, where it has one."""
     text = _text(value, form)
     return f"{text} [{bounds.low:{form}}, {bounds.high:{form}}]" if value is not None and bounds else text
 
@@ -76,10 +77,10 @@ def _columns(report: RunReport) -> dict[str, Callable[[Row], str]]:
         "GMACs": lambda row: format_gmacs(merged(report, row).gmacs),
         "params M": lambda row: _text(merged(report, row).params_m, ".3f"),
         "size MB": lambda row: _text(merged(report, row).size_mb, ".2f"),
-        metric.title: lambda row: _with_bounds(
+        metric.title: lambda row: with_bounds(
             merged(report, row).accuracy, accuracy_interval(report, row), ".3f"
         ),
-        f"{metric.short} change": lambda row: _with_bounds(
+        f"{metric.short} change": lambda row: with_bounds(
             accuracy_change(report, row), change_interval(report, row), "+.3f"
         ),
         metric.second_title: lambda row: _text(getattr(merged(report, row), metric.second), ".3f"),
@@ -155,7 +156,7 @@ def render_table(report: RunReport) -> str:
         Text with columns padded to equal width, ending in a newline.
     """
     table = make_table(report)
-    parts = [_grid(table)] if table.rows else ["No model was measured."]
+    parts = [grid(table)] if table.rows else ["No model was measured."]
     if table.absent:
         parts.append(f"Not measured: {', '.join(table.absent)}.")
     parts.append("\n".join(table.notes))
@@ -165,10 +166,11 @@ def render_table(report: RunReport) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _grid(table: Table) -> str:
+def grid(table: Table) -> str:
+    """Return a table as Markdown whose columns are aligned."""
     lines = [tuple(cell(text) for text in line) for line in (table.columns, *table.rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-    left = {i for i, name in enumerate(table.columns) if name in ("model", "runtime", "precision")}
+    left = {i for i, name in enumerate(table.columns) if name in ("run", "model", "runtime", "precision")}
 
     def draw(line: tuple[str, ...]) -> str:
         cells = [text.ljust(widths[i]) if i in left else text.rjust(widths[i]) for i, text in enumerate(line)]
