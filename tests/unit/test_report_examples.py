@@ -206,5 +206,5 @@ def test_a_classifier_s_image_is_shown_once_with_what_each_model_says(tmp_path):
     made.task.metric = "top1"
     stage.save_examples(made, *hits)
     assert read_examples(tmp_path).images == (
-        Example("1.png", ("cat", "cat 0.75", "dog 0.75"), ("1_truth.jpg",)),
+        Example(f"{tmp_path.name}/1.png", ("cat", "cat 0.75", "dog 0.75"), ("1_truth.jpg",)),
     )

@@ -87,7 +87,8 @@ def _of_objects(one: Differing, before: Look, after: Look) -> _Panels:
 
 def _of_class(one: Differing, before: Look, after: Look) -> _Panels:
     found = (before.truth[0], before.found[0], after.found[0])
-    return before.file.name, tuple(map(_said, found)), [draw(_pixels(before.file), ())]
+    name = f"{before.file.parent.name}/{before.file.name}"  # of its class's folder
+    return name, tuple(map(_said, found)), [draw(_pixels(before.file), ())]
 
 
 def _said(thing: Thing) -> str:
