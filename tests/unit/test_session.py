@@ -194,9 +194,11 @@ def test_a_model_that_imitates_at_its_cut_begins_closer_to_the_uncut_one_and_has
             wanted = copy.deepcopy(model).eval()(images)
         session = make(model, sgd(model), **options, imitation_steps=steps)
         session.before_train()
-        plans.append(session.plan.to_json())
+        plans.append(session.plan)
         with torch.no_grad():
             distances.append(float(output_distance(model.eval()(images), wanted)))
+    imitation = plans[1].settings.pop("imitation")
+    assert 0 < imitation["after"] < imitation["before"]
     assert plans[0] == plans[1]
     assert distances[1] < 0.8 * distances[0]
     with pytest.raises(ConfigError, match=r"imitation_steps: .* give calibration=\."):

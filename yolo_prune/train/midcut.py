@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -92,10 +92,12 @@ def recover(
     traced = Traced.of(parent, anatomy)
     calibration = measured_at_heads(parent, traced.cost.graph, calibration)
     cut = cut_in_steps(traced, budget, recipe, calibration, lineage=lineage)
+    plan = cut.plan
     if settings.imitation_steps and cut.steps:
-        imitate_(cut.module, parent, calibration, steps=settings.imitation_steps)
+        result = imitate_(cut.module, parent, calibration, steps=settings.imitation_steps)
+        plan = replace(plan, settings={**plan.settings, "imitation": result.to_dict()})
     weights = {name: tensor.detach().cpu().clone() for name, tensor in cut.module.state_dict().items()}
-    return Recovered(cut.plan, weights)
+    return Recovered(plan, weights)
 
 
 def is_distributed() -> bool:
