@@ -71,6 +71,16 @@ def ours(truth: dict, detections: list[dict]) -> list[Any]:
     return [result.ap, result.ap50, result.ap75, result.ap_small, result.ap_medium, result.ap_large, *kinds]
 
 
+def ours_with_interval(truth: dict, detections: list[dict]) -> list[Any]:
+    """Score with the package, and draw the images 1,000 times for the interval."""
+    from yolo_prune.accuracy.bootstrap import interval_of, resampled_accuracy
+    from yolo_prune.accuracy.coco import coco_ap_by_image
+
+    _, sample = coco_ap_by_image(truth, detections)
+    found = interval_of(resampled_accuracy(sample))
+    return [found.low, found.high] if found else []
+
+
 def _means(precision: Any) -> list[Any]:
     precision = np.asarray(precision).reshape(10, 101, -1, 4, 3)[..., -1]
     parts = [precision[..., 0], precision[0, ..., 0], precision[5, ..., 0]]
@@ -127,7 +137,8 @@ def faster_coco_eval(truth: dict, detections: list[dict]) -> list[Any]:
 
 
 EVALUATORS: dict[str, Callable[[dict, list[dict]], list[Any]]] = {
-    each.__name__: each for each in (ours, pycocotools, hotcoco, hotcoco_matches, faster_coco_eval)
+    each.__name__: each
+    for each in (ours, ours_with_interval, pycocotools, hotcoco, hotcoco_matches, faster_coco_eval)
 }
 
 
@@ -155,7 +166,7 @@ def main() -> None:
         return
     found: dict[str, dict[str, Any]] = {}
     print("| evaluator | seconds | MB | largest difference to pycocotools |\n|---|---:|---:|---:|")
-    for name in ("pycocotools", "ours", "hotcoco", "hotcoco_matches", "faster_coco_eval"):
+    for name in ("pycocotools", *(each for each in EVALUATORS if each != "pycocotools")):
         size = ["--images", str(options.images), "--classes", str(options.classes)]
         done = subprocess.run(
             [sys.executable, __file__, "--only", name, *size], capture_output=True, text=True, check=False
@@ -165,7 +176,11 @@ def main() -> None:
             continue
         one = found[name] = json.loads(done.stdout)
         theirs = found.get("pycocotools", {}).get("values", [])
-        pairs = list(zip(one["values"], theirs, strict=False)) if name != "hotcoco_matches" else []
+        pairs = (
+            list(zip(one["values"], theirs, strict=False))
+            if "_" not in name or name == "faster_coco_eval"
+            else []
+        )
         apart = [float("inf") if (a is None) != (b is None) else abs((a or 0) - (b or 0)) for a, b in pairs]
         difference = f"{max(apart):.2g}" if apart else ""
         print(f"| {name} | {one['seconds']:.1f} | {one['mb']:.0f} | {difference} |", flush=True)

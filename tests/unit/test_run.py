@@ -21,7 +21,8 @@ from yolo_prune.bench.clock import Ratio
 from yolo_prune.errors import BenchmarkError, BudgetError, ConfigError, DataError, MissingRuntimeError
 from yolo_prune.options import PruneConfig
 from yolo_prune.recover.imitate import Imitation
-from yolo_prune.report import report_from_json, write
+from yolo_prune.report import Resampled, report_from_json, write, write_json
+from yolo_prune.report.intervals import accuracy_interval
 from yolo_prune.runs import recovery
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.measure import measure_speed_again, speed
@@ -662,6 +663,19 @@ def test_speed_is_measured_again_from_the_files_and_the_rest_of_the_report_stays
     without = measure_speed_again(first.folder)
     assert row_of(without, "pruned").not_measured == f"its file in {first.folder / 'weights'} is missing"
     assert row_of(without, "retrained").fps is not None
+
+
+def test_an_older_report_keeps_its_intervals_when_speed_is_measured_again(host, options, stopwatch):
+    """It says of no row what precision it was measured in; what is timed now is what was evaluated then."""
+    first = prune_from_config(options(bench=True, epochs=1, runtimes=("torch",), threads=1))
+    assert {row.precision for row in first.report.rows} == {"float32"}
+    rows = tuple(replace(row, precision=None) for row in first.report.rows)
+    drawn = tuple(Resampled(row.model, row.imgsz, values="0.25 0.5 0.75") for row in rows)
+    write_json(replace(first.report, rows=rows, resamples=drawn), first.folder)
+    again = measure_speed_again(first.folder)
+    assert {row.precision for row in again.rows} == {"float32"}
+    assert all(accuracy_interval(again, row) is not None for row in again.rows)
+    assert row_of(again, "pruned").fps == 20.0
 
 
 # Before the run.

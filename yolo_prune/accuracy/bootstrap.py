@@ -181,7 +181,7 @@ def _class_ap(one: ClassMatches, weights: IntArray, objects: IntArray) -> FloatA
     """
     result = np.zeros(len(weights))
     step = max(_NARROWEST, _CELLS // max(len(one.image), 1))
-    ignored = [bool(each.any()) for each in one.ignored]
+    ignored = [np.flatnonzero(each) for each in one.ignored]
     rights = [np.flatnonzero(right) for right in one.right & ~one.ignored]
     for start in range(0, len(weights) if any(map(len, rights)) else 0, step):
         part = slice(start, start + step)
@@ -190,10 +190,13 @@ def _class_ap(one: ClassMatches, weights: IntArray, objects: IntArray) -> FloatA
         for threshold, hits in enumerate(rights):
             if not len(hits):
                 continue
-            seen = all_seen
-            if ignored[threshold]:
-                seen = np.cumsum(drawn * ~one.ignored[threshold][:, None], axis=0, dtype=np.int32)
-            result[part] += _interpolated(drawn[hits], seen[hits], objects[part])
+            seen = all_seen[hits]
+            left_out = ignored[threshold]
+            if len(left_out):  # few: subtracted where they lie before a hit, in place of adding up all others
+                before = np.searchsorted(left_out, hits)
+                counts = np.cumsum(drawn[left_out], axis=0, dtype=np.int32)
+                seen[before > 0] -= counts[before[before > 0] - 1]
+            result[part] += _interpolated(drawn[hits], seen, objects[part])
     return result / len(one.right)
 
 

@@ -18,6 +18,7 @@ from yolo_prune.runs.measure.speed import (
     BENCH_IMAGES,
     Timed,
     bench_models,
+    evaluated_in,
     is_speed_warning,
     model_rows,
     model_speedups,
@@ -67,6 +68,7 @@ def _timed_again(report: RunReport, folder: Path, config: PruneConfig) -> RunRep
     task = find_host(config.model).open_task(
         loaded, config.data, split=config.split, batch=config.batch, device=device, workers=config.workers
     )
+    report = _with_precisions(report)
     timed = [_from_files(row, folder / "weights") for row in models_of(report)]
     comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), device)
     conditions = replace(report.conditions, machine=cpu_name(), **speed_conditions(comparisons))
@@ -79,6 +81,15 @@ def _timed_again(report: RunReport, folder: Path, config: PruneConfig) -> RunRep
         warnings=(*kept, *speed_warnings(comparisons, folder)),
         timing_s={**report.timing_s, "bench": round(time.perf_counter() - began, 3)},
     )
+
+
+def _with_precisions(report: RunReport) -> RunReport:
+    """Say of an older report's models what precision they were evaluated in, so that what is timed now is theirs."""
+    rows = tuple(replace(row, precision=row.precision or evaluated_in(row.model)) for row in report.rows)
+    drawn = tuple(
+        replace(one, precision=one.precision or evaluated_in(one.model)) for one in report.resamples
+    )
+    return replace(report, rows=rows, resamples=drawn)
 
 
 def _from_files(row: Row, weights: Path) -> Timed:

@@ -44,7 +44,12 @@ class Evaluated:
     @property
     def precision(self) -> str:
         """Of the weights that were evaluated."""
-        return "int8" if self.name == "int8" else "float32"
+        return evaluated_in(self.name)
+
+
+def evaluated_in(model: str) -> str:
+    """Return the precision that a run evaluates the model of such a row in."""
+    return "int8" if model == "int8" else "float32"
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,10 @@ def models_to_time(models: Sequence[Evaluated], failed: Mapping[str, str], host:
         )
         found.append(Timed(row, model.file))
     size = models[0].imgsz
-    missing = [Timed(Row(name, imgsz=size, not_measured=why), None) for name, why in failed.items()]
+    missing = [
+        Timed(Row(name, imgsz=size, precision=evaluated_in(name), not_measured=why), None)
+        for name, why in failed.items()
+    ]
     return [*found, *missing]
 
 
