@@ -149,7 +149,11 @@ def test_version_names_the_versions_in_use(capsys):
         ),
         ([*PRUNE, "l1_strenght=1"], "unknown key 'l1_strenght'."),
         ([*PRUNE, "epoch=1"], "unknown key 'epoch'. Did you mean 'epochs'?"),
-        (PRUNE[:-1], "give exactly one budget of keep_macs, gmacs, keep_params; got none."),
+        (
+            PRUNE[:-1],
+            "give exactly one budget of keep_macs, gmacs, keep_params, target_speedup, target_latency_ms, target_fps; "
+            "got none.",
+        ),
         (
             ["eval", "best.pt"],
             "'best.pt' is not key=value. Options look like model=best.pt or --model best.pt.",

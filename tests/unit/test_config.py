@@ -15,6 +15,7 @@ from yolo_prune.options import (
     to_yaml,
 )
 from yolo_prune.options.fields import config_from, option_fields, parse_overrides
+from yolo_prune.options.inrun import make_settings
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runtimes import RUNTIMES
 
@@ -145,11 +146,35 @@ def test_a_fraction_lies_inside_zero_and_one(key, value):
         ([], "got none"),
         (["keep_macs=0.5", "gmacs=1"], "got keep_macs and gmacs"),
         (["keep_macs=0.5", "keep_params=0.5"], "got keep_macs and keep_params"),
+        (["keep_macs=0.5", "target_fps=30"], "got keep_macs and target_fps"),
+        (["target_speedup=2", "target_latency_ms=9"], "got target_speedup and target_latency_ms"),
     ],
 )
 def test_exactly_one_budget_is_wanted(words, got):
-    expected = f"give exactly one budget of keep_macs, gmacs, keep_params; {got}."
+    kinds = "keep_macs, gmacs, keep_params, target_speedup, target_latency_ms, target_fps"
+    expected = f"give exactly one budget of {kinds}; {got}."
     assert sentence(PruneConfig, [*NEEDED, *words]) == expected
+
+
+@pytest.mark.parametrize("word", ["runtime=openvino", "target_device=cuda:0"])
+def test_where_a_target_is_met_means_nothing_without_one(word):
+    assert sentence(PruneConfig, [*NEEDED, "keep_macs=0.5", word]) == (
+        f"{word} is where a target is met, and keep_macs is none: give one of target_speedup, target_latency_ms, "
+        "target_fps, or leave it out. runtimes= are those that are measured."
+    )
+    assert make_config(PruneConfig, [*NEEDED, "target_fps=30", word]).target_fps == 30
+
+
+@pytest.mark.parametrize("key", ["target_speedup", "target_latency_ms", "target_fps"])
+def test_a_training_refuses_a_target_and_says_what_to_do(key):
+    expected = (
+        f"{key}: a training is cut to what can be counted (keep_macs, gmacs, keep_params). Cut to a time with "
+        "'yolo-prune prune', and train what it wrote with 'yolo-prune train model=.../weights/pruned.pt'."
+    )
+    assert sentence(TrainConfig, ["model=a.pt", "data=d.yaml", f"{key}=2"]) == expected
+    with pytest.raises(ConfigError) as caught:
+        make_settings({key: 2.0})
+    assert str(caught.value) == expected
 
 
 def test_a_missing_key_says_what_it_is():

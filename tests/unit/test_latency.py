@@ -193,24 +193,30 @@ def test_a_budget_of_time_without_times_is_refused():
 
 
 class Machine:
-    """Its clock moves when something runs; for half of the time it is three times as slow."""
+    """Its clocks move when something runs; for half of the time it is three times as slow.
 
-    def __init__(self):
-        self.now, self.calls = 0.0, 0
+    Where it is ``busy``, whatever runs for more than 1 ms is interrupted for as long again, which the wall clock sees.
+    """
+
+    def __init__(self, busy):
+        self.now, self.cpu, self.calls, self.busy = 0.0, 0.0, 0, busy
 
     def spend(self, seconds):
         self.calls += 1
-        self.now += seconds * (3.0 if self.calls // 500 % 2 else 1.0)
+        seconds *= 3.0 if self.calls // 500 % 2 else 1.0
+        self.cpu += seconds
+        self.now += 2 * seconds if self.busy and seconds > 1e-3 else seconds
 
     def network(self, number):
-        start = self.now
+        start, cpu = self.now, self.cpu
         self.spend(0.010)
-        net = 1e3 * (self.now - start)
-        return Step(latency_ms=net + 2.0, pre_ms=1.0, net_ms=net, post_ms=1.0, cpu_ms=net)
+        net, busy = 1e3 * (self.now - start), 1e3 * (self.cpu - cpu)
+        return Step(net * 1.2, net * 0.1, net, net * 0.1, cpu_ms=busy * 1.2)
 
 
-def test_layers_are_timed_in_turns_with_the_network_whatever_slows_the_machine(monkeypatch):
-    machine = Machine()
+@pytest.mark.parametrize(("busy", "threads"), [(False, 1), (True, 1), (False, 2)])
+def test_layers_are_timed_in_turns_with_the_network_whatever_slows_the_machine(monkeypatch, busy, threads):
+    machine = Machine(busy)
     shapes = [LayerShape(width, 8, height=4, width=4) for width in range(8, 8 * 51, 8)]
 
     def opened(runtime, file, shape, settings):
@@ -218,13 +224,14 @@ def test_layers_are_timed_in_turns_with_the_network_whatever_slows_the_machine(m
 
     monkeypatch.setattr("yolo_prune.bench.layer_rounds.open_layer", opened)
     groups = together([(shape, None) for shape in shapes], 1)
-    answers = list(time_layers(groups, "torch", CPU, machine.network, lambda: machine.now))
+    settings, clocks = Settings("cpu", threads, 1), (lambda: machine.now, lambda: machine.cpu)
+    answers = list(time_layers(groups, "torch", settings, machine.network, *clocks))
     assert len(answers) == signs(groups) == 2 + ROUNDS
     assert [answer is None for answer in answers] == [True] * (len(answers) - 1) + [False]
     result = answers[-1]
     shares = np.array(result["ms"]) / result["network_ms"]
     assert shares == pytest.approx([shape.outputs * 1e-6 / 0.010 for shape in shapes])
-    assert result["fixed_ms"] == pytest.approx(2.0)
+    assert result["fixed_ms"] == pytest.approx(0.2 * result["network_ms"])
 
 
 def test_only_so_many_weights_and_threads_are_held_at_once():

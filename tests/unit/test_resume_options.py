@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from yolo_prune.errors import ConfigError
-from yolo_prune.options import PruneConfig, to_yaml
+from yolo_prune.options import TARGETS, PruneConfig, to_yaml
 from yolo_prune.options.fields import REST, option_fields
 from yolo_prune.runs.configure import make_config
+from yolo_prune.runs.preflight import free_on_resume
 from yolo_prune.runs.resume import FREE_ON_RESUME, check_resumed
 
 WORDS = ["model=best.pt", "data=d.yaml", "keep_macs=0.5", "epochs=3", "mosaic=0.5"]
@@ -52,7 +53,8 @@ def test_the_same_options_go_on(started):
 
 def test_every_option_is_compared_or_may_change(started):
     rest = set(option_fields(PruneConfig)) - set(OTHER) - FREE_ON_RESUME
-    assert rest == {"gmacs", "keep_params"}  # of which one is given instead of keep_macs
+    others = {"gmacs", "keep_params", *TARGETS}  # of which one is given instead of keep_macs
+    assert rest == {*others, "runtime", "target_device"}  # which mean nothing without a target
 
 
 @pytest.mark.parametrize("key", OTHER)
@@ -71,6 +73,20 @@ def test_another_kind_of_budget_and_arguments_of_the_host_are_named(started):
         "keep_macs=none and gmacs=2.0 and mosaic=0.0 and mixup=0.1. Give what it was started with, or choose another "
         "name=."
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("target_speedup", 3.0), ("runtime", "openvino"), ("target_device", "cuda:0"), ("threads", 4)],
+)
+def test_a_run_with_a_target_goes_on_with_it_and_with_where_it_is_met(tmp_path, key, value):
+    words = ["model=best.pt", "data=d.yaml", "target_speedup=2", "runtime=ncnn", "threads=1"]
+    config = make_config(PruneConfig, words)
+    (tmp_path / "args.yaml").write_text(to_yaml(config), "utf-8")
+    check_resumed(tmp_path, config, free=free_on_resume(config))
+    other = dataclasses.replace(config, **{key: value})
+    with pytest.raises(ConfigError, match=rf"was started with {key}=.*, not {key}={value}\."):
+        check_resumed(tmp_path, other, free=free_on_resume(other))
 
 
 def test_another_way_to_write_a_path_is_the_same(started, monkeypatch):

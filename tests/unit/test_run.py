@@ -18,12 +18,15 @@ from stand_in import ONE_PIXEL_LESS, SCORES, StandIn, Tiny, Weighted
 from yolo_prune.adapters import hosts
 from yolo_prune.bench import Comparison, Timing
 from yolo_prune.bench.clock import Ratio
+from yolo_prune.bench.layers import LayerTimes
+from yolo_prune.cost import count_macs
 from yolo_prune.errors import BenchmarkError, BudgetError, ConfigError, DataError, MissingRuntimeError
+from yolo_prune.layers import shapes_to_time
 from yolo_prune.options import PruneConfig
 from yolo_prune.recover.imitate import Imitation
 from yolo_prune.report import Resampled, report_from_json, write, write_json
 from yolo_prune.report.intervals import accuracy_interval
-from yolo_prune.runs import recovery
+from yolo_prune.runs import latency, recovery
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.measure import measure_speed_again, speed
 from yolo_prune.runs.measure import run as measuring
@@ -608,6 +611,120 @@ def test_every_model_is_timed_from_its_file_beside_the_others(host, options, sto
     assert report.warnings == ("GPU speed was not measured: this machine has no CUDA device.",)
     assert host.diary.count("find images to time") == 1
     assert report.timing_s.keys() >= {"controls", "intervals", "bench"}
+
+
+# A budget of time.
+
+
+class Board:
+    """In the place of what times layers and models: every one takes its multiply-accumulates, the parent 1 ms more."""
+
+    def __init__(self, patch):
+        self.layers, self.compared = [], []
+        patch.setattr(latency, "measure_layers", self.measure_layers)
+        patch.setattr(latency, "compare", self.compare)
+
+    def measure_layers(self, layers, network, *, runtime, settings):
+        self.layers.append((runtime, settings.threads, settings.device, network.imgsz))
+        assert network.file.is_file()
+        ms = {shape: self.ms(shape) for shape in shapes_to_time(layers)}
+        return LayerTimes(ms, sum(map(self.ms, layers)), 1.0, {"runtime": runtime})
+
+    def ms(self, shape):
+        return shape.weights * shape.height * shape.width / 1e6
+
+    def compare(self, candidates, *, runtime, imgsz, **options):
+        self.compared.append({"runtime": runtime, "imgsz": imgsz, **options})
+        times = [self.time_of(file) for file in candidates.values()]
+        ratio = Ratio(times[0] / times[1], 0.99 * times[0] / times[1], 1.01 * times[0] / times[1], 0.95, 10)
+        return Comparison("parent", {}, {"cut": {"latency": ratio}}, {})
+
+    def time_of(self, file):
+        module = torch.load(file, weights_only=False)["module"]
+        return 1.0 + 0.9 * count_macs(module, torch.zeros(1, 3, 64, 64)) / 1e6
+
+
+def fine(options, **more):
+    return options(
+        keep_macs=None,
+        round_to=1,
+        min_width=1,
+        steps=2,
+        runtime="torch",
+        threads=1,
+        **{"target_speedup": 1.5, **more},
+    )
+
+
+def test_a_run_with_a_target_says_what_was_asked_for_predicted_and_reached(host, options, monkeypatch):
+    board = Board(monkeypatch)
+    result = prune_from_config(fine(options))
+    weights = result.folder / "weights"
+    reached = board.time_of(weights / "parent.pt") / board.time_of(weights / "pruned.pt")
+    assert reached == pytest.approx(1.5, rel=0.03)
+    assert board.layers == [("torch", 1, "cpu", 64)]
+    kept = json.loads((result.folder / "plan.json").read_text())
+    assert kept["budget"] == {"target_speedup": 1.5}
+    met = kept["settings"]["latency"]
+    assert met["speedup"] == pytest.approx(reached)
+    assert (met["runtime"], met["device"], met["threads"], met["missed"]) == ("torch", "cpu", 1, "")
+    assert met["target_ms"] == pytest.approx(met["parent_ms"] / 1.5)
+    plan = result.report.plan
+    assert plan.budget == "target_speedup=1.5"
+    assert plan.target == (
+        f"target {met['target_ms']:.4g} ms an image on torch, cpu, 1 thread (the parent took {met['parent_ms']:.4g}); "
+        f"predicted {met['predicted_ms']:.4g}, reached {met['measured']['ms']:.4g} [{met['measured']['low']:.4g}, "
+        f"{met['measured']['high']:.4g}], {reached:.2f} times as fast"
+    )
+    assert report_from_json(result.folder).plan.target == plan.target
+    one = board.compared[0]
+    assert (one["runtime"], one["imgsz"], one["threads"], one["device"]) == ("torch", 64, 1, "cpu")
+
+
+def test_a_run_with_a_target_goes_on_without_cutting_again(host, options, monkeypatch):
+    board = Board(monkeypatch)
+    first = prune_from_config(fine(options))
+    count = len(board.compared)
+    again = prune_from_config(fine(options, resume=True))
+    assert lasting(again.report) == lasting(first.report)
+    assert len(board.compared) == count
+    with pytest.raises(ConfigError, match=r"was started with threads=1, not threads=2"):
+        prune_from_config(replace(fine(options, resume=True), threads=2))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            {"target_speedup": 50.0},
+            r"^cannot meet 0\.\d+ ms: [\d.]+ ms remain of [\d.]+, [\d.]+ times as fast",
+        ),
+        (
+            {"target_speedup": None, "target_fps": 1.0},
+            r"^target_fps=1 is met already: the model takes [\d.]+ ms",
+        ),
+    ],
+)
+def test_a_target_out_of_reach_is_refused_before_a_folder_is_made(
+    host, options, monkeypatch, tmp_path, target, message
+):
+    Board(monkeypatch)
+    with pytest.raises(BudgetError, match=message):
+        prune_from_config(fine(options, **target))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_target_that_is_missed_is_a_warning(host, options, monkeypatch):
+    board = Board(monkeypatch)
+    monkeypatch.setattr(board, "time_of", lambda file: 3.0 if "parent" in str(file) else 2.9)
+    report = prune_from_config(fine(options)).report
+    assert any(text.startswith("The target was missed: ") for text in report.warnings)
+
+
+def test_the_runtime_of_a_target_is_measured_with_the_others(host, options, monkeypatch, stopwatch):
+    Board(monkeypatch)
+    prune_from_config(fine(options, bench=True, runtimes=("onnxruntime",)))
+    assert [one["runtime"] for one in stopwatch.asked] == ["onnxruntime", "torch"]
 
 
 def test_without_a_benchmark_nothing_is_timed_and_nothing_is_said_of_it(host, options, stopwatch):

@@ -17,11 +17,10 @@ from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError, EquivalenceError
-from yolo_prune.recover import Recipe, cut_in_steps
-from yolo_prune.recover import steps as steps_module
+from yolo_prune.recover import Recipe, cut_in_steps, one_step
+from yolo_prune.recover.aim import waypoints
 from yolo_prune.recover.drops import fidelity_to
 from yolo_prune.recover.stages import recover_by_stages
-from yolo_prune.recover.steps import waypoints
 
 IMAGES = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
 FREE = Widths(1, 1)
@@ -171,7 +170,7 @@ def test_a_budget_that_reconstruction_cannot_reach_is_an_error(parent, monkeypat
     def keep_all(module, cost, *_, **__):
         return np.ones(cost.graph.channel_count, dtype=bool)
 
-    monkeypatch.setattr(steps_module, "choose_by_reconstruction", keep_all)
+    monkeypatch.setattr(one_step, "choose_by_reconstruction", keep_all)
     with pytest.raises(
         BudgetError, match=r"^cannot meet keep_macs=0\.5 by reconstruction: 100\.0 % of the macs"
     ):
@@ -179,7 +178,7 @@ def test_a_budget_that_reconstruction_cannot_reach_is_an_error(parent, monkeypat
 
 
 def test_a_module_whose_cut_is_not_exact_is_frozen_and_the_round_starts_again(parent, monkeypatch):
-    original, calls = steps_module.cut_proven_, []
+    original, calls = one_step.cut_proven_, []
 
     def fails_once(module, cost, keep, anatomy):
         calls.append(anatomy.inexact)
@@ -187,7 +186,7 @@ def test_a_module_whose_cut_is_not_exact_is_frozen_and_the_round_starts_again(pa
             raise EquivalenceError("the cut is not exact: differs.", freeze=("branch",))
         return original(module, cost, keep, anatomy)
 
-    monkeypatch.setattr(steps_module, "cut_proven_", fails_once)
+    monkeypatch.setattr(one_step, "cut_proven_", fails_once)
     result = cut(parent, 0.95)
     assert calls[:2] == [(), ("branch",)]
     assert result.plan.settings["keep_layers"] == ["branch"]
@@ -199,7 +198,7 @@ def test_a_cut_that_is_never_exact_stops_the_run(parent, monkeypatch):
     def fails(*_):
         raise EquivalenceError("the cut is not exact: differs (first seen in 'stem').")
 
-    monkeypatch.setattr(steps_module, "cut_proven_", fails)
+    monkeypatch.setattr(one_step, "cut_proven_", fails)
     with pytest.raises(EquivalenceError, match=r"not exact: differs \(first seen in 'stem'\)\.$"):
         cut(parent, 0.8)
 

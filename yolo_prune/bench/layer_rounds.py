@@ -1,7 +1,8 @@
 """What the measuring process does with layers: all of them in turns with the whole network, so that drift hits both.
 
 As many layers are open at once as memory and threads allow. What a layer took is scaled by what the whole network took
-in the same rounds.
+in the same rounds. With one thread on a CPU both are seconds of that CPU: on a busy machine a long network is stopped
+and a short layer is not, which no clock on the wall could tell from a slower one.
 """
 
 from __future__ import annotations
@@ -52,7 +53,12 @@ def signs(groups: Sequence[Sequence[Layer]]) -> int:
 
 
 def time_layers(
-    groups: Sequence[Sequence[Layer]], runtime: str, settings: Settings, network: Stepper, clock: Clock
+    groups: Sequence[Sequence[Layer]],
+    runtime: str,
+    settings: Settings,
+    network: Stepper,
+    clock: Clock,
+    cpu_clock: Clock,
 ) -> Iterator[dict[str, Any] | None]:
     """Time layers and the network that they are from.
 
@@ -62,11 +68,13 @@ def time_layers(
         settings: Device and threads.
         network: Runs the whole network once, already warm.
         clock: Wall clock in seconds.
+        cpu_clock: CPU time of the process in seconds.
 
     Yields:
         None as a sign of progress; with the last one ``ms`` of every layer, without disturbances at the speed that
         gives the network its median, ``network_ms``, and ``fixed_ms`` of what is before and after it.
     """
+    alone = settings.device == "cpu" and settings.threads == 1
     found: list[tuple[list[float], float]] = []
     steps: list[Step] = []
     left = signs(groups)
@@ -77,14 +85,14 @@ def time_layers(
             if number % _OPENED == 0 or number == len(group):
                 left -= 1
                 yield None
-        rounds, taken = _Rounds(calls, network, clock), list[Step]()
+        rounds, taken = _Rounds(calls, network, cpu_clock if alone else clock), list[Step]()
         for turn in range(ROUNDS):
             taken.append(rounds.run(turn, len(steps) + turn))
             left -= 1
             if turn < ROUNDS - 1:
                 yield None
         steps += taken
-        found.append((rounds.ms, _usual([step.net_ms for step in taken])))
+        found.append((rounds.ms, _usual([_network_ms(step, alone) for step in taken])))
         if left:
             yield None
     network_ms = float(np.median([step.net_ms for step in steps]))
@@ -93,6 +101,11 @@ def time_layers(
         "network_ms": network_ms,
         "fixed_ms": float(np.median([step.latency_ms - step.net_ms for step in steps])),
     }
+
+
+def _network_ms(step: Step, alone: bool) -> float:
+    """Return what the network took on the clock that its layers were timed by."""
+    return step.cpu_ms * step.net_ms / step.latency_ms if alone else step.net_ms
 
 
 class _Rounds:

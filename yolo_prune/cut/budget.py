@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from yolo_prune.graph.atoms import BoolArray
 
 BUDGETS = ("keep_macs", "gmacs", "keep_params")
-"""What a person can ask for; :class:`Budget` also knows ``params``, for what is left on the way."""
+"""What can be counted; :class:`Budget` also knows ``params``, for what is left on the way."""
+TARGETS = ("target_speedup", "target_latency_ms", "target_fps")
+"""What is measured on a runtime; :class:`Budget` also knows ``latency_ms``, a predicted time, for the way there."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Budget:
 
     Attributes:
         kind: ``keep_macs`` or ``keep_params`` (fractions of the parent in (0, 1]), ``gmacs`` or ``params`` (absolute,
-            1e9 MACs and parameters).
+            1e9 MACs and parameters), ``target_speedup`` (above 1), ``target_latency_ms`` or ``latency_ms`` (of one
+            image) or ``target_fps``.
         value: The amount.
     """
 
@@ -29,24 +32,27 @@ class Budget:
     value: float
 
     def limit(self, cost: CostModel) -> float:
-        """Return the budget in MACs or parameters of this model."""
-        everything = cost.everything
+        """Return the budget in MACs, parameters or milliseconds of this model."""
         if self.kind == "gmacs":
             return self.value * 1e9
-        if self.kind == "params":
+        if self.kind == "target_fps":
+            return 1e3 / self.value
+        if self.kind in ("params", "latency_ms", "target_latency_ms"):
             return self.value
-        return self.value * (
-            cost.parameters(everything) if self.kind == "keep_params" else cost.macs(everything)
-        )
+        whole = self.measure(cost, cost.everything)
+        return whole / self.value if self.kind == "target_speedup" else self.value * whole
 
     def absolute(self, cost: CostModel) -> Budget:
-        """Return the same budget in MACs or parameters, whatever the model that it is applied to."""
+        """Return the same budget in MACs, parameters or ms, whatever the model that it is applied to."""
         return Budget.of(self.gradient, self.limit(cost))
 
     @staticmethod
     def of(gradient: str, amount: float) -> Budget:
-        """Return the budget of an amount of ``macs`` or ``params``."""
-        return Budget("gmacs", amount / 1e9) if gradient == "macs" else Budget("params", amount)
+        """Return the budget of an amount of ``macs``, ``params`` or ``latency``."""
+        kind, scale = {"macs": ("gmacs", 1e9), "params": ("params", 1), "latency": ("latency_ms", 1)}[
+            gradient
+        ]
+        return Budget(kind, amount / scale)
 
     def measure(self, cost: CostModel, keep: BoolArray) -> float:
         """Return what a choice costs, in the budget's unit."""
@@ -55,6 +61,8 @@ class Budget:
     @property
     def gradient(self) -> str:
         """Which cost a channel's removal is measured in."""
+        if self.kind in (*TARGETS, "latency_ms"):
+            return "latency"
         return "params" if self.kind in ("keep_params", "params") else "macs"
 
 
@@ -68,8 +76,10 @@ def one_budget(**budgets: float | None) -> Budget:
     if len(given) != 1:
         raise BudgetError(f"give exactly one of {', '.join(budgets)}; got {', '.join(given) or 'none'}.")
     ((kind, value),) = given.items()
-    if value <= 0 or (kind != "gmacs" and value > 1):
+    share = kind.startswith("keep_")
+    least = 1.0 if kind == "target_speedup" else 0.0
+    if value <= least or (share and value > 1):
         raise BudgetError(
-            f"{kind}={value} is outside its range: {'above 0' if kind == 'gmacs' else '(0, 1]'}."
+            f"{kind}={value} is outside its range: {'(0, 1]' if share else f'above {least:g}'}."
         )
     return Budget(kind, float(value))

@@ -22,15 +22,17 @@ def saved_by_drop(module: nn.Module, cost: CostModel, block: ResidualBlock, of: 
         module: The traced module.
         cost: Its cost model.
         block: One of its residual blocks.
-        of: ``macs`` or ``params``.
+        of: ``macs``, ``params`` or ``latency``.
     """
     sizes = {axis.label: axis.size for axis in cost.graph.axes}
     shares = {r.label.partition("[")[0]: r.width / sizes[r.label] for r in block.repeats}
     if of == "params":
         own = sum(parameter.numel() for parameter in module.get_submodule(block.name).parameters())
         return own + sum(module.get_parameter(name).numel() * share for name, share in shares.items())
-    inside = (use.macs for use in cost.graph.uses if f"{use.module}.".startswith(f"{block.name}."))
-    return sum(inside) + sum(use.macs * shares.get(use.weight, 0.0) for use in cost.graph.uses)
+    amounts = cost.amount_per_use(cost.counts(cost.everything), of).tolist()
+    uses = list(zip(cost.graph.uses, amounts, strict=True))
+    inside = (amount for use, amount in uses if f"{use.module}.".startswith(f"{block.name}."))
+    return float(sum(inside) + sum(amount * shares.get(use.weight, 0.0) for use, amount in uses))
 
 
 def saved_by_fitting(

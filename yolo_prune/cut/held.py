@@ -20,7 +20,7 @@ _LISTED = 4
 
 
 def held_amount(cost: CostModel, of: str) -> float:
-    """Return the ``macs`` or ``params`` that stay when everything goes that may go."""
+    """Return the ``macs``, ``params`` or ``latency`` that stay when everything goes that may go."""
     return cost.amount(cost.counts(cost.graph.frozen), of)
 
 
@@ -30,7 +30,7 @@ def explain_held(cost: CostModel, keep: BoolArray, of: str) -> str:
     Args:
         cost: The cost model.
         keep: Which channels stay, shape (channels,).
-        of: ``macs`` or ``params``.
+        of: ``macs``, ``params`` or ``latency``.
 
     Returns:
         A sentence; empty where frozen layers are less than a tenth of what stays.
@@ -48,15 +48,16 @@ def explain_held(cost: CostModel, keep: BoolArray, of: str) -> str:
     parts = [f"{sum(modules.values()):.0%} {text}{_places(modules)}" for text, modules in listed]
     others = sum(sum(modules.values()) for _, modules in ranked[_LISTED:])
     parts += [f"{others:.0%} for other reasons"] if len(ranked) > _LISTED else []
-    unit = "MACs" if of == "macs" else "parameters"
+    unit = {"macs": "MACs", "latency": "milliseconds"}.get(of, "parameters")
     return f"{total:.0%} of the {unit} stay in layers that cannot be cut freely: {', '.join(parts)}."
 
 
 def _parts(cost: CostModel, keep: BoolArray, of: str) -> Iterator[tuple[float, list[Axis]]]:
     """Yield what stays of every operation or parameter, with the axes that it depends on."""
     graph = cost.graph
-    if of == "macs":
-        for use, amount in zip(graph.uses, cost.macs_per_use(keep).tolist(), strict=True):
+    if of != "params":
+        amounts = cost.amount_per_use(cost.counts(keep), of).tolist()
+        for use, amount in zip(graph.uses, amounts, strict=True):
             yield amount, [graph.axes[index] for index in (use.out_axis, use.in_axis) if index >= 0]
         return
     axes: dict[str, list[Axis]] = defaultdict(list)

@@ -19,6 +19,7 @@ from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.progress import LOGGER
 
+_UNITS = {"macs": ("GMACs", 1e9), "params": ("M parameters", 1e6), "latency": ("ms", 1.0)}
 _NOTHING = 0.01  # of the mean score: such a channel was switched off by sparse training, not misjudged
 
 
@@ -208,31 +209,39 @@ def check_possible(
     least = budget.measure(cost, floor)
     if least <= limit:
         return
-    largest, share = _largest_fixed(cost, floor)
-    unit, scale = ("M parameters", 1e6) if budget.gradient == "params" else ("GMACs", 1e9)
+    of = budget.gradient
+    largest, share = _largest_fixed(cost, floor, of)
+    unit, scale = _UNITS[of]
     key = "round_to" if widths.round_to > widths.min_width else "min_width"
     floors = f"its floor of {max(widths.round_to, widths.min_width)} channels"
     if widths.min_keep:
         without = budget.measure(cost, least_channels(cost, replace(widths, min_keep=0.0), wholes))
         floors = f"{floors} or min_keep={widths.min_keep:g} of its width"
         key = "min_keep" if without <= limit else f"min_keep and {key}"
-    why, held = explain_held(cost, floor, budget.gradient), held_amount(cost, budget.gradient)
-    advice = f"Raise the budget or lower {key}; the largest part that remains is '{largest}' ({share / 1e9:.3g} GMACs)."
+    why, held = explain_held(cost, floor, of), held_amount(cost, of)
+    advice = f"Raise the budget or lower {key}; the largest part that remains is '{largest}' ({share})."
     if held > limit:
         advice = f"Raise the budget: {held / scale:.3g} {unit} stay whatever the floor."
+    remain = f"{least / scale:.3g} {unit} remain"
+    if of == "latency":
+        full = budget.measure(cost, cost.everything)
+        remain += f" of {full:.3g}, {full / least:.2f} times as fast,"
     raise BudgetError(
-        f"cannot meet {limit / scale:.3g} {unit}: {least / scale:.3g} {unit} remain with every group at {floors}. "
+        f"cannot meet {limit / scale:.3g} {unit}: {remain} with every group at {floors}. "
         f"{advice}{why and f' {why}'}"
     )
 
 
-def _largest_fixed(cost: CostModel, keep: BoolArray) -> tuple[str, float]:
-    """Return the module whose operations cost most under ``keep``, with its MACs."""
+def _largest_fixed(cost: CostModel, keep: BoolArray, of: str) -> tuple[str, str]:
+    """Return the module whose operations cost most under ``keep``, and how much: its time, else its MACs."""
+    of = "macs" if of == "params" else of
+    unit, scale = _UNITS[of]
     total: dict[str, float] = {}
-    for use, macs in zip(cost.graph.uses, cost.macs_per_use(keep).tolist(), strict=True):
-        total[use.module] = total.get(use.module, 0.0) + macs
+    amounts = cost.amount_per_use(cost.counts(keep), of).tolist()
+    for use, amount in zip(cost.graph.uses, amounts, strict=True):
+        total[use.module] = total.get(use.module, 0.0) + amount
     name = max(total, key=lambda key: total[key], default="")
-    return name, total.get(name, 0.0)
+    return name, f"{total.get(name, 0.0) / scale:.3g} {unit}"
 
 
 def make_plan(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel, cost_model, with_macs_at
+from yolo_prune.cost.latency import Latency
 from yolo_prune.cut.blame import blame, find_inexact
 from yolo_prune.cut.blocks import ResidualBlock, find_residual_blocks
 from yolo_prune.cut.budget import Budget
@@ -50,6 +51,7 @@ class Anatomy:
         undroppable: Residual blocks that stay because their removal was found not to be exact.
         unseen: Modules that are not cut because nothing that depends on them could be compared.
         positions: Where the parent's decisions fell; every model is traced and counted there.
+        latency: What its layers take on a runtime, where a budget is one of time.
     """
 
     trace_input: Any
@@ -62,6 +64,7 @@ class Anatomy:
     undroppable: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     positions: Positions | None = None
+    latency: Latency | None = None
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -97,11 +100,13 @@ class Anatomy:
             select_outputs=self.select_outputs,
             positions=self.positions,
         )
-        if self.cost_input is not None:
-            graph = with_macs_at(graph, module, self.cost_input, self.positions)
+        if self.cost_input is not None or self.latency is not None:
+            image = self.trace_input if self.cost_input is None else self.cost_input
+            graph = with_macs_at(graph, module, image, self.positions)
         graph = freeze_modules(graph, self.inexact, "cannot be cut exactly")
         graph = freeze_modules(graph, self.unseen, "shows in nothing that a proof could compare", reads=True)
-        return cost_model(freeze_modules(graph, self.keep_layers), module)
+        cost = cost_model(freeze_modules(graph, self.keep_layers), module)
+        return replace(cost, latency=self.latency)
 
 
 @dataclass(frozen=True)

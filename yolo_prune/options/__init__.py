@@ -1,6 +1,6 @@
 """The options of every command: what they are, how they are read and how they are written down."""
 
-from yolo_prune.cut.budget import BUDGETS
+from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.options.check import CheckConfig
 from yolo_prune.options.runs import DemoConfig, PruneConfig, SweepConfig, TrainConfig
 from yolo_prune.options.tools import BenchConfig, EvalConfig, ExportConfig, InspectConfig, ReportConfig
@@ -8,6 +8,7 @@ from yolo_prune.options.written import to_yaml
 
 __all__ = [
     "BUDGETS",
+    "TARGETS",
     "BenchConfig",
     "CheckConfig",
     "DemoConfig",

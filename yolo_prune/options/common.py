@@ -26,9 +26,14 @@ _DATA = "data set in the host's format: a data.yaml, a folder of classes, or a n
 _IMGSZ = "side of the square input in pixels, or height,width; the checkpoint's own when not given"
 _TRUST = "load classes that are not stock: they can run any code, so only for files of your own"
 _IMPORTS = "with trust=true: Python files or modules with layers of your own, such as layers.py"
-_KEEP_MACS = "one of three: fraction of the model's MACs that stays; of a pruned model, of what is left"
-_GMACS = "one of three: MACs that stay, in 1e9 at imgsz"
-_KEEP_PARAMS = "one of three: fraction of the model's parameters that stays"
+_KEEP_MACS = "one of these: fraction of the model's MACs that stays; of a pruned model, of what is left"
+_GMACS = "one of these: MACs that stay, in 1e9 at imgsz"
+_KEEP_PARAMS = "one of these: fraction of the model's parameters that stays"
+_SPEEDUP = "one of these: how many times as fast it must be on runtime=, resizing to suppression"
+_LATENCY_MS = "one of these: milliseconds that an image may take on runtime=, resizing to suppression"
+_FPS = "one of these: images per second on runtime=, resizing to suppression"
+_RUNTIME = "of a target: what it must be fast on; onnxruntime when not given and installed, else torch"
+_TARGET_DEVICE = "of a target: cpu, or cuda:0 where the runtime has it"
 _CRITERION = "what a channel is worth; auto: bn_scale after sparse training, else reconstruction"
 _STEPS = "steps of measuring, choosing and folding on the way to the budget"
 _ROUND_TO = "widths become multiples of this many channels"
@@ -54,6 +59,11 @@ _SHARED = {
     "keep_macs": partial(option, help=_KEEP_MACS, default=None, group=BUDGET, low=0, high=1, inside=True),
     "gmacs": partial(option, help=_GMACS, default=None, group=BUDGET, low=1e-6),
     "keep_params": partial(option, help=_KEEP_PARAMS, default=None, group=BUDGET, low=0, high=1, inside=True),
+    "target_speedup": partial(option, help=_SPEEDUP, default=None, group=BUDGET, low=1),
+    "target_latency_ms": partial(option, help=_LATENCY_MS, default=None, group=BUDGET, low=1e-3),
+    "target_fps": partial(option, help=_FPS, default=None, group=BUDGET, low=1e-3),
+    "runtime": partial(option, help=_RUNTIME, default=None, group=MEASURING, choices=tuple(RUNTIMES)),
+    "target_device": partial(option, help=_TARGET_DEVICE, default="cpu", group=MEASURING),
     "criterion": partial(
         option, help=_CRITERION, default="auto", group=CUT, choices=("auto", *CRITERIA), prefix=FOREIGN
     ),

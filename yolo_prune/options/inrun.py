@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from yolo_prune.criteria import MEASURED
-from yolo_prune.cut.budget import BUDGETS
+from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.errors import ConfigError
 from yolo_prune.options.common import RECOVERY, SPARSE, TRAINING, WHEN, shared
 from yolo_prune.options.fields import check_keys, coerce_, option, renamed
@@ -108,11 +108,26 @@ def make_settings(options: Mapping[str, Any]) -> InRunSettings:
     Raises:
         ConfigError: A key is unknown, a value is wrong, or there is no budget.
     """
+    refuse_targets(options)
     check_keys(options, InRunSettings, "")
     settings = InRunSettings(**options)
     if settings.budget is None:
         raise ConfigError(f"give exactly one budget of {', '.join(BUDGETS)}; got none.")
     return settings
+
+
+def refuse_targets(keys: Iterable[str]) -> None:
+    """Refuse budgets of time inside a training: nothing is measured there.
+
+    Raises:
+        ConfigError: One of the keys is such a budget.
+    """
+    for key in keys:
+        if key in TARGETS:
+            raise ConfigError(
+                f"{key}: a training is cut to what can be counted ({', '.join(BUDGETS)}). Cut to a time with "
+                "'yolo-prune prune', and train what it wrote with 'yolo-prune train model=.../weights/pruned.pt'."
+            )
 
 
 def stored_settings(stored: Mapping[str, Any]) -> dict[str, Any]:

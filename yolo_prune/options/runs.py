@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from yolo_prune.cut.budget import BUDGETS
+from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.options.common import (
@@ -35,6 +35,11 @@ class PruneConfig:
     keep_macs: float | None = shared("keep_macs")
     gmacs: float | None = shared("gmacs")
     keep_params: float | None = shared("keep_params")
+    target_speedup: float | None = shared("target_speedup")
+    target_latency_ms: float | None = shared("target_latency_ms")
+    target_fps: float | None = shared("target_fps")
+    runtime: str | None = shared("runtime")
+    target_device: str = shared("target_device")
     imgsz: ImageSize | None = shared("imgsz")
     device: str | None = shared("device")
     seed: int = shared("seed")
@@ -88,10 +93,17 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         coerce_(self)
-        given = [key for key in BUDGETS if getattr(self, key) is not None]
+        kinds = (*BUDGETS, *TARGETS)
+        given = [key for key in kinds if getattr(self, key) is not None]
         if len(given) != 1:
             found = f"got {' and '.join(given)}" if given else "got none"
-            raise ConfigError(f"give exactly one budget of {', '.join(BUDGETS)}; {found}.")
+            raise ConfigError(f"give exactly one budget of {', '.join(kinds)}; {found}.")
+        if given[0] not in TARGETS and (self.runtime is not None or self.target_device != "cpu"):
+            where = f"runtime={self.runtime}" if self.runtime else f"target_device={self.target_device}"
+            raise ConfigError(
+                f"{where} is where a target is met, and {given[0]} is none: give one of {', '.join(TARGETS)}, or "
+                "leave it out. runtimes= are those that are measured."
+            )
         _refuse_training_options(self)
 
 

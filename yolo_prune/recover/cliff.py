@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from torch import nn
+
 _Model = TypeVar("_Model")
 STEEP = 0.25
 """A fall between two models by more than this share of the best score is a cliff."""
@@ -47,6 +49,21 @@ def score_around_cliffs(
             middle = (first + last) // 2
             pending += [(middle, last), (first, middle)]
     return tuple(scores)
+
+
+def score_waiting_models(
+    models: Sequence[nn.Module], validate: Callable[[nn.Module], float]
+) -> tuple[float | None, ...]:
+    """As :func:`score_around_cliffs`; all models but the last wait on the CPU, and are scored where that one is."""
+    device = next(models[-1].parameters()).device
+
+    def score(model: nn.Module) -> float:
+        try:
+            return validate(model.to(device))
+        finally:
+            model.to("cpu" if model is not models[-1] else device)
+
+    return score_around_cliffs(models, score)
 
 
 def is_cliff(before: float, after: float, best: float) -> bool:

@@ -5,31 +5,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from yolo_prune.cost import CostModel
 from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.criteria.calibration import Calibration
-from yolo_prune.criteria.moments import Moments, collect_moments
+from yolo_prune.criteria.moments import collect_moments
 from yolo_prune.criteria.ranking import score_channels
-from yolo_prune.criteria.reconstruction import choose_by_reconstruction
 from yolo_prune.cut.blocks import ResidualBlock
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.depth import saved_by_drop, worth_inside
-from yolo_prune.cut.plan import against_parent, check_possible, choose_channels, make_plan
-from yolo_prune.cut.proven import Anatomy, Traced, cut_proven_, offered_blocks, until_exact
+from yolo_prune.cut.plan import against_parent, check_possible, make_plan
+from yolo_prune.cut.proven import Anatomy, Traced, offered_blocks
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Lineage, Widths
 from yolo_prune.errors import BudgetError
-from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.aim import Aim, Reached, Timed, waypoints
 from yolo_prune.recover.branches import branch_cost, drop_and_refit
-from yolo_prune.recover.cliff import score_around_cliffs
+from yolo_prune.recover.cliff import score_waiting_models
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
-from yolo_prune.recover.fold import fold_removed_
+from yolo_prune.recover.one_step import Advance, Cut, one_step
+
+_REMEMBERED = 3  # models that a correction may begin at, beside the parent
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Step:
     """One cut on the way.
 
     Attributes:
-        kept: Fraction of the budget's unit (MACs or parameters) that stays after it.
+        kept: Fraction of the budget's unit (MACs, parameters or predicted time) that stays after it.
         equivalence: Outcome of its proof.
         score: What ``validate`` returned for the model after it, None where it was not asked.
     """
@@ -80,16 +81,13 @@ class CutResult:
         module: The cut (and folded) copy.
         plan: One plan from the parent to it; ``equivalence`` holds the worst of the proofs.
         steps: One entry a cut.
+        reached: How a budget of time was met, where that was measured.
     """
 
     module: nn.Module
     plan: PrunePlan
     steps: tuple[Step, ...]
-
-
-def waypoints(target: float, steps: int) -> list[float]:
-    """Return the budgets of the steps, as fractions of the parent: evenly spaced from 1 (left out) to ``target``."""
-    return [float(value) for value in np.linspace(1.0, target, steps + 1)[1:]]
+    reached: Reached | None = None
 
 
 def cut_in_steps(
@@ -100,6 +98,7 @@ def cut_in_steps(
     *,
     validate: Callable[[nn.Module], float] | None = None,
     lineage: Lineage | None = None,
+    measure: Callable[[nn.Module, PrunePlan], Timed] | None = None,
 ) -> CutResult:
     """Cut a copy of ``parent`` to a budget.
 
@@ -113,6 +112,8 @@ def cut_in_steps(
             blocks that may be dropped, which else are judged by the error of the outputs on the calibration images.
             Larger is better.
         lineage: Cuts that led to ``parent``, where floors are shares of widths before them; None: there are none.
+        measure: Times a cut model, whose plan it gets too, for a budget of time: half way, and at the end until it is
+            met. None: what is predicted counts.
 
     Returns:
         The cut copy, its plan and the steps.
@@ -130,43 +131,47 @@ def cut_in_steps(
     wholes = lineage.wholes(parent.cost.graph)
     recipe = replace(recipe, widths=recipe.widths.for_budget(limit / full))
     check_possible(parent.cost, budget, recipe.widths, wholes)
-    current, plan = parent, None
+    begin = Cut(parent, None)
     if recipe.depth:
         judge = validate or fidelity_to(parent, calibration)
-        current, plan = _drop_blocks(parent, budget.absolute(parent.cost), recipe, calibration, judge)
-    start = current.amount(budget)
-    models, steps = list[nn.Module](), list[Step]()
+        begin = Cut(*_drop_blocks(parent, budget.absolute(parent.cost), recipe, calibration, judge))
+    timing = measure and partial(_time, measure)
+    aim = Aim[Cut](full, limit, timing, lambda cut: cut.traced.amount(budget))
+    advance = Advance(budget, recipe, calibration, lineage, aim, next(parent.module.parameters()).device)
+    way, steps = [begin], list[Step]()
+    start = aim.amount(begin)
     for number, share in enumerate(waypoints(limit / start, recipe.steps), 1):
-        target = Budget.of(budget.gradient, share * start)
         description = f"step {number}/{recipe.steps}"
-        past = lineage if plan is None else lineage.then(plan)
-        current, made = _one_step(current, target, recipe, calibration, description, past)
-        plan = made if plan is None else plan.then(made)
-        steps.append(Step(current.amount(budget) / full, made.equivalence))
+        way.append(advance(way[-1], aim.at(share * start), description))
+        steps.append(Step(aim.amount(way[-1]) / full, way[-1].equivalence))
         LOGGER.info("%s: %.1f %% kept", description, 100 * steps[-1].kept)
-        if validate is not None:
-            models = [*(model.cpu() for model in models), current.module]
-    if plan is None:
+        if number == recipe.steps // 2:
+            aim.look(way[-1])
+        for earlier in way[1:-1]:
+            earlier.traced.module.cpu()
+        way = way if validate is not None else [way[0], *way[1:][-_REMEMBERED:]]
+    last, reached = aim.settle(way, advance)
+    if last.plan is None:
         return CutResult(copy.deepcopy(parent.module), _identity_plan(parent.cost, budget), ())
-    _check_met(steps[-1].kept, limit / full, budget, recipe, current.anatomy)
+    if reached is None:
+        _check_met(steps[-1].kept, limit / full, budget, recipe, last.traced.anatomy)
+    steps[-1] = Step(aim.amount(last) / full, last.equivalence)
     if validate is not None:
+        models = [cut.traced.module for cut in (*way[1 : len(steps)], last)]
         steps = _scored(steps, models, validate)
-    return CutResult(current.module, _summarise(plan, parent, current, budget, recipe, steps), tuple(steps))
+    plan = _summarise(last.plan, parent, last.traced, budget, recipe, steps)
+    return CutResult(last.traced.module, plan, tuple(steps), reached)
+
+
+def _time(measure: Callable[[nn.Module, PrunePlan], Timed], cut: Cut) -> Timed:
+    return measure(cut.traced.module, cut.plan or PrunePlan({}, {}))
 
 
 def _scored(
     steps: Sequence[Step], models: Sequence[nn.Module], validate: Callable[[nn.Module], float]
 ) -> list[Step]:
-    """Return the steps with the scores that show where accuracy falls off; all models but the last wait on the CPU."""
-    device = next(models[-1].parameters()).device
-
-    def score(model: nn.Module) -> float:
-        try:
-            return validate(model.to(device))
-        finally:
-            model.to("cpu" if model is not models[-1] else device)
-
-    scores = score_around_cliffs(models, score)
+    """Return the steps with the scores that show where accuracy falls off."""
+    scores = score_waiting_models(models, validate)
     for step, value in zip(steps, scores, strict=True):
         if value is not None:
             LOGGER.info("%.1f %% kept: score %.3f", 100 * step.kept, value)
@@ -184,34 +189,6 @@ def _check_met(kept: float, limit: float, budget: Budget, recipe: Recipe, anatom
         )
 
 
-def _one_step(
-    current: Traced,
-    budget: Budget,
-    recipe: Recipe,
-    calibration: Calibration,
-    description: str,
-    lineage: Lineage | None = None,
-) -> tuple[Traced, PrunePlan]:
-    """Measure, choose, fold and cut a copy; a module whose cut is not exact is frozen and the step starts again."""
-
-    def attempt(traced: Traced) -> tuple[nn.Module, PrunePlan]:
-        module, cost = traced.module, traced.cost
-        moments: dict[str, Moments] = {}
-        if (recipe.fold or recipe.criterion == RECONSTRUCTION) and calibration.batches:
-            moments = collect_moments(
-                module, cost.graph, calibration, description=f"{description}: measuring"
-            )
-        wholes = lineage.wholes(cost.graph) if lineage else None
-        keep = _choose(module, cost, moments, budget, recipe, calibration, wholes)
-        folded = copy.deepcopy(module)
-        if recipe.fold and moments:
-            fold_removed_(folded, cost.graph, keep, moments, ridge=recipe.ridge)
-        return folded, cut_proven_(folded, cost, keep, traced.anatomy)[0]
-
-    (smaller, made), anatomy = until_exact(current, attempt)
-    return Traced.of(smaller, anatomy), made
-
-
 def _drop_blocks(
     parent: Traced,
     budget: Budget,
@@ -225,7 +202,7 @@ def _drop_blocks(
         return drop_and_refit(model, block, calibration, fold=recipe.fold)
 
     def value(model: Traced) -> float:
-        return judge(_one_step(model, budget, recipe, calibration, "trying depth")[0].module)
+        return judge(one_step(model, budget, recipe, calibration, "trying depth")[0].module)
 
     order = _order_of_blocks(parent, budget, recipe, calibration)
     return drop_while_it_pays(parent, budget, order, drop, value)
@@ -248,31 +225,6 @@ def _order_of_blocks(traced: Traced, budget: Budget, recipe: Recipe, calibration
         lost = {block: worth_inside(cost, scores, block) for block in blocks}
     saved = {block: saved_by_drop(module, cost, block, budget.gradient) for block in lost}
     return [block.name for block in sorted(lost, key=lambda block: lost[block] / max(saved[block], 1e-12))]
-
-
-def _choose(
-    module: nn.Module,
-    cost: CostModel,
-    moments: dict[str, Moments],
-    budget: Budget,
-    recipe: Recipe,
-    calibration: Calibration,
-    wholes: IntArray | None,
-) -> BoolArray:
-    """Return which channels stay."""
-    if recipe.criterion != RECONSTRUCTION:
-        scores = score_channels(recipe.criterion, module, cost.graph, calibration, recipe.seed)
-        return choose_channels(cost, scores, budget, widths=recipe.widths, wholes=wholes, cost_power=0.0)
-    return choose_by_reconstruction(
-        module,
-        cost,
-        moments,
-        budget,
-        widths=recipe.widths,
-        wholes=wholes,
-        ridge=recipe.ridge,
-        cost_power=recipe.cost_power,
-    )
 
 
 def _identity_plan(cost: CostModel, budget: Budget) -> PrunePlan:

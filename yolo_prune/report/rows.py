@@ -197,7 +197,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What was asked for and what the plan does. ``budget`` is as typed, for example ``keep_macs=0.5``."""
+    """What was asked for (``budget`` as typed, ``target`` of one of time: how it was met) and what the plan does."""
 
     budget: str
     criterion: str
@@ -210,6 +210,7 @@ class PlanSummary:
     round_to: int | None = None
     steps: int | None = field(default=None, metadata={"was": "rounds"})
     imgsz: ImageSize | None = None
+    target: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from yolo_prune.adapters.hosts import hosts
-from yolo_prune.cut.budget import BUDGETS
+from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.options.fields import REST, config_from, parse_overrides
 from yolo_prune.options.host_keys import HostKeys
+from yolo_prune.options.inrun import refuse_targets
 from yolo_prune.options.runs import TrainConfig
 
 _Config = TypeVar("_Config")
@@ -37,9 +38,13 @@ def make_config(kind: type[_Config], overrides: Mapping[str, Any] | Sequence[str
         {'mosaic': 0}
     """
     values = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    if kind is TrainConfig:
+        refuse_targets(values)
     host = host_keys()
     ignored = host.ignored if kind is TrainConfig else ()
-    return config_from(kind, values, rest=rest_keys(kind), host=host, exclusive=BUDGETS, ignored=ignored)
+    return config_from(
+        kind, values, rest=rest_keys(kind), host=host, exclusive=(*BUDGETS, *TARGETS), ignored=ignored
+    )
 
 
 def rest_keys(kind: type) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from yolo_prune.adapters.stored import LoadedModel
 from yolo_prune.cost import CostModel
 from yolo_prune.criteria import RECONSTRUCTION
@@ -10,7 +12,8 @@ from yolo_prune.cut.plan import check_possible
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError
 from yolo_prune.imgsz import ImageSize, rounded_up, size_text
-from yolo_prune.options import BUDGETS, PruneConfig
+from yolo_prune.options import BUDGETS, TARGETS, PruneConfig
+from yolo_prune.runs.resume import FREE_ON_RESUME
 
 
 def size_of(config: PruneConfig, loaded: LoadedModel, stride: int) -> ImageSize:
@@ -20,13 +23,35 @@ def size_of(config: PruneConfig, loaded: LoadedModel, stride: int) -> ImageSize:
 
 def budget_of(config: PruneConfig) -> Budget:
     """Return the one budget that was given."""
-    return one_budget(**{key: getattr(config, key) for key in BUDGETS})
+    return one_budget(**{key: getattr(config, key) for key in (*BUDGETS, *TARGETS)})
+
+
+def has_target(config: PruneConfig) -> bool:
+    """Tell whether the budget is one of time."""
+    return any(getattr(config, key) is not None for key in TARGETS)
+
+
+def runtime_of(config: PruneConfig) -> str:
+    """Return the runtime that a target is met on."""
+    if config.runtime is not None:
+        return config.runtime
+    return "onnxruntime" if importlib.util.find_spec("onnxruntime") else "torch"
+
+
+def free_on_resume(config: PruneConfig) -> frozenset[str]:
+    """Return the options that may change when a run goes on: a target is one for a number of threads."""
+    return FREE_ON_RESUME - {"threads"} if has_target(config) else FREE_ON_RESUME
 
 
 def check_budget(config: PruneConfig, cost: CostModel, imgsz: ImageSize) -> None:
     """Refuse a budget that cannot be met, or that asks for nothing, before anything is measured or written."""
     budget = budget_of(config)
     full = budget.measure(cost, cost.everything)
+    if budget.gradient == "latency" and budget.limit(cost) >= full:
+        raise BudgetError(
+            f"{budget.kind}={budget.value:g} is met already: the model takes {full:.4g} ms an image at "
+            f"{size_text(imgsz)} px. There is nothing to cut."
+        )
     if budget.limit(cost) >= full:
         raise BudgetError(
             f"{budget.kind}={budget.value:g} is no less than the model has: {full / 1e9:.4g} GMACs at "

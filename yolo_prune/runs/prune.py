@@ -25,8 +25,10 @@ from yolo_prune.progress import LOGGER
 from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.job import PruneJob
+from yolo_prune.runs.latency import with_times
 from yolo_prune.runs.measure import Evaluated, measure_run
-from yolo_prune.runs.preflight import check_budget, size_of
+from yolo_prune.runs.measure.speed import BENCH_IMAGES
+from yolo_prune.runs.preflight import check_budget, free_on_resume, has_target, size_of
 from yolo_prune.runs.recovery import cut_and_recover, save_checkpoint
 from yolo_prune.runs.resume import ARGS_FILE, check_resumed
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
@@ -95,13 +97,15 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
     task.check_training_images()  # better to know now
     imgsz = size_of(config, loaded, host.stride(loaded.module))
     parent = Traced.of(loaded.module, host.anatomy(loaded.module, imgsz, config.keep_layers))
+    if has_target(config):
+        parent = with_times(config, host, loaded, parent, imgsz, task.image_files(BENCH_IMAGES))
     check_budget(config, parent.cost, imgsz)
     space = open_workspace(
         config.project, config.name, "prune", exist_ok=config.exist_ok, resume=config.resume
     )
     try:
         if config.resume:
-            check_resumed(space.root, config)
+            check_resumed(space.root, config, free=free_on_resume(config))
         else:
             _make_room(space, loaded.path)
         with untouched_randomness():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from yolo_prune.progress import LOGGER
 from yolo_prune.recover.stages import Stages, recover_by_imitation, recover_by_stages, score_of_kept
 from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
 from yolo_prune.runs.job import PruneJob
-from yolo_prune.runs.preflight import budget_of, choose_criterion
+from yolo_prune.runs.latency import record_of, stopwatch
+from yolo_prune.runs.preflight import budget_of, choose_criterion, has_target
 
 _Score = Callable[[nn.Module], float]
 _IMITATION = "imitation"
@@ -98,8 +100,14 @@ def _cut(job: PruneJob, score: _Score) -> tuple[CutResult, Stages]:
         depth=config.depth,
     )
     calibration = _calibration(job, config.calibration_images)
-    with space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"):
-        cut = cut_in_steps(job.parent, budget, recipe, calibration, validate=score)
+    with (
+        space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"),
+        stopwatch(job, job.parent.amount(budget)) if has_target(config) else nullcontext() as measure,
+    ):
+        cut = cut_in_steps(job.parent, budget, recipe, calibration, validate=score, measure=measure)
+    if cut.reached is not None:
+        settings = {**cut.plan.settings, "latency": record_of(config, cut.reached)}
+        cut = replace(cut, plan=replace(cut.plan, settings=settings))
     with space.stage("recover", "recovering without training"):
         module, stages = recover_by_stages(
             job.parent, cut, calibration, score, recalibrate=config.recalibrate_bn, folded=config.fold

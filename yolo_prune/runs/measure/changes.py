@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -11,7 +14,7 @@ from yolo_prune.criteria.weights import norm_scale_names
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.imgsz import ImageSize
-from yolo_prune.options import BUDGETS, PruneConfig
+from yolo_prune.options import BUDGETS, TARGETS, PruneConfig
 from yolo_prune.report import Histogram, LayerWidth, PlanSummary
 
 
@@ -24,7 +27,7 @@ def plan_summary(
     imgsz: ImageSize,
 ) -> PlanSummary:
     """Return what was asked for and what the plan does, counted at an input of ``imgsz`` pixels."""
-    budget = next(key for key in BUDGETS if getattr(config, key) is not None)
+    budget = next(key for key in (*BUDGETS, *TARGETS) if getattr(config, key) is not None)
     groups = [group for group in graph.groups if group.producers]
     return PlanSummary(
         budget=f"{budget}={getattr(config, budget):g}",
@@ -38,6 +41,20 @@ def plan_summary(
         round_to=config.round_to,
         steps=config.steps,
         imgsz=imgsz,
+        target=_target_sentence(plan.settings.get("latency")),
+    )
+
+
+def _target_sentence(met: Mapping[str, Any] | None) -> str | None:
+    """Say how a budget of time was met, None of another budget."""
+    if met is None:
+        return None
+    measured = met["measured"]
+    threads = f"{met['threads']} thread{'s' * (met['threads'] != 1)}"
+    return (
+        f"target {met['target_ms']:.4g} ms an image on {met['runtime']}, {met['device']}, {threads} (the parent took "
+        f"{met['parent_ms']:.4g}); predicted {met['predicted_ms']:.4g}, reached {measured['ms']:.4g} "
+        f"[{measured['low']:.4g}, {measured['high']:.4g}], {met['speedup']:.2f} times as fast"
     )
 
 

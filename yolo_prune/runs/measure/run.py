@@ -112,6 +112,7 @@ def measure_run(
         warnings=(
             *parent.result.notes,
             *_shape_warnings(config, parent.imgsz),
+            *_target_warnings(cut),
             *_cliff_warnings(cut, METRICS[task.metric].short),
             *warnings,
         ),
@@ -215,6 +216,12 @@ def _shape_warnings(config: PruneConfig, imgsz: ImageSize) -> list[str]:
         f"Retraining was at {longer_side(imgsz)} x {longer_side(imgsz)} px, because the host trains on squares; "
         f"every number here is at {size_text(imgsz)} px."
     ]
+
+
+def _target_warnings(cut: CutResult) -> list[str]:
+    """Say by how much a budget of time was missed, and why."""
+    missed = cut.plan.settings.get("latency", {}).get("missed")
+    return [f"The target was missed: {missed}"] if missed else []
 
 
 def _cliff_warnings(cut: CutResult, metric: str) -> list[str]:

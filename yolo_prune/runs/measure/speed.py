@@ -24,6 +24,7 @@ from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.options import PruneConfig
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import Row, Speedup, make_row, with_timing
+from yolo_prune.runs.preflight import has_target, runtime_of
 
 BENCH_IMAGES = 16
 INT8_RUNS_ON = ("onnxruntime", "cpu")  # what an INT8 file is made for
@@ -119,10 +120,11 @@ def bench_models(
     """
     gpu = device if device.startswith("cuda") else "cuda:0" if torch.cuda.is_available() else None
     places = ["cpu", *([gpu] if gpu else [])]
+    target = [runtime_of(config)] if has_target(config) else []
     with shared_exports() as exports:
         return [
             _timed_on(runtime, place, config, models, images, exports)
-            for runtime in config.runtimes
+            for runtime in dict.fromkeys((*config.runtimes, *target))
             for place in places
         ]
 

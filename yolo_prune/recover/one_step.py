@@ -1,0 +1,139 @@
+"""One cut on the way to a budget: measure, choose, fold, cut and prove."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from yolo_prune.cost import CostModel
+from yolo_prune.criteria import RECONSTRUCTION
+from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.criteria.moments import Moments, collect_moments
+from yolo_prune.criteria.ranking import score_channels
+from yolo_prune.criteria.reconstruction import choose_by_reconstruction
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.plan import choose_channels, least_channels
+from yolo_prune.cut.proven import Traced, cut_proven_, until_exact
+from yolo_prune.cut.record import PrunePlan
+from yolo_prune.cut.widths import Lineage
+from yolo_prune.errors import BudgetError
+from yolo_prune.graph.atoms import BoolArray, IntArray
+from yolo_prune.recover.aim import Aim
+from yolo_prune.recover.fold import fold_removed_
+
+if TYPE_CHECKING:
+    from yolo_prune.recover.steps import Recipe
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model on the way, the plan from the parent to it (None: it is the parent), and the proof of its last step."""
+
+    traced: Traced
+    plan: PrunePlan | None
+    equivalence: dict[str, Any] = field(default_factory=dict)
+
+    def then(self, traced: Traced, made: PrunePlan) -> Cut:
+        """Return the model after one more cut."""
+        return Cut(traced, made if self.plan is None else self.plan.then(made), made.equivalence)
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Takes the next step from a model on the way.
+
+    Attributes:
+        budget: What the way ends at.
+        recipe: How to cut.
+        calibration: What is measured on.
+        lineage: Cuts before the way began.
+        aim: What is known of the way so far.
+        device: Where models are cut; those that wait may be elsewhere.
+    """
+
+    budget: Budget
+    recipe: Recipe
+    calibration: Calibration
+    lineage: Lineage
+    aim: Aim[Cut]
+    device: torch.device
+
+    def __call__(self, cut: Cut, amount: float, description: str = "correcting") -> Cut:
+        """Return the model cut to an amount; to its floors, where only a measurement says that it must be less.
+
+        Raises:
+            BudgetError: The amount is out of reach.
+        """
+        cut.traced.module.to(self.device)
+        past = self.lineage if cut.plan is None else self.lineage.then(cut.plan)
+
+        def to(amount: float) -> Cut:
+            target = Budget.of(self.budget.gradient, amount)
+            return cut.then(*one_step(cut.traced, target, self.recipe, self.calibration, description, past))
+
+        try:
+            return to(amount)
+        except BudgetError as error:
+            if not self.aim.looks:
+                raise
+            self.aim.why = str(error)
+            cost = cut.traced.cost
+            floors = least_channels(cost, self.recipe.widths, past.wholes(cost.graph))
+            return to(self.budget.measure(cost, floors))
+
+
+def one_step(
+    current: Traced,
+    budget: Budget,
+    recipe: Recipe,
+    calibration: Calibration,
+    description: str,
+    lineage: Lineage | None = None,
+) -> tuple[Traced, PrunePlan]:
+    """Measure, choose, fold and cut a copy; a module whose cut is not exact is frozen and the step starts again."""
+
+    def attempt(traced: Traced) -> tuple[nn.Module, PrunePlan]:
+        module, cost = traced.module, traced.cost
+        moments: dict[str, Moments] = {}
+        if (recipe.fold or recipe.criterion == RECONSTRUCTION) and calibration.batches:
+            moments = collect_moments(
+                module, cost.graph, calibration, description=f"{description}: measuring"
+            )
+        wholes = lineage.wholes(cost.graph) if lineage else None
+        keep = _choose(module, cost, moments, budget, recipe, calibration, wholes)
+        folded = copy.deepcopy(module)
+        if recipe.fold and moments:
+            fold_removed_(folded, cost.graph, keep, moments, ridge=recipe.ridge)
+        return folded, cut_proven_(folded, cost, keep, traced.anatomy)[0]
+
+    (smaller, made), anatomy = until_exact(current, attempt)
+    return Traced.of(smaller, anatomy), made
+
+
+def _choose(
+    module: nn.Module,
+    cost: CostModel,
+    moments: dict[str, Moments],
+    budget: Budget,
+    recipe: Recipe,
+    calibration: Calibration,
+    wholes: IntArray | None,
+) -> BoolArray:
+    """Return which channels stay."""
+    if recipe.criterion != RECONSTRUCTION:
+        scores = score_channels(recipe.criterion, module, cost.graph, calibration, recipe.seed)
+        return choose_channels(cost, scores, budget, widths=recipe.widths, wholes=wholes, cost_power=0.0)
+    return choose_by_reconstruction(
+        module,
+        cost,
+        moments,
+        budget,
+        widths=recipe.widths,
+        wholes=wholes,
+        ridge=recipe.ridge,
+        cost_power=recipe.cost_power,
+    )
