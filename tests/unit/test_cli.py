@@ -10,7 +10,7 @@ import types
 import pytest
 
 import yolo_prune
-from yolo_prune.cli import commands
+from yolo_prune.cli import commands, output
 from yolo_prune.cli import entry as cli
 from yolo_prune.cli.tables import aligned_table
 from yolo_prune.criteria import CRITERIA, RECONSTRUCTION
@@ -145,7 +145,7 @@ def test_version_names_the_versions_in_use(capsys):
         (["help", "prnue"], "unknown command 'prnue'. Did you mean 'prune'?"),
         (
             ["zzz"],
-            "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, check, export, inspect, report, demo.",
+            "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, check, export, inspect, report, doctor, demo.",
         ),
         ([*PRUNE, "l1_strenght=1"], "unknown key 'l1_strenght'."),
         ([*PRUNE, "epoch=1"], "unknown key 'epoch'. Did you mean 'epochs'?"),
@@ -229,7 +229,7 @@ def test_prune_hands_over_the_configuration_and_prints_table_and_report(monkeypa
 def test_what_the_host_prints_stays_out_of_the_answer(monkeypatch, capsys):
     def answer(_config):
         sys.stdout.write("epoch 1/3\n")
-        commands.say("the table")
+        output.say("the table")
 
     command = dataclasses.replace(cli.COMMANDS["prune"], call=answer)
     monkeypatch.setitem(cli.COMMANDS, "prune", command)

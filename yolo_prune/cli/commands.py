@@ -5,16 +5,13 @@ Stages are imported inside the functions, so that help and errors in the options
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from yolo_prune.adapters.hosts import find_host, guarded, guarding_host
+from yolo_prune.cli.output import say, write_json_answer
 from yolo_prune.cli.tables import aligned_table
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.files import write_text
@@ -23,6 +20,7 @@ from yolo_prune.options import (
     BenchConfig,
     CheckConfig,
     DemoConfig,
+    DoctorConfig,
     EvalConfig,
     ExportConfig,
     InspectConfig,
@@ -37,26 +35,6 @@ from yolo_prune.runtimes import is_exported
 if TYPE_CHECKING:
     from yolo_prune.adapters.stored import LoadedModel
     from yolo_prune.report.checks import CheckReport
-
-_ANSWERS: ContextVar[IO[str] | None] = ContextVar("_ANSWERS", default=None)
-
-
-def say(text: str) -> None:
-    """Write a result to stdout; progress and messages go to stderr."""
-    out = _ANSWERS.get() or sys.stdout
-    out.write(text.rstrip("\n") + "\n")
-    out.flush()
-
-
-@contextlib.contextmanager
-def answers_alone_on_stdout() -> Iterator[None]:
-    """Send what the host prints inside the block to stderr, so that a command's stdout can go to a file."""
-    kept = _ANSWERS.set(sys.stdout)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _ANSWERS.reset(kept)
 
 
 def prune(config: PruneConfig) -> None:
@@ -134,7 +112,7 @@ def evaluate(config: EvalConfig) -> None:
     found = {"imgsz": plain_size(imgsz), "split": config.split, "ap_of": result.ap_of, "notes": result.notes}
     found |= {"low": bounds.low, "high": bounds.high} if bounds else {}
     found |= {key: value for key, value in asdict(replace(result, sample=None)).items() if key != "sample"}
-    _write_json(config.json, found)
+    write_json_answer(config.json, found)
 
 
 def bench(config: BenchConfig) -> None:
@@ -166,7 +144,7 @@ def bench(config: BenchConfig) -> None:
                 for runtime in config.runtimes
             ]
     say(markdown_table(comparisons))
-    _write_json(config.json, [comparison.to_dict() for comparison in comparisons])
+    write_json_answer(config.json, [comparison.to_dict() for comparison in comparisons])
 
 
 def check(config: CheckConfig) -> int:
@@ -195,7 +173,7 @@ def check(config: CheckConfig) -> int:
 def _write_check(config: CheckConfig, found: CheckReport) -> None:
     from yolo_prune.report.checks import check_junit, check_markdown
 
-    _write_json(config.json, found.to_dict())
+    write_json_answer(config.json, found.to_dict())
     for key, path, render in (("junit", config.junit, check_junit), ("md", config.md, check_markdown)):
         if path is not None:
             write_text(Path(path), render(found))
@@ -275,7 +253,7 @@ def inspect(config: InspectConfig) -> None:
     say(f"{len(rows)} groups, {frozen} of them frozen")
     if blocks:
         say(f"\n{aligned_table(blocks)}\n{len(blocks)} residual blocks that depth=true may drop")
-    _write_json(config.json, rows)
+    write_json_answer(config.json, rows)
 
 
 def report(config: ReportConfig) -> None:
@@ -307,6 +285,16 @@ def _compare_runs(config: ReportConfig) -> None:
         say(f"\nhtml: {config.html}")
 
 
+def doctor(config: DoctorConfig) -> int:
+    """Print what is installed and whether it works; 0 where nothing is broken, 1 where something is."""
+    from yolo_prune.runs.doctor import diagnose
+
+    found = diagnose()
+    say("\n".join(found.lines()))
+    write_json_answer(config.json, found.to_dict())
+    return 0 if found.healthy else 1
+
+
 def demo(config: DemoConfig) -> None:
     """Run the demonstration and print its table."""
     from yolo_prune.report import render_table
@@ -336,9 +324,3 @@ def short_names(paths: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(paths)
-
-
-def _write_json(path: str | None, content: object) -> None:
-    if path is not None:
-        write_text(Path(path), json.dumps(content, indent=1, default=str) + "\n")
-        say(f"json: {path}")

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from yolo_prune.adapters.hosts import PLAIN_CHECKPOINT, find_host, hosts
-from yolo_prune.cli import commands
 from yolo_prune.cli.help import command_help, general_help, version_text
+from yolo_prune.cli.output import answers_alone_on_stdout, say
 from yolo_prune.cli.registry import COMMANDS
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.extras import missing_extra
@@ -81,21 +81,21 @@ def _dispatch(words: list[str]) -> int:
     """Answer a question about the program, or run a command."""
     if not words or words[0] in _HELP:
         asked = words[1:2] if words and words[0] == "help" else []
-        commands.say(command_help(_command_name(asked[0])) if asked else general_help())
+        say(command_help(_command_name(asked[0])) if asked else general_help())
         return OK
     if words[0] in _VERSION:
-        commands.say(version_text())
+        say(version_text())
         return OK
     name, rest = _command_name(words[0]), words[1:]
     if any(word in _HELP[:2] for word in rest):
-        commands.say(command_help(name))
+        say(command_help(name))
         return OK
     command = COMMANDS[name]
     spoken = {"train": _host_words, "report": _run_words}.get(name)
     rest = spoken(rest) if spoken else rest
     config = make_config(command.kind, parse_overrides(rest))
     log_to_console(config.verbose)
-    with commands.answers_alone_on_stdout():
+    with answers_alone_on_stdout():
         try:
             return command.call(config) or OK
         except ModuleNotFoundError as error:

@@ -78,6 +78,12 @@ COMMANDS = {
         "write the report of a run again, or compare runs: report a/ b/ c/",
         "yolo-prune report run=runs/prune/half,runs/prune/third html=compared.html",
     ),
+    "doctor": Command(
+        configs.DoctorConfig,
+        commands.doctor,
+        "what is installed, which runtimes and devices work, and whether a small cut is exact",
+        "yolo-prune doctor",
+    ),
     "demo": Command(
         configs.DemoConfig,
         commands.demo,

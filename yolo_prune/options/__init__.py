@@ -3,7 +3,14 @@
 from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.options.check import CheckConfig
 from yolo_prune.options.runs import DemoConfig, PruneConfig, SweepConfig, TrainConfig
-from yolo_prune.options.tools import BenchConfig, EvalConfig, ExportConfig, InspectConfig, ReportConfig
+from yolo_prune.options.tools import (
+    BenchConfig,
+    DoctorConfig,
+    EvalConfig,
+    ExportConfig,
+    InspectConfig,
+    ReportConfig,
+)
 from yolo_prune.options.written import to_yaml
 
 __all__ = [
@@ -12,6 +19,7 @@ __all__ = [
     "BenchConfig",
     "CheckConfig",
     "DemoConfig",
+    "DoctorConfig",
     "EvalConfig",
     "ExportConfig",
     "InspectConfig",

@@ -142,3 +142,15 @@ class ReportConfig:
             raise ConfigError("'run' names no folder: give run=runs/prune/prune.")
         if self.bench and len(self.run) > 1:
             raise ConfigError(f"bench=true measures one run again, and {len(self.run)} are named.")
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Options of ``doctor``: what is installed here and whether it works."""
+
+    json: str | None = shared("json")
+    verbose: bool = shared("verbose")
+    debug: bool = shared("debug")
+
+    def __post_init__(self) -> None:
+        coerce_(self)
