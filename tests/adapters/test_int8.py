@@ -12,7 +12,8 @@ from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import int8
 from yolo_prune.adapters.ultralytics.int8 import export_int8
 from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
-from yolo_prune.runtimes.onnxruntime import class_count
+from yolo_prune.runtimes.files import class_count
+from yolo_prune.runtimes.runtime import Settings, no_checkpoint, open_runtime, read_file
 
 IMGSZ = 64
 
@@ -39,6 +40,36 @@ def checkpoint(tmp_path_factory, images):
 @pytest.fixture(scope="module")
 def quantised(checkpoint, images, tmp_path_factory):
     return export_int8(checkpoint, tmp_path_factory.mktemp("int8") / "new" / "tiny.onnx", images, imgsz=IMGSZ)
+
+
+def test_openvino_gets_8_bits_of_its_own_that_compute_nearly_the_same(checkpoint, images, tmp_path):
+    pytest.importorskip("nncf")
+    module, out = load_detector(checkpoint).module, tmp_path / "tiny_int8_openvino_model"
+    asked = []
+
+    class Task:
+        metric = "ap"
+
+        def calibration_batches(self, imgsz, count, seed):
+            return images
+
+        def evaluate(self, module, imgsz, exported):
+            asked.append(read_file("openvino", exported))
+            return "what it found"
+
+    options = {"imgsz": IMGSZ, "images": 4, "seed": 0}
+    assert int8.export_measured_int8(checkpoint, module, out, Task(), **options) == "what it found"
+    assert (asked[0].imgsz, asked[0].precision) == (None, "int8"), "accuracy is that of a twin of open size"
+    facts = read_file("openvino", out)
+    assert (facts.imgsz, facts.precision, class_count(facts.metadata)) == (IMGSZ, "int8", 2)
+    settings = Settings("cpu", 1, 1)
+    pixels = images[0][:1]
+    with torch.inference_mode():
+        whole = module(pixels)[0].numpy()
+    found = open_runtime("openvino", out, IMGSZ, settings, no_checkpoint).infer(pixels.numpy())[0]
+    error = np.abs(found - whole).mean() / np.abs(whole - whole.mean(axis=2, keepdims=True)).mean()
+    assert 0 < error < 0.2
+    assert sorted(path.name for path in out.iterdir()) == ["metadata.yaml", "network.bin", "network.xml"]
 
 
 def output(path, pixels):

@@ -93,7 +93,7 @@ def test_the_int8_file_still_finds_the_squares(report, folder):
     whole, quantised = (row_of(report, name, "onnxruntime") for name in ("retrained", "int8"))
     assert quantised["ap"] > 0.8 * whole["ap"]
     assert quantised["size_mb"] == pytest.approx((folder / "weights/best_int8.onnx").stat().st_size / 1e6)
-    assert "In INT8 the retrained model has AP" in (folder / "report.md").read_text()
+    assert "In INT8 for onnxruntime the retrained model has AP" in (folder / "report.md").read_text()
 
 
 def test_the_numbers_of_the_rows_are_measured(report):

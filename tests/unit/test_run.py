@@ -536,6 +536,35 @@ def test_the_final_model_is_quantised(host, options):
     assert row.size_mb == len("8 bits") / 1e6
 
 
+def test_every_runtime_that_has_8_bits_gets_its_own_file_row_and_interval(host, options):
+    more = {"quantize": 8, "epochs": 1, "runtimes": ("torch", "onnxruntime", "openvino", "opencv")}
+    first = prune_from_config(options(**more))
+    assert [one["out"].name for one in host.quantised_with] == ["best_int8.onnx", "best_int8_openvino_model"]
+    rows = {row.runtime: row for row in first.report.rows if row.model == "int8"}
+    assert rows.keys() == {"onnxruntime", "openvino"}
+    assert {(row.precision, row.ap) for row in rows.values()} == {("int8", SCORES["int8"])}
+    text = (first.folder / "report.md").read_text()
+    assert "In INT8 for onnxruntime the" in text
+    assert "In INT8 for openvino the" in text
+
+
+def test_a_quantisation_that_fails_on_one_runtime_leaves_that_of_the_other(host, options):
+    export = host.export_int8
+
+    def failing(checkpoint, module, out, task, **more):
+        if out.name.endswith("_openvino_model"):
+            raise MissingRuntimeError("INT8 for OpenVINO needs 'nncf'.")
+        return export(checkpoint, module, out, task, **more)
+
+    host.export_int8 = failing
+    report = prune_from_config(options(quantize=8, runtimes=("onnxruntime", "openvino"))).report
+    found = {row.runtime: (row.ap, row.not_measured) for row in report.rows if row.model == "int8"}
+    assert found == {
+        "onnxruntime": (SCORES["int8"], None),
+        "openvino": (None, "there is no INT8 model: INT8 for OpenVINO needs 'nncf'."),
+    }
+
+
 # Speed.
 
 

@@ -203,11 +203,6 @@ def test_weights_of_8_bits_are_called_so(on_onnx, tmp_path):
             r"expected \[2, 3, 64, 32\]\. Export it again with imgsz=64x32 and batch=2\.$|one image at a time, got batch=2\.$",
         ),
         (
-            {"half": True},
-            ConfigError,
-            r"^half=true applies to the torch runtime; \w+ runs a file in the precision that it has\.$",
-        ),
-        (
             {"compile": True},
             ConfigError,
             r"^compile=true applies to the torch runtime; \w+ optimises every model itself\.$",
@@ -218,6 +213,62 @@ def test_weights_of_8_bits_are_called_so(on_onnx, tmp_path):
 def test_what_does_not_fit_is_refused(runtime, own, settings, error, sentence):
     with pytest.raises(error, match=sentence):
         opened(runtime, own, **settings)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "opencv", "torchscript"])
+def test_16_bits_are_refused_where_the_file_says_the_precision(name, files):
+    sentence = (
+        f"^half=true applies to torch, openvino and ncnn; {name} runs a file in the precision that it has"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        opened(needed(name), files[RUNTIMES[name].exported], half=True)
+
+
+@pytest.mark.parametrize(("able", "sentence"), [(False, "ncnn computes in 16 bits on ARM"), (True, None)])
+def test_ncnn_computes_in_16_bits_where_the_cpu_can(able, sentence, file, monkeypatch):
+    library = pytest.importorskip(needed("ncnn"))
+    monkeypatch.setattr(library, "cpu_support_arm_asimdhp", lambda: able)
+    made = []
+
+    class Net(library.Net):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(library, "Net", Net)
+    if sentence:
+        with pytest.raises(DeviceUnavailableError, match=sentence):
+            opened("ncnn", file, half=True)
+    else:
+        opened("ncnn", file, half=True)
+    assert not made[0].opt.use_fp16_storage, "the control: what is compared with the file is in float32"
+    assert [net.opt.use_fp16_storage and net.opt.use_fp16_arithmetic for net in made[1:]] == [True] * able
+    assert not any(net.opt.use_bf16_storage for net in made)
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_openvino_computes_in_16_bits_where_the_cpu_can(able, file, monkeypatch):
+    library = pytest.importorskip("openvino")
+    hints = []
+
+    class Core(library.Core):
+        def get_property(self, device, name):
+            return ["FP32", *["FP16"] * able]
+
+        def compile_model(self, model, device, options):
+            hints.append(options["INFERENCE_PRECISION_HINT"])
+            return super().compile_model(model, device, {**options, "INFERENCE_PRECISION_HINT": "f32"})
+
+    monkeypatch.setattr(library, "Core", Core)
+    if able:
+        opened("openvino", file, half=True)
+        opened("openvino", file)
+        assert hints == ["f16", "f32"]
+    else:
+        with pytest.raises(
+            DeviceUnavailableError, match=r"^openvino computes in FP32 on this CPU, not in FP16$"
+        ):
+            opened("openvino", file, half=True)
 
 
 def test_a_damaged_file_is_named(runtime, tmp_path):
@@ -484,7 +535,7 @@ def ncnn_network(file, folder, shape=(1, 3, *SIZE)):
     """The file as ncnn keeps it."""
     needed("ncnn")
     folder.mkdir()
-    return ncnn._converted(file, shape, folder)
+    return ncnn.converted(file, shape, folder)
 
 
 def test_a_network_of_ncnn_runs_with_what_lies_beside_it(file, net, tmp_path):
@@ -516,7 +567,7 @@ def test_planes_that_do_not_fill_whole_vectors_are_read_as_they_are(tmp_path):
 def test_a_conversion_that_computes_something_else_is_refused(file, tmp_path, monkeypatch):
     torch.manual_seed(1)
     other = ncnn_network(write(tmp_path / "other.onnx", Detector()), tmp_path / "other")
-    monkeypatch.setattr(ncnn, "_converted", lambda *_: other)
+    monkeypatch.setattr(ncnn, "converted", lambda *_: other)
     with pytest.raises(
         CheckpointError, match=r"^pnnx made another network of '.*net\.onnx': outputs differ by up to \d"
     ):

@@ -200,7 +200,10 @@ class Host(Protocol):
         seed: int,
         trust: bool = False,
     ) -> Result:
-        """Export a checkpoint to ONNX in 8 bits, calibrated on training images, and return its accuracy."""
+        """Export a checkpoint in 8 bits, calibrated on training images, and return its accuracy.
+
+        For ONNX Runtime, ``out`` ends in ``.onnx``, for OpenVINO in ``_openvino_model``.
+        """
 
     # Training.
 

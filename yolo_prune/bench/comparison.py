@@ -63,7 +63,7 @@ def compare(
         rounds: Rounds to measure; chosen from ``seconds`` when None.
         seconds: Time budget per candidate, without loading and warm-up.
         images: Image files to run on, the first 32; drawn images when None. Decoding them is not timed.
-        half: 16-bit floating point, torch on CUDA only.
+        half: 16-bit floating point: torch on CUDA, OpenVINO and ncnn on CPUs that can.
         compile: Compile the networks with ``torch.compile``, torch only; not timed, but it takes minutes on a CPU.
         trust: Load checkpoints that may run code of their own.
         imports: Python files or modules that hold their classes.
@@ -108,10 +108,12 @@ def compare(
 
 
 def precision_of(runtime: str, file: Path, half: bool) -> str:
-    """Return the precision of a candidate's weights: what an exported file says of its own."""
+    """Return the precision of a candidate: what an exported file says of its weights, unless half was asked for."""
+    if half:
+        return "float16"
     if is_exported(str(file)) and not RUNTIMES[runtime].checkpoints:
         return read_file(runtime, file).precision
-    return "float16" if half else "float32"
+    return "float32"
 
 
 def read_answer(

@@ -73,7 +73,7 @@ class PruneConfig:
     )
     split: str = shared("split")
     quantize: int | None = option(
-        "8 quantises the final model for ONNX Runtime and gives it a row in the report",
+        "8 quantises the final model for onnxruntime and openvino of runtimes=, a row in the report for each",
         None,
         group=MEASURING,
         choices=(8,),

@@ -55,7 +55,11 @@ class BenchConfig:
         "alternating rounds to measure; chosen from seconds when not given", None, group=MEASURING, low=2
     )
     seconds: float = option("time to measure each model, without warm-up", 10.0, group=MEASURING, low=0.1)
-    half: bool = option("16-bit floating point, PyTorch on a GPU only", False, group=COMPUTING)
+    half: bool = option(
+        "16-bit floating point: PyTorch on a GPU, openvino and ncnn on CPUs that compute in it",
+        False,
+        group=COMPUTING,
+    )
     compile: bool = option(
         "torch.compile the networks, PyTorch only; takes minutes before it measures", False, group=COMPUTING
     )

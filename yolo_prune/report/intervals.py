@@ -19,7 +19,11 @@ METHOD = "percentile bootstrap over the images"
 def resamples_of(report: RunReport, row: Row) -> FloatArray | None:
     """Return the accuracy of a row's model in every resample; None in reports that have none."""
     asked = (row.model, row.imgsz, row.precision)
-    found = (one for one in report.resamples if (one.model, one.imgsz, one.precision) == asked)
+    found = (
+        one
+        for one in report.resamples
+        if (one.model, one.imgsz, one.precision) == asked and one.runtime in (None, row.runtime)
+    )
     return next((one.accuracies for one in found if one.values), None)
 
 

@@ -25,6 +25,7 @@ class Resampled:
         high: Upper bound.
         values: Accuracy of every resample in order, in [0, 1], with blanks between; ``nan`` where nothing was to find.
         precision: As in its row.
+        runtime: That the weights are made for; None where several share them.
     """
 
     model: str
@@ -33,10 +34,16 @@ class Resampled:
     high: float | None = None
     values: str = ""
     precision: str | None = None
+    runtime: str | None = None
 
     @classmethod
     def from_sample(
-        cls, model: str, imgsz: ImageSize | None, sample: ImageSample, precision: str | None = None
+        cls,
+        model: str,
+        imgsz: ImageSize | None,
+        sample: ImageSample,
+        precision: str | None = None,
+        runtime: str | None = None,
     ) -> Resampled:
         """Draw the images of an evaluation again and again, always in the same way."""
         from yolo_prune.accuracy.bootstrap import interval_of, resampled_accuracy
@@ -45,7 +52,7 @@ class Resampled:
         found = interval_of(values)
         text = " ".join(f"{value:.6f}" for value in values)
         low, high = (found.low, found.high) if found else (None, None)
-        return cls(model, imgsz, low, high, text, precision)
+        return cls(model, imgsz, low, high, text, precision, runtime)
 
     @property
     def accuracies(self) -> FloatArray:

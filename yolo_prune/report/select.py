@@ -107,7 +107,7 @@ def parent_row(report: RunReport, like: Row | None = None) -> Row | None:
 
 def models(report: RunReport) -> list[Row]:
     """Return one row per model, input size and precision, with what any of its rows says of accuracy and cost."""
-    found: dict[tuple[str, ImageSize | None, str | None], Row] = {}
+    found: dict[tuple[str, ImageSize | None, str | None, str | None], Row] = {}
     for row in report.rows:
         key = identity(row)
         known = found.setdefault(key, row)
@@ -125,9 +125,12 @@ def model_row(report: RunReport, model: str) -> Row | None:
     return next((row for row in models(report) if row.model == model), None)
 
 
-def identity(row: Row) -> tuple[str, ImageSize | None, str | None]:
-    """Return what rows of the same weights at the same input have in common: their accuracy is one number."""
-    return (row.model, row.imgsz, row.precision)
+def identity(row: Row) -> tuple[str, ImageSize | None, str | None, str | None]:
+    """Return what rows of the same weights at the same input have in common: their accuracy is one number.
+
+    Every runtime has INT8 weights of its own.
+    """
+    return (row.model, row.imgsz, row.precision, row.runtime if row.model == "int8" else None)
 
 
 def merged(report: RunReport, row: Row) -> Row:

@@ -202,12 +202,21 @@ def judge_retraining(report: RunReport, final: Row) -> list[Verdict]:
 
 
 def judge_int8(report: RunReport, final: Row) -> list[Verdict]:
-    """Say what quantising the final model cost and gave."""
+    """Say what quantising the final model cost and gave, for every runtime that it was quantised for."""
     rows = [row for row in report.rows if row.model == "int8"]
-    if not rows or rows[0].accuracy is None or final.accuracy is None:
+    return [
+        verdict
+        for runtime in dict.fromkeys(row.runtime for row in rows)
+        for verdict in _judge_int8_of(report, final, [row for row in rows if row.runtime == runtime])
+    ]
+
+
+def _judge_int8_of(report: RunReport, final: Row, rows: Sequence[Row]) -> list[Verdict]:
+    if rows[0].accuracy is None or final.accuracy is None:
         return []
     change, bounds = rows[0].accuracy - final.accuracy, difference_interval(report, rows[0], [(final, 1.0)])
-    text = f"In INT8 the {final.model} model has {metric_of(report).short} {rows[0].accuracy:.3f} "
+    where = f" for {rows[0].runtime}" if rows[0].runtime else ""
+    text = f"In INT8{where} the {final.model} model has {metric_of(report).short} {rows[0].accuracy:.3f} "
     text += f"({change:+.3f}, {signed(bounds)})"
     gains = [(row, gain) for row in rows if row.fps and (gain := speedup(report, row)) is not None]
     for row, gain in gains:

@@ -32,6 +32,7 @@ from yolo_prune.runs.preflight import check_budget, free_on_resume, has_target, 
 from yolo_prune.runs.recovery import cut_and_recover, save_checkpoint
 from yolo_prune.runs.resume import ARGS_FILE, check_resumed
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
+from yolo_prune.runtimes import RUNTIMES
 
 _GIVEN = "given"  # folder of the objects that a run started from
 
@@ -153,25 +154,34 @@ def _evaluated(name: str, file: Path, job: PruneJob) -> Evaluated:
 
 
 def _quantised(final: Evaluated, job: PruneJob) -> tuple[list[Evaluated], dict[str, str]]:
-    """Export the final model to INT8 and evaluate the file; what goes wrong there is why its row is empty."""
-    config, out = job.config, job.space.weights / f"{final.file.stem}_int8.onnx"
-    try:
-        result = job.host.export_int8(
-            final.file,
-            final.module,
-            out,
-            job.task,
-            imgsz=final.imgsz,
-            images=config.calibration_images,
-            seed=config.seed,
-            trust=config.trust,
-        )
-    except (YoloPruneError, OSError) as error:
-        LOGGER.warning("there is no INT8 model: %s", error)
-        return [], {"int8": f"there is no INT8 model: {error}"}
-    sentence = METRICS[job.task.metric].sentence(result.scores)
-    LOGGER.info("int8: %s (%d images)", sentence, result.images)
-    return [Evaluated("int8", out, final.module, result, final.imgsz)], {}
+    """Export the final model to INT8 for every runtime of the run that has it, and evaluate the files.
+
+    Returns:
+        The models, and by runtime why there is none.
+    """
+    config, found, failed = job.config, list[Evaluated](), dict[str, str]()
+    runtimes = [name for name in config.runtimes if RUNTIMES[name].int8] or ["onnxruntime"]
+    for runtime in runtimes:
+        out = job.space.weights / f"{final.file.stem}{RUNTIMES[runtime].int8}"
+        try:
+            result = job.host.export_int8(
+                final.file,
+                final.module,
+                out,
+                job.task,
+                imgsz=final.imgsz,
+                images=config.calibration_images,
+                seed=config.seed,
+                trust=config.trust,
+            )
+        except (YoloPruneError, OSError) as error:
+            LOGGER.warning("there is no INT8 model for %s: %s", runtime, error)
+            failed[runtime] = f"there is no INT8 model: {error}"
+            continue
+        sentence = METRICS[job.task.metric].sentence(result.scores)
+        LOGGER.info("int8 for %s: %s (%d images)", runtime, sentence, result.images)
+        found.append(Evaluated("int8", out, final.module, result, final.imgsz, runtime))
+    return found, failed
 
 
 def _make_room(space: Workspace, model: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,18 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.progress import LOGGER
 from yolo_prune.report.examples import clear_examples
+from yolo_prune.runtimes import RUNTIMES
 
 OUTPUTS = (
     *("args.yaml", "plan.json", "recovery.json", "results.csv"),
     *("report.json", "report.md", "report.csv", "report.html"),
     *("weights/parent.pt", "weights/pruned.pt", "weights/best.pt", "weights/last.pt"),
-    *("weights/pruned_int8.onnx", "weights/best_int8.onnx"),
+    *(
+        f"weights/{stem}{entry.int8}"
+        for stem in ("pruned", "best")
+        for entry in RUNTIMES.values()
+        if entry.int8
+    ),
 )
 """What a run writes, each whole or not at all."""
 
@@ -65,7 +72,11 @@ class Workspace:
     def clear(self) -> None:
         """Delete what an earlier run wrote here, so that nothing of it can pass for this run's."""
         for name in OUTPUTS:
-            (self.root / name).unlink(missing_ok=True)
+            place = self.root / name
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
         clear_examples(self.root)
 
     def remember(self, name: str, value: Any) -> None:

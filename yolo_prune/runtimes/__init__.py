@@ -17,6 +17,7 @@ class RuntimeEntry:
         package: What is imported for it, where that has another name than the runtime.
         exported: Ending of what a checkpoint is exported to for it; empty where it runs checkpoints, or files that are
             made elsewhere.
+        int8: Ending of the file or folder in 8 bits that a checkpoint is exported to for it; empty where there is none.
     """
 
     module: str
@@ -25,6 +26,7 @@ class RuntimeEntry:
     checkpoints: bool = False
     package: str = ""
     exported: str = ".onnx"
+    int8: str = ""
 
     def runs(self, name: str) -> bool:
         """Tell whether it runs a file of such a name as it is."""
@@ -41,9 +43,12 @@ RUNTIMES = {
     "torch": RuntimeEntry(
         "yolo_prune.runtimes.pytorch", (".pt", ".pth"), "torch", checkpoints=True, exported=""
     ),
-    "onnxruntime": RuntimeEntry("yolo_prune.runtimes.onnxruntime", (".onnx",), "onnx"),
+    "onnxruntime": RuntimeEntry("yolo_prune.runtimes.onnxruntime", (".onnx",), "onnx", int8="_int8.onnx"),
     "openvino": RuntimeEntry(
-        "yolo_prune.runtimes.openvino", (".onnx", ".xml", "_openvino_model"), "openvino"
+        "yolo_prune.runtimes.openvino",
+        (".onnx", ".xml", "_openvino_model"),
+        "openvino",
+        int8="_int8_openvino_model",
     ),
     "ncnn": RuntimeEntry("yolo_prune.runtimes.ncnn", (".param", "_ncnn_model", ".onnx"), "ncnn"),
     "opencv": RuntimeEntry("yolo_prune.runtimes.opencv", (".onnx",), "opencv", package="cv2"),

@@ -70,11 +70,17 @@ class FileRuntime:
         return output.astype(np.float32, copy=False)
 
 
-def refuse_options_of_torch(name: str, settings: Settings) -> None:
-    """Raise ConfigError where a runtime of files is asked for what PyTorch alone does with a checkpoint."""
-    if settings.half:
+def refuse_options_of_torch(name: str, settings: Settings, *, half: bool = False) -> None:
+    """Raise ConfigError where a runtime of files is asked for what PyTorch alone does with a checkpoint.
+
+    Args:
+        name: The runtime.
+        settings: What is asked for.
+        half: Whether it computes in 16 bits what is kept in 32.
+    """
+    if settings.half and not half:
         raise ConfigError(
-            f"half=true applies to the torch runtime; {name} runs a file in the precision that it has."
+            f"half=true applies to torch, openvino and ncnn; {name} runs a file in the precision that it has."
         )
     if settings.compile:
         raise ConfigError(f"compile=true applies to the torch runtime; {name} optimises every model itself.")

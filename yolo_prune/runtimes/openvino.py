@@ -1,4 +1,4 @@
-"""OpenVINO: an .onnx file or a network of its own format on the CPU, in float32, with neither torch nor a host."""
+"""OpenVINO: an .onnx file or a network of its own format on the CPU, with neither torch nor a host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ from yolo_prune.runtimes.files import (
     refuse_other_devices,
     the_file_in,
 )
-from yolo_prune.runtimes.runtime import FileFacts, Loader, Settings, facts_of, import_runtime
+from yolo_prune.runtimes.runtime import (
+    DeviceUnavailableError,
+    FileFacts,
+    Loader,
+    Settings,
+    facts_of,
+    import_runtime,
+)
 
 _PRECISIONS = {
     **dict.fromkeys(("i8", "u8", "i4", "u4"), "int8"),
@@ -35,8 +42,8 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
     """Compile a file for the CPU: one stream, for latency, in float32 whatever the CPU could do faster.
 
     Weights that the file keeps in 16 bits are computed with in float32, too: the CPU would otherwise choose bfloat16
-    where it has it, and the same file would give other numbers elsewhere. Layers of 8 bits stay such. An input of open
-    size is fixed at ``imgsz`` first.
+    where it has it, and the same file would give other numbers elsewhere. Layers of 8 bits stay such. With half they
+    are computed with in 16, where the CPU can. An input of open size is fixed at ``imgsz`` first.
 
     Args:
         path: An .onnx file, the .xml of an OpenVINO network, or the folder that holds one.
@@ -49,12 +56,12 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
 
     Raises:
         MissingRuntimeError: openvino is not installed.
-        DeviceUnavailableError: Another device than the CPU is asked for.
-        ConfigError: The file was exported for another input, or half precision or compilation is asked for.
+        DeviceUnavailableError: Another device than the CPU is asked for, or half precision on one that has none.
+        ConfigError: The file was exported for another input, or compilation is asked for.
         CheckpointError: OpenVINO cannot read or compile the file.
     """
     openvino = import_runtime("openvino")
-    refuse_options_of_torch("openvino", settings)
+    refuse_options_of_torch("openvino", settings, half=True)
     refuse_other_devices("openvino", settings)
     core = openvino.Core()
     model, metadata = _read(core, path)
@@ -87,13 +94,17 @@ def _compiled(
     """Compile a network for the CPU, its input of open size fixed at ``shape``.
 
     Raises:
+        DeviceUnavailableError: Half precision is asked for and the CPU has none.
         CheckpointError: OpenVINO cannot.
     """
+    offered = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") if settings.half else ["FP16"]
+    if "FP16" not in offered:
+        raise DeviceUnavailableError(f"openvino computes in {', '.join(offered)} on this CPU, not in FP16")
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": settings.threads,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "f16" if settings.half else "f32",
         "ENABLE_CPU_PINNING": False,  # as the other runtimes: another program may own that very core
     }
     try:
@@ -142,9 +153,7 @@ def _read(core: Any, path: Path) -> tuple[Any, dict[str, str]]:
         raise CheckpointError(f"'{path}' is not a model that openvino can load: {one_line(error)}") from error
     written = dict(model.rt_info.items()).get("framework", {})  # there, from an .onnx file, its metadata goes
     found = {key: str(value.value) for key, value in written.items()}
-    if file.suffix == ".xml":
-        found |= metadata_beside(file)
-    return model, found
+    return model, {**(metadata_beside(file) if file.suffix == ".xml" else {}), **found}
 
 
 def _shape(model: Any) -> list[int | None]:

@@ -37,7 +37,7 @@ class Settings:
         device: ``cpu`` or ``cuda:N``.
         threads: CPU threads the runtime may use.
         batch: Images per step.
-        half: Run in 16-bit floating point (torch on CUDA only).
+        half: Compute in 16-bit floating point: torch on CUDA, OpenVINO and ncnn on CPUs that can.
         compile: Compile the network with ``torch.compile`` (torch only); the first steps, untimed, take minutes.
         trust: Load checkpoints that may run code of their own.
         provider: What ONNX Runtime hands the network to, a key of ``PROVIDERS``; empty for its own kernels.

@@ -1,4 +1,4 @@
-"""INT8 for ONNX Runtime: the exported network with its convolutions and linear layers in 8 bits."""
+"""INT8 for ONNX Runtime and OpenVINO: the exported network with its convolutions and linear layers in 8 bits."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from yolo_prune.adapters.ultralytics.validator import is_stretched
 from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, is_square
+from yolo_prune.runtimes.converted import quantised, write_openvino
 
 if TYPE_CHECKING:
     from yolo_prune.accuracy.task import Result, Task
@@ -95,7 +96,7 @@ def export_measured_int8(
     Args:
         checkpoint: The file.
         module: The model that is in it.
-        out: The .onnx file to create or replace, of fixed size.
+        out: The .onnx file to create or replace, of fixed size; for OpenVINO a folder ``*_openvino_model``.
         task: What to calibrate and evaluate on.
         imgsz: Size of the input, in pixels.
         images: Training images to calibrate on.
@@ -109,13 +110,24 @@ def export_measured_int8(
         YoloPruneError: As :func:`export_int8` and the evaluation.
     """
     batches = task.calibration_batches(imgsz, images, seed)
-    export_int8(checkpoint, out, batches, imgsz=imgsz, trust=trust)
-    if task.metric == "top1" or is_stretched(module) or not is_square(imgsz):
-        return task.evaluate(module, imgsz, out)
+    fixed = task.metric == "top1" or is_stretched(module) or not is_square(imgsz)
     with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
-        twin = Path(folder, "twin.onnx")
-        export_int8(checkpoint, twin, batches, imgsz=imgsz, trust=trust, dynamic=True)
-        return task.evaluate(module, imgsz, twin)
+        if out.suffix == ".onnx":
+            export_int8(checkpoint, out, batches, imgsz=imgsz, trust=trust)
+            if fixed:
+                return task.evaluate(module, imgsz, out)
+            twin = Path(folder, "twin.onnx")
+            export_int8(checkpoint, twin, batches, imgsz=imgsz, trust=trust, dynamic=True)
+            return task.evaluate(module, imgsz, twin)
+        whole = export_onnx(
+            checkpoint, Path(folder, "float32.onnx"), imgsz=imgsz, trust=trust, dynamic=not fixed
+        )
+        pixels = [image[None].cpu().numpy() for batch in batches for image in batch]
+        network = quantised(whole, pixels, len(pixels))
+        twin = write_openvino(network, Path(folder, "twin_openvino_model"))
+        result = task.evaluate(module, imgsz, twin)
+        write_openvino(network, out, shape=pixels[0].shape)
+        return result
 
 
 def _quantise(source: Path, out: Path, batches: Sequence[Tensor], folder: Path) -> None:

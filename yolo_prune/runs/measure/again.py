@@ -26,6 +26,7 @@ from yolo_prune.runs.measure.speed import (
     speed_warnings,
 )
 from yolo_prune.runs.resume import ARGS_FILE, options_of_run
+from yolo_prune.runtimes import RUNTIMES
 from yolo_prune.runtimes.runtime import cpu_name
 
 _FILES = {
@@ -33,7 +34,6 @@ _FILES = {
     "control": ("parent.pt",),
     "pruned": ("pruned.pt",),
     "retrained": ("best.pt",),
-    "int8": ("best_int8.onnx", "pruned_int8.onnx"),
 }
 
 
@@ -94,8 +94,14 @@ def _with_precisions(report: RunReport) -> RunReport:
 
 def _from_files(row: Row, weights: Path) -> Timed:
     """Return a model of the report without its times, and its file."""
-    file = next((weights / name for name in _FILES.get(row.model, ()) if (weights / name).is_file()), None)
+    names: tuple[str, ...] = _FILES.get(row.model, ())
+    if row.model == "int8":
+        ending = RUNTIMES[row.runtime or "onnxruntime"].int8
+        names = (f"best{ending}", f"pruned{ending}")
+    file = next((weights / name for name in names if (weights / name).exists()), None)
     never = row.not_measured if row.size_mb is None else None  # there was no such file, and the row says why
     why = never or f"its file in {weights} is missing"
     cleared: dict[str, Any] = dict.fromkeys(SPEED)
+    if row.model == "int8":
+        cleared["runtime"] = row.runtime  # that it is made for
     return Timed(replace(row, **cleared, not_measured=None if file else why), file)

@@ -62,7 +62,7 @@ def measure_run(
         models: Parent first, then pruned and retrained.
         cut: The cut.
         stages: Score after each step of recovery.
-        failed: Name of a model that there should be -> why there is none.
+        failed: Runtime -> why there is no INT8 model for it.
 
     Returns:
         The report, not yet written.
@@ -72,7 +72,7 @@ def measure_run(
         models = [*models, *_controls(models[0], cut, task, host.stride(models[0].module))]
     with space.stage("intervals", "drawing the images again and again: how sure the accuracies are"):
         resamples = tuple(
-            Resampled.from_sample(one.name, one.imgsz, one.result.sample, one.precision)
+            Resampled.from_sample(one.name, one.imgsz, one.result.sample, one.precision, one.runtime)
             for one in models
             if one.result.sample
         )

@@ -25,22 +25,27 @@ from yolo_prune.options import PruneConfig
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import Row, Speedup, make_row, with_timing
 from yolo_prune.runs.preflight import has_target, runtime_of
+from yolo_prune.runs.subject import size_mb
 
 BENCH_IMAGES = 16
-INT8_RUNS_ON = ("onnxruntime", "cpu")  # what an INT8 file is made for
+_INT8_OF_OLD = "onnxruntime"  # what INT8 files were made for when their rows did not say
 _NO_GPU = "GPU speed was not measured: this machine has no CUDA device."
 _MISSING = "Speed was not measured everywhere (the table says where and why)"
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model of the run: its name in the report, its file and what evaluation said."""
+    """A model of the run: its name in the report, its file and what evaluation said.
+
+    ``runtime`` is the one that the file is made for; None where others run it, or a file that is exported from it.
+    """
 
     name: str
     file: Path
     module: nn.Module
     result: Result
     imgsz: ImageSize
+    runtime: str | None = None
 
     @property
     def precision(self) -> str:
@@ -74,7 +79,7 @@ class Timed:
 
     def runs_on(self, runtime: str, device: str) -> bool:
         """Tell whether the model is made for a runtime and device."""
-        return self.row.model != "int8" or (runtime, device) == INT8_RUNS_ON
+        return self.row.model != "int8" or (runtime, device) == (self.row.runtime or _INT8_OF_OLD, "cpu")
 
 
 def models_to_time(models: Sequence[Evaluated], failed: Mapping[str, str], host: Host) -> list[Timed]:
@@ -84,7 +89,7 @@ def models_to_time(models: Sequence[Evaluated], failed: Mapping[str, str], host:
 
     Args:
         models: Those that were evaluated, the parent first.
-        failed: Name -> why there is no such model.
+        failed: Runtime -> why there is no INT8 model for it.
         host: Knows what their MACs count on.
     """
     found = []
@@ -99,13 +104,13 @@ def models_to_time(models: Sequence[Evaluated], failed: Mapping[str, str], host:
             precision=model.precision,
             gmacs=sum(count_macs_per_operation(model.module, image, where)) / 1e9,
             params_m=count_parameters(model.module) / 1e6,
-            size_mb=model.file.stat().st_size / 1e6,
+            size_mb=size_mb(model.file),
             scores=model.result.scores,
         )
-        found.append(Timed(row, model.file))
+        found.append(Timed(replace(row, runtime=model.runtime), model.file))
     size = models[0].imgsz
     missing = [
-        Timed(Row(name, imgsz=size, precision=evaluated_in(name), not_measured=why), None)
+        Timed(Row("int8", imgsz=size, precision=evaluated_in("int8"), runtime=name, not_measured=why), None)
         for name, why in failed.items()
     ]
     return [*found, *missing]
