@@ -1,5 +1,8 @@
 """INT8 after pruning: a smaller file that finds nearly the same, also by its own command."""
 
+import importlib.util
+import re
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -12,6 +15,7 @@ from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import int8
 from yolo_prune.adapters.ultralytics.int8 import export_int8
 from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
+from yolo_prune.runtimes import EXPORTS
 from yolo_prune.runtimes.files import class_count
 from yolo_prune.runtimes.runtime import Settings, no_checkpoint, open_runtime, read_file
 
@@ -142,3 +146,44 @@ def test_the_command_exports_and_says_what_it_cost(checkpoint, tmp_path, capsys)
     assert "largest difference to the checkpoint" in capsys.readouterr().out
     assert cli.main(["export", *words, "quantize=8"]) == 2
     assert "needs data=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "half"), [("openvino", False), ("openvino", True), ("ncnn", False), ("torchscript", False)]
+)
+def test_every_format_computes_what_the_checkpoint_computes_and_says_of_itself(
+    kind, half, checkpoint, tmp_path, capsys
+):
+    for package in {"openvino": ("openvino",), "ncnn": ("ncnn", "pnnx")}.get(kind, ()):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    out = tmp_path / f"tiny{EXPORTS[kind]}"
+    words = [f"model={checkpoint}", f"format={kind}", f"out={out}", f"half={half}"]
+    for _ in range(2):  # the second time the folder is there
+        assert cli.main(["export", *words]) == 0
+    said = capsys.readouterr().out
+    pixels, scores = re.search(r"checkpoint: (\S+) on outputs up to \S+, (\S+) in scores", said).groups()
+    assert float(pixels) < (2 if half else 0.02)
+    assert float(scores) < (2e-2 if half else 1e-4)
+    assert f"export: {out} (" in said
+    facts = read_file(kind, out)
+    assert (facts.imgsz, facts.channels, class_count(facts.metadata)) == (IMGSZ, 3, 2)
+    assert facts.precision == ("float16" if half else "float32")
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["format=ncnn", "quantize=8", "data=d"],
+            "quantize=8 is for format=onnx and openvino, got format=ncnn.",
+        ),
+        (["half=true"], "half=true is for format=openvino and ncnn without quantize=, got format=onnx."),
+        (["format=openvino", "out=a.onnx"], "writes a path that ends in _openvino_model, got out='a.onnx'."),
+        (["out=a.torchscript"], "format=onnx writes a path that ends in .onnx, got out='a.torchscript'."),
+    ],
+)
+def test_formats_that_do_not_go_together_are_refused(checkpoint, words, sentence, capsys):
+    assert cli.main(["export", f"model={checkpoint}", *words]) == 2
+    assert sentence in capsys.readouterr().err

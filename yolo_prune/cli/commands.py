@@ -33,7 +33,6 @@ from yolo_prune.report.metric import METRICS
 from yolo_prune.runtimes import is_exported
 
 if TYPE_CHECKING:
-    from yolo_prune.adapters.stored import LoadedModel
     from yolo_prune.report.checks import CheckReport
 
 
@@ -182,47 +181,24 @@ def _write_check(config: CheckConfig, found: CheckReport) -> None:
 
 @guarding_host
 def export(config: ExportConfig) -> None:
-    """Write an ONNX file and say how far it is from its checkpoint: in outputs, of INT8 in accuracy."""
-    host = find_host(config.model)
-    loaded = host.load(config.model, trust=config.trust)
+    """Write a file or folder and say how far it is from its checkpoint: in outputs, of INT8 in accuracy."""
+    from yolo_prune.runs.exporting import export_float, export_int8, path_of_export
+    from yolo_prune.runs.subject import size_mb
+
+    loaded = find_host(config.model).load(config.model, trust=config.trust)
     imgsz = config.imgsz or loaded.imgsz
-    ending = "_int8.onnx" if config.quantize else ".onnx"
-    out = Path(config.out) if config.out else loaded.path.with_name(f"{loaded.path.stem}{ending}")
+    out = path_of_export(config, loaded.path)
     if config.quantize:
-        _export_int8(config, loaded, out, imgsz)
+        task, quantised = export_int8(config, loaded, out, imgsz)
+        for name, result in (("checkpoint", task.evaluate(loaded.module, imgsz)), ("INT8", quantised)):
+            say(f"{name}: {METRICS[task.metric].sentence(result.scores)} ({result.images} images)")
     else:
-        from yolo_prune.bench.parity import onnx_parity
-
-        host.export(config.model, out, imgsz=imgsz, trust=config.trust)
-        parity = onnx_parity(loaded, out, imgsz)
+        parity = export_float(config, loaded, out, imgsz)
         say(
-            f"largest difference to the checkpoint: {parity.max_abs_diff:.2g} on outputs up to {parity.scale:.4g}"
+            f"largest difference to the checkpoint: {parity.max_abs_diff:.2g} on outputs up to {parity.scale:.4g}, "
+            f"{parity.score_diff:.2g} in scores"
         )
-    say(f"export: {out} ({out.stat().st_size / 1e6:.1f} MB, {size_text(imgsz)} px)")
-
-
-def _export_int8(config: ExportConfig, loaded: LoadedModel, out: Path, imgsz: ImageSize) -> None:
-    host = find_host(config.model)
-    task = host.open_task(
-        loaded,
-        config.data or "",
-        split=config.split,
-        batch=config.batch,
-        device="cpu",
-        workers=config.workers,
-    )
-    quantised = host.export_int8(
-        loaded.path,
-        loaded.module,
-        out,
-        task,
-        imgsz=imgsz,
-        images=config.calibration_images,
-        seed=config.seed,
-        trust=config.trust,
-    )
-    for name, result in (("checkpoint", task.evaluate(loaded.module, imgsz)), ("INT8", quantised)):
-        say(f"{name}: {METRICS[task.metric].sentence(result.scores)} ({result.images} images)")
+    say(f"export: {out} ({size_mb(out):.1f} MB, {size_text(imgsz)} px)")
 
 
 def _own_size(path: str, trust: bool) -> ImageSize:

@@ -63,7 +63,7 @@ COMMANDS = {
     "export": Command(
         configs.ExportConfig,
         commands.export,
-        "an ONNX file, in 32 or 8 bits, and how far it is from its checkpoint",
+        "a file for a runtime, in 32, 16 or 8 bits, and how far it is from its checkpoint",
         "yolo-prune export model=best.pt data=data.yaml quantize=8",
     ),
     "inspect": Command(

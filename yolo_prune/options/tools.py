@@ -8,6 +8,9 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.options.common import COMPUTING, FILE, FOLDER, MEASURING, MODEL, shared
 from yolo_prune.options.fields import coerce_, option
+from yolo_prune.runtimes import EXPORTS
+
+_WITH_INT8, _WITH_HALF = ("onnx", "openvino"), ("openvino", "ncnn")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Options of ``export``: an ONNX file, in 32 or 8 bits, and how far it is from its checkpoint."""
+    """Options of ``export``: the file or folder that a runtime runs, and how far it is from its checkpoint."""
 
     model: str = shared("model")
     data: str | None = option(
@@ -85,10 +88,19 @@ class ExportConfig:
         None,
         group=MODEL,
     )
-    quantize: int | None = option(
-        "8 for INT8; 32-bit floating point when not given", None, group=FILE, choices=(8,)
+    format: str = option(
+        "what to write: a file, of openvino and ncnn a folder", "onnx", group=FILE, choices=tuple(EXPORTS)
     )
-    out: str | None = option("file to write; beside the checkpoint when not given", None, group=FILE)
+    quantize: int | None = option(
+        "8 for INT8, of onnx and openvino; 32-bit floating point when not given",
+        None,
+        group=FILE,
+        choices=(8,),
+    )
+    half: bool = option("keep the weights of openvino and ncnn in 16 bits", False, group=FILE)
+    out: str | None = option(
+        "file or folder to write; beside the checkpoint when not given", None, group=FILE
+    )
     imgsz: ImageSize | None = shared("imgsz")
     calibration_images: int = shared(
         "calibration_images", help="training images that quantize=8 looks at", group=FILE
@@ -106,6 +118,14 @@ class ExportConfig:
         coerce_(self)
         if self.quantize and not self.data:
             raise ConfigError("quantize=8 needs data=: it looks at training images.")
+        if self.quantize and self.format not in _WITH_INT8:
+            raise ConfigError(
+                f"quantize=8 is for format={' and '.join(_WITH_INT8)}, got format={self.format}."
+            )
+        if self.half and (self.quantize or self.format not in _WITH_HALF):
+            raise ConfigError(
+                f"half=true is for format={' and '.join(_WITH_HALF)} without quantize=, got format={self.format}."
+            )
 
 
 @dataclass(frozen=True)

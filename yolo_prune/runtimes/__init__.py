@@ -67,6 +67,13 @@ RUNTIMES = {
     },
 }
 """The runtimes by name. Of several that run a file the first one does, unless another is named."""
+EXPORTS = {
+    "onnx": ".onnx",
+    "torchscript": ".torchscript",
+    "openvino": "_openvino_model",
+    "ncnn": "_ncnn_model",
+}
+"""Ending of what a checkpoint is exported to, by format."""
 DEFAULT_RUNTIMES = ("torch", "onnxruntime")
 """What models are measured on where nothing else is asked for."""
 
