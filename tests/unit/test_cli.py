@@ -119,6 +119,7 @@ def test_an_option_that_several_commands_have_stands_under_one_title():
     assert several == {
         "calibration_images": {"Recovery without training", "File"},  # export makes nothing but the file
         "quantize": {"Measuring", "File"},
+        "half": {"Computing", "File"},  # bench computes in it, export keeps weights in it
         "min_fps": {"Choice", "What it must reach"},  # sweep chooses by it
     }
 
