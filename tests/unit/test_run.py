@@ -158,6 +158,14 @@ def test_each_file_is_there_when_the_next_stage_begins_and_not_before(whole):
     assert result.best == result.folder / "weights" / "best.pt"
 
 
+def test_no_image_of_the_data_is_shown_where_nobody_wants_it(host, options):
+    result = prune_from_config(options())
+    assert files_of(result.folder) >= EXAMPLES
+    result = prune_from_config(options(pictures=False, exist_ok=True))
+    assert not EXAMPLES & files_of(result.folder)
+    assert "examples" not in result.report.timing_s
+
+
 def test_without_retraining_the_pruned_model_is_the_result(host, options):
     result = prune_from_config(options())
     assert result.best == result.folder / "weights" / "pruned.pt"

@@ -79,6 +79,11 @@ class PruneConfig:
         choices=(8,),
     )
     bench: bool = option("measure latency and FPS of parent and pruned model", True, group=MEASURING)
+    pictures: bool = option(
+        "show in the report the images of the data where parent and final model differ most",
+        True,
+        group=MEASURING,
+    )
     runtimes: tuple[str, ...] = shared("runtimes")
     threads: int | None = shared("threads")
     project: str = shared("project", default="runs/prune")

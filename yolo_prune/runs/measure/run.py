@@ -30,6 +30,7 @@ from yolo_prune.report import (
     RunReport,
     StageAp,
 )
+from yolo_prune.report.examples import clear_examples
 from yolo_prune.report.select import FINAL_ORDER
 from yolo_prune.runs.job import PruneJob
 from yolo_prune.runs.measure.changes import layer_widths, plan_summary, scale_histogram
@@ -83,8 +84,10 @@ def measure_run(
         with space.stage("bench", "measuring speed, alternately"):
             comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), job.device)
         warnings = speed_warnings(comparisons, space.root)
-    with space.stage("examples", "drawing the images where the models differ most"):
-        save_examples(job, models[0], _final(models))
+    clear_examples(space.root)
+    if config.pictures:
+        with space.stage("examples", "drawing the images where the models differ most"):
+            save_examples(job, models[0], _final(models))
     parent, pruned = models[0], models[1]
     graph = job.parent.cost.graph
     return RunReport(
