@@ -84,10 +84,7 @@ def measure_run(
         with space.stage("bench", "measuring speed, alternately"):
             comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), job.device)
         warnings = speed_warnings(comparisons, space.root)
-    clear_examples(space.root)
-    if config.pictures:
-        with space.stage("examples", "drawing the images where the models differ most"):
-            save_examples(job, models[0], _final(models))
+    _show(job, models)
     parent, pruned = models[0], models[1]
     graph = job.parent.cost.graph
     return RunReport(
@@ -122,9 +119,13 @@ def measure_run(
     )
 
 
-def _final(models: Sequence[Evaluated]) -> Evaluated:
-    """Return the model that the run is judged by."""
-    return next(model for name in FINAL_ORDER for model in models if model.name == name)
+def _show(job: PruneJob, models: Sequence[Evaluated]) -> None:
+    """Draw the images on which the model that the run is judged by differs most from its parent, where wanted."""
+    clear_examples(job.space.root)
+    if job.config.pictures:
+        final = next(model for name in FINAL_ORDER for model in models if model.name == name)
+        with job.space.stage("examples", "drawing the images where the models differ most"):
+            save_examples(job, models[0], final)
 
 
 def _conditions(
