@@ -78,7 +78,7 @@ def test_checkpoints_and_files_are_compared_in_onnxruntime_each_at_its_own_resol
     assert (result.conditions["images"], result.conditions["image_count"]) == ("files", 1)
     assert sorted(path.name for path in weights.iterdir()) == ["tiny.onnx", "tiny.pt"]
     table = markdown_table([result])
-    assert table.count("| onnxruntime | cpu | 1 | 1 |") == 3
+    assert table.count("| onnxruntime | FP32 | cpu | 1 | 1 |") == 3
     assert "2 alternating rounds" in table
 
 
@@ -169,7 +169,7 @@ def test_a_wrong_argument_is_refused_before_anything_starts(monkeypatch, overrid
     ("overrides", "error", "sentence"),
     [
         ({"imgsz": 96}, ConfigError, r"expected \[1, 3, 96, 96\]. Export it again with imgsz=96 and batch=1"),
-        ({"half": True}, ConfigError, "half=true applies to the torch runtime"),
+        ({"half": True}, ConfigError, "half=true applies to torch, openvino and ncnn"),
         ({"compile": True}, ConfigError, "compile=true applies to the torch runtime"),
         ({"runtime": "torch"}, ConfigError, "the 'torch' runtime cannot run"),
         ({"images": ["none.jpg"]}, DataError, "cannot read the image 'none.jpg'"),

@@ -97,7 +97,8 @@ def test_the_worker_is_asked_for_what_was_asked_for(asked):
     compare(images=["b.png"])
     first, second = asked
     assert first["settings"] == {
-        **{"device": "cuda:1", "threads": 3, "batch": 2, "half": True, "compile": True, "trust": True}
+        **{"device": "cuda:1", "threads": 3, "batch": 2, "half": True, "compile": True, "trust": True},
+        "provider": "",
     }
     assert first["candidates"] == {
         "slow": {"path": "slow.pt", "imgsz": 64},

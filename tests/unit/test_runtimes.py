@@ -28,7 +28,11 @@ from yolo_prune.runtimes.runtime import (
 )
 from yolo_prune.runtimes.tracing import trace_to_onnx, trace_to_torchscript
 
-FILE_RUNTIMES = [name for name, entry in RUNTIMES.items() if not entry.checkpoints and ":" not in name]
+FILE_RUNTIMES = [
+    name
+    for name, entry in RUNTIMES.items()
+    if not entry.checkpoints and ":" not in name and entry.runs(f"a{entry.exported}")
+]
 FACTS = {"task": "detect", "names": "{0: 'a', 1: 'b', 2: 'c'}", "imgsz": "[64, 32]"}
 SIZE = (64, 32)
 

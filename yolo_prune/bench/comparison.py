@@ -166,6 +166,14 @@ def check_candidates(
         CheckpointError: A candidate's file is missing.
     """
     check_runtime(runtime)
+    entry = RUNTIMES[runtime]
+    for name, path in candidates.items():
+        if not is_exported(str(path)) and not entry.checkpoints and not entry.exported:
+            files = ", ".join(f"*{one}" for one in entry.endings)
+            raise ConfigError(
+                f"the '{runtime}' runtime runs {files} alone, which are not made here: '{path}' (candidate '{name}') "
+                "is a checkpoint."
+            )
     if not candidates:
         raise ConfigError("nothing to measure: give at least one checkpoint or exported file.")
     if batch < 1 or (rounds is not None and rounds < 1) or seconds <= 0:

@@ -15,7 +15,7 @@ from typing import Any
 
 from yolo_prune import __version__
 from yolo_prune.bench.comparison import ask_worker
-from yolo_prune.errors import BenchmarkError
+from yolo_prune.errors import BenchmarkError, ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize, plain_size
 from yolo_prune.layers import NOTHING, LayerShape, shapes_to_time
@@ -79,6 +79,8 @@ def measure_layers(
         MissingRuntimeError: The runtime, or what writes its files, is not installed.
     """
     check_runtime(runtime)
+    if runtime not in ENDINGS:
+        raise ConfigError(f"no layers are timed on '{runtime}': expected one of {', '.join(ENDINGS)}.")
     store = cache_file(runtime, settings)
     known, wanted = read_cache(store), shapes_to_time(layers)
     missing = [shape for shape in wanted if shape not in known]

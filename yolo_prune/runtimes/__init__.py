@@ -59,6 +59,9 @@ RUNTIMES = {
         package="torch",
         exported=".torchscript",
     ),
+    "litert": RuntimeEntry(
+        "yolo_prune.runtimes.litert", (".tflite",), "litert", package="ai_edge_litert", exported=""
+    ),
     **{
         f"onnxruntime:{provider}": RuntimeEntry(
             "yolo_prune.runtimes.onnxruntime", (".onnx",), "onnx", package="onnxruntime"
