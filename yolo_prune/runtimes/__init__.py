@@ -62,6 +62,7 @@ RUNTIMES = {
     "litert": RuntimeEntry(
         "yolo_prune.runtimes.litert", (".tflite",), "litert", package="ai_edge_litert", exported=""
     ),
+    "tensorrt": RuntimeEntry("yolo_prune.runtimes.tensorrt", (".engine",), "tensorrt", exported=""),
     **{
         f"onnxruntime:{provider}": RuntimeEntry(
             "yolo_prune.runtimes.onnxruntime", (".onnx",), "onnx", package="onnxruntime"

@@ -57,7 +57,7 @@ class FileRuntime:
         """Turn images into [B, channels, height, width] in the type that the file wants."""
         return to_input(images, self._imgsz, self._resize).astype(self._dtype, copy=False)
 
-    def infer(self, batch: NDArray[Any]) -> tuple[NDArray[Any], None]:
+    def infer(self, batch: NDArray[Any]) -> tuple[NDArray[Any], float | None]:
         """Run the file; the host's clock measures it, because it returns when the output is there."""
         return self._run(batch), None
 
