@@ -146,7 +146,7 @@ def test_version_names_the_versions_in_use(capsys):
         (["help", "prnue"], "unknown command 'prnue'. Did you mean 'prune'?"),
         (
             ["zzz"],
-            "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, check, export, inspect, report, doctor, demo.",
+            "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, check, export, latency, inspect, report, doctor, demo.",
         ),
         ([*PRUNE, "l1_strenght=1"], "unknown key 'l1_strenght'."),
         ([*PRUNE, "epoch=1"], "unknown key 'epoch'. Did you mean 'epochs'?"),

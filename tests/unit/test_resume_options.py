@@ -54,7 +54,7 @@ def test_the_same_options_go_on(started):
 def test_every_option_is_compared_or_may_change(started):
     rest = set(option_fields(PruneConfig)) - set(OTHER) - FREE_ON_RESUME
     others = {"gmacs", "keep_params", *TARGETS}  # of which one is given instead of keep_macs
-    assert rest == {*others, "runtime", "target_device"}  # which mean nothing without a target
+    assert rest == {*others, "runtime", "target_device", "latency"}  # which mean nothing without a target
 
 
 @pytest.mark.parametrize("key", OTHER)

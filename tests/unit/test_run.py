@@ -18,8 +18,10 @@ from stand_in import ONE_PIXEL_LESS, SCORES, StandIn, Tiny, Weighted
 from yolo_prune.adapters import hosts
 from yolo_prune.bench import Comparison, Timing
 from yolo_prune.bench.clock import Ratio
+from yolo_prune.bench.layer_table import write_table
 from yolo_prune.bench.layers import LayerTimes
 from yolo_prune.cost import count_macs
+from yolo_prune.cut.proven import Traced
 from yolo_prune.errors import BenchmarkError, BudgetError, ConfigError, DataError, MissingRuntimeError
 from yolo_prune.layers import shapes_to_time
 from yolo_prune.options import PruneConfig
@@ -32,6 +34,7 @@ from yolo_prune.runs.measure import measure_speed_again, speed
 from yolo_prune.runs.measure import run as measuring
 from yolo_prune.runs.preflight import check_budget, choose_criterion, size_of
 from yolo_prune.runs.prune import prune_from_config
+from yolo_prune.runtimes.runtime import Settings
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -663,7 +666,7 @@ class Board:
 
     def measure_layers(self, layers, network, *, runtime, settings):
         self.layers.append((runtime, settings.threads, settings.device, network.imgsz))
-        assert network.file.is_file()
+        assert network.file.exists()
         ms = {shape: self.ms(shape) for shape in shapes_to_time(layers)}
         return LayerTimes(ms, sum(map(self.ms, layers)), 1.0, {"runtime": runtime})
 
@@ -682,15 +685,8 @@ class Board:
 
 
 def fine(options, **more):
-    return options(
-        keep_macs=None,
-        round_to=1,
-        min_width=1,
-        steps=2,
-        runtime="torch",
-        threads=1,
-        **{"target_speedup": 1.5, **more},
-    )
+    values = {"keep_macs": None, "round_to": 1, "min_width": 1, "steps": 2, "runtime": "torch", "threads": 1}
+    return options(**{**values, "target_speedup": 1.5, **more})
 
 
 def test_a_run_with_a_target_says_what_was_asked_for_predicted_and_reached(host, options, monkeypatch):
@@ -756,6 +752,30 @@ def test_a_target_that_is_missed_is_a_warning(host, options, monkeypatch):
     monkeypatch.setattr(board, "time_of", lambda file: 3.0 if "parent" in str(file) else 2.9)
     report = prune_from_config(fine(options)).report
     assert any(text.startswith("The target was missed: ") for text in report.warnings)
+
+
+def test_a_table_of_a_board_takes_the_place_of_what_is_measured_here(host, options, monkeypatch, tmp_path):
+    board = Board(monkeypatch)
+
+    def layers_of(module):
+        return latency.layers_of(latency.graph_at(Traced.of(module.eval(), host.anatomy(module, 64))))
+
+    network = SimpleNamespace(file=tmp_path, imgsz=64)
+    times = board.measure_layers(layers_of(Tiny()), network, runtime="ncnn", settings=Settings("cpu", 4, 1))
+    facts = {"runtime": "ncnn", "device": "cpu", "device_name": "a board", "threads": 4}
+    table = write_table(tmp_path / "table.json", replace(times, facts=facts), 64)
+    board.layers.clear()
+    result = prune_from_config(fine(options, runtime=None, latency=str(table)))
+    assert (board.layers, board.compared) == ([], [])
+    whole, left = (
+        1.0 + sum(board.ms(layer) for layer in layers_of(torch.load(file, weights_only=False)["module"]))
+        for file in (result.folder / "weights" / f"{name}.pt" for name in ("parent", "pruned"))
+    )
+    assert 1.5 <= whole / left < 1.6  # one channel of 16 is a few per cent
+    assert result.report.plan.target == (
+        f"target {whole / 1.5:.4g} ms an image on ncnn, a board, 4 threads, by the table {table} (the parent took "
+        f"{whole:.4g}); predicted {left:.4g}, not measured"
+    )
 
 
 def test_the_runtime_of_a_target_is_measured_with_the_others(host, options, monkeypatch, stopwatch):

@@ -15,12 +15,12 @@ from typing import Any
 
 from yolo_prune import __version__
 from yolo_prune.bench.comparison import ask_worker
-from yolo_prune.errors import BenchmarkError, ConfigError
+from yolo_prune.errors import BenchmarkError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize, plain_size
 from yolo_prune.layers import NOTHING, LayerShape, shapes_to_time
 from yolo_prune.progress import LOGGER
-from yolo_prune.runtimes.layers import ENDINGS, write_layer
+from yolo_prune.runtimes.layers import ending_of, write_layer
 from yolo_prune.runtimes.runtime import Settings, check_runtime, cpu_name, import_runtime
 
 _REFERENCES = 8  # layers that are timed again, to tell how fast the machine is today
@@ -74,13 +74,12 @@ def measure_layers(
         settings: Device and threads.
 
     Raises:
-        ConfigError: There is no such runtime.
+        ConfigError: There is no such runtime, or no layers are timed on it.
         BenchmarkError: The device is not there, or the measuring process died.
         MissingRuntimeError: The runtime, or what writes its files, is not installed.
     """
     check_runtime(runtime)
-    if runtime not in ENDINGS:
-        raise ConfigError(f"no layers are timed on '{runtime}': expected one of {', '.join(ENDINGS)}.")
+    ending = ending_of(runtime)
     store = cache_file(runtime, settings)
     known, wanted = read_cache(store), shapes_to_time(layers)
     missing = [shape for shape in wanted if shape not in known]
@@ -91,7 +90,7 @@ def measure_layers(
         *(len(missing), runtime, len(wanted) - len(missing), store),
     )
     with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
-        files = write_layers([NOTHING, *missing, *again], Path(folder), ENDINGS[runtime])
+        files = write_layers([NOTHING, *missing, *again], Path(folder), ending)
         times = time_files(files, network, runtime=runtime, settings=settings)
     now = statistics.median([times.ms[shape] / known[shape] for shape in again] or [1.0])
     write_cache(store, {**known, **{shape: times.ms[shape] / now for shape in missing}})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolo_prune import options as configs
-from yolo_prune.cli import commands
+from yolo_prune.cli import commands, timing
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ COMMANDS = {
         commands.export,
         "a file for a runtime, in 32, 16 or 8 bits, and how far it is from its checkpoint",
         "yolo-prune export model=best.pt data=data.yaml quantize=8",
+    ),
+    "latency": Command(
+        configs.LatencyConfig,
+        timing.latency,
+        "what each layer takes on a runtime, here or on a board: the table of prune latency=",
+        "yolo-prune latency model=best.pt runtime=ncnn threads=4 out=table.json",
     ),
     "inspect": Command(
         configs.InspectConfig,

@@ -2,6 +2,7 @@
 
 from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.options.check import CheckConfig
+from yolo_prune.options.latency import LatencyConfig
 from yolo_prune.options.runs import DemoConfig, PruneConfig, SweepConfig, TrainConfig
 from yolo_prune.options.tools import (
     BenchConfig,
@@ -23,6 +24,7 @@ __all__ = [
     "EvalConfig",
     "ExportConfig",
     "InspectConfig",
+    "LatencyConfig",
     "PruneConfig",
     "ReportConfig",
     "SweepConfig",

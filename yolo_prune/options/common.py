@@ -34,6 +34,7 @@ _LATENCY_MS = "one of these: milliseconds that an image may take on runtime=, re
 _FPS = "one of these: images per second on runtime=, resizing to suppression"
 _RUNTIME = "of a target: what it must be fast on; onnxruntime when not given and installed, else torch"
 _TARGET_DEVICE = "of a target: cpu, or cuda:0 where the runtime has it"
+_TABLE = "of a target: times that 'yolo-prune latency' measured on a board, in place of runtime="
 _CRITERION = "what a channel is worth; auto: bn_scale after sparse training, else reconstruction"
 _STEPS = "steps of measuring, choosing and folding on the way to the budget"
 _ROUND_TO = "widths become multiples of this many channels"
@@ -64,6 +65,7 @@ _SHARED = {
     "target_fps": partial(option, help=_FPS, default=None, group=BUDGET, low=1e-3),
     "runtime": partial(option, help=_RUNTIME, default=None, group=MEASURING, choices=tuple(RUNTIMES)),
     "target_device": partial(option, help=_TARGET_DEVICE, default="cpu", group=MEASURING),
+    "latency": partial(option, help=_TABLE, default=None, group=MEASURING),
     "criterion": partial(
         option, help=_CRITERION, default="auto", group=CUT, choices=("auto", *CRITERIA), prefix=FOREIGN
     ),

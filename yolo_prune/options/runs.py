@@ -40,6 +40,7 @@ class PruneConfig:
     target_fps: float | None = shared("target_fps")
     runtime: str | None = shared("runtime")
     target_device: str = shared("target_device")
+    latency: str | None = shared("latency")
     imgsz: ImageSize | None = shared("imgsz")
     device: str | None = shared("device")
     seed: int = shared("seed")
@@ -103,13 +104,22 @@ class PruneConfig:
         if len(given) != 1:
             found = f"got {' and '.join(given)}" if given else "got none"
             raise ConfigError(f"give exactly one budget of {', '.join(kinds)}; {found}.")
-        if given[0] not in TARGETS and (self.runtime is not None or self.target_device != "cpu"):
-            where = f"runtime={self.runtime}" if self.runtime else f"target_device={self.target_device}"
+        self._check_place(given[0])
+        _refuse_training_options(self)
+
+    def _check_place(self, budget: str) -> None:
+        """Refuse where a target is met without a target, and two such places."""
+        places = {"runtime": self.runtime, "target_device": self.target_device, "latency": self.latency}
+        asked = [f"{key}={value}" for key, value in places.items() if value not in (None, "cpu")]
+        if asked and budget in TARGETS and self.latency is not None and len(asked) > 1:
             raise ConfigError(
-                f"{where} is where a target is met, and {given[0]} is none: give one of {', '.join(TARGETS)}, or "
+                f"{' and '.join(asked)}: the table says what it was measured on. Leave the others out."
+            )
+        if asked and budget not in TARGETS:
+            raise ConfigError(
+                f"{asked[0]} is where a target is met, and {budget} is none: give one of {', '.join(TARGETS)}, or "
                 "leave it out. runtimes= are those that are measured."
             )
-        _refuse_training_options(self)
 
 
 def _refuse_training_options(config: PruneConfig | SweepConfig) -> None:

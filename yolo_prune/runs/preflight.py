@@ -38,6 +38,11 @@ def runtime_of(config: PruneConfig) -> str:
     return "onnxruntime" if importlib.util.find_spec("onnxruntime") else "torch"
 
 
+def measures(config: PruneConfig) -> bool:
+    """Tell whether a target is met by measuring: a table is of a machine that is elsewhere."""
+    return has_target(config) and config.latency is None
+
+
 def free_on_resume(config: PruneConfig) -> frozenset[str]:
     """Return the options that may change when a run goes on: a target is one for a number of threads."""
     return FREE_ON_RESUME - {"threads"} if has_target(config) else FREE_ON_RESUME

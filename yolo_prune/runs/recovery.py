@@ -23,7 +23,7 @@ from yolo_prune.recover.stages import Stages, recover_by_imitation, recover_by_s
 from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
 from yolo_prune.runs.job import PruneJob
 from yolo_prune.runs.latency import record_of, stopwatch
-from yolo_prune.runs.preflight import budget_of, choose_criterion, has_target
+from yolo_prune.runs.preflight import budget_of, choose_criterion, has_target, measures
 
 _Score = Callable[[nn.Module], float]
 _IMITATION = "imitation"
@@ -102,11 +102,11 @@ def _cut(job: PruneJob, score: _Score) -> tuple[CutResult, Stages]:
     calibration = _calibration(job, config.calibration_images)
     with (
         space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"),
-        stopwatch(job, job.parent.amount(budget)) if has_target(config) else nullcontext() as measure,
+        stopwatch(job, job.parent.amount(budget)) if measures(config) else nullcontext() as measure,
     ):
         cut = cut_in_steps(job.parent, budget, recipe, calibration, validate=score, measure=measure)
-    if cut.reached is not None:
-        settings = {**cut.plan.settings, "latency": record_of(config, cut.reached)}
+    if has_target(config):
+        settings = {**cut.plan.settings, "latency": record_of(config, job.parent, cut)}
         cut = replace(cut, plan=replace(cut.plan, settings=settings))
     with space.stage("recover", "recovering without training"):
         module, stages = recover_by_stages(

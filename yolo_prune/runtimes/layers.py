@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.errors import MissingRuntimeError
+from yolo_prune.errors import ConfigError, MissingRuntimeError
 from yolo_prune.layers import LayerShape
 from yolo_prune.runtimes import PROVIDERS, RUNTIMES
 from yolo_prune.runtimes.runtime import Settings, with_provider
@@ -24,6 +24,17 @@ ENDINGS = {
 _OPSET, _IR = 17, 8
 
 Run = Callable[[NDArray[Any]], Any]
+
+
+def ending_of(runtime: str) -> str:
+    """Return the ending of the files that a runtime runs layers from; empty where it makes them itself.
+
+    Raises:
+        ConfigError: No layer can be timed alone on it.
+    """
+    if runtime not in ENDINGS:
+        raise ConfigError(f"no layers are timed on '{runtime}': expected one of {', '.join(ENDINGS)}.")
+    return ENDINGS[runtime]
 
 
 def open_layer(runtime: str, file: Path | None, shape: LayerShape, settings: Settings) -> Callable[[], Any]:

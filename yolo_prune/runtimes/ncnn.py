@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
@@ -150,6 +151,24 @@ def _loaded(ncnn: Any, file: Path, settings: Settings) -> Any:
             return np.array(found)[None]
 
     return run
+
+
+def convert(path: Path, imgsz: ImageSize, folder: Path) -> Path:
+    """Write an .onnx file as a network of ncnn into a folder of its own, with its size beside it; return the .param.
+
+    Raises:
+        MissingRuntimeError: pnnx is not installed, or what reads an .onnx file.
+        CheckpointError: It cannot be converted.
+    """
+    facts = read_file(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="yolo-prune-") as scratch:
+        made = converted(path, (1, facts.channels or 3, *height_width(imgsz)), Path(scratch))
+        for ending in (".param", ".bin"):
+            shutil.copyfile(made.with_suffix(ending), folder / f"network{ending}")
+    stated = {**facts.metadata, "imgsz": str(list(height_width(imgsz)))}
+    (folder / "metadata.yaml").write_text(yaml.safe_dump(stated), encoding="utf-8")
+    return folder / "network.param"
 
 
 def converted(path: Path, shape: tuple[int, ...], folder: Path, *, half: bool = False) -> Path:

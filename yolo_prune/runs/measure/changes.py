@@ -50,6 +50,12 @@ def _target_sentence(met: Mapping[str, Any] | None) -> str | None:
     if met is None:
         return None
     measured = met["measured"]
+    if measured is None:
+        return (
+            f"target {met['target_ms']:.4g} ms an image on {met['runtime']}, {met['device_name']}, {met['threads']} "
+            f"threads, by the table {met['table']} (the parent took {met['parent_ms']:.4g}); predicted "
+            f"{met['predicted_ms']:.4g}, not measured"
+        )
     threads = f"{met['threads']} thread{'s' * (met['threads'] != 1)}"
     return (
         f"target {met['target_ms']:.4g} ms an image on {met['runtime']}, {met['device']}, {threads} (the parent took "

@@ -24,7 +24,7 @@ from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.options import PruneConfig
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import Row, Speedup, make_row, with_timing
-from yolo_prune.runs.preflight import has_target, runtime_of
+from yolo_prune.runs.preflight import measures, runtime_of
 from yolo_prune.runs.subject import size_mb
 
 BENCH_IMAGES = 16
@@ -125,7 +125,7 @@ def bench_models(
     """
     gpu = device if device.startswith("cuda") else "cuda:0" if torch.cuda.is_available() else None
     places = ["cpu", *([gpu] if gpu else [])]
-    target = [runtime_of(config)] if has_target(config) else []
+    target = [runtime_of(config)] if measures(config) else []
     with shared_exports() as exports:
         return [
             _timed_on(runtime, place, config, models, images, exports)
