@@ -39,8 +39,8 @@ def export_int8(
     Activations are unsigned and weights signed, one range a channel: the form that x86 CPUs have instructions for.
     With signed activations, as the host's own ``export quantize=8`` makes them, the file was slower than float32 where
     we measured it. Everything but convolutions and linear layers stays in float32: one 8-bit range over boxes in pixels
-    and scores below 1 would round every score to 0. Weights use 7 of their bits: a CPU without VNNI adds two products in
-    16 bits and cuts off what does not fit, so that a file of 8 loses there what it keeps elsewhere.
+    and scores below 1 would round every score to 0. Weights use 7 of their bits: a CPU without VNNI adds two products
+    in 16 bits and cuts off what does not fit, so that a file of 8 loses there what it keeps elsewhere.
 
     Args:
         checkpoint: What ``load_detector`` accepts.
