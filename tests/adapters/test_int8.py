@@ -97,7 +97,9 @@ def test_weights_are_bytes_and_activations_are_the_kind_that_cpus_multiply_fast(
     weights = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in kinds]
     assert onnx.TensorProto.INT8 in {kinds[node.input[0]] for node in weights}
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    largest = [np.abs(arrays[node.input[0]].astype(int)).max() for node in weights if arrays[node.input[0]].ndim > 1]
+    largest = [
+        np.abs(arrays[node.input[0]].astype(int)).max() for node in weights if arrays[node.input[0]].ndim > 1
+    ]
     # 255 * 64 * 2 fits into 16 bits, which is where CPUs without VNNI add two products
     assert largest
     assert 60 < max(largest) <= 64
