@@ -165,6 +165,13 @@ def test_where_a_target_is_met_means_nothing_without_one(word):
     assert make_config(PruneConfig, [*NEEDED, "target_fps=30", word]).target_fps == 30
 
 
+def test_a_sweep_refuses_a_target_and_says_what_to_do():
+    words = ["model=a.pt", "data=d.yaml", "keep_macs=0.8,0.5", "target_fps=30"]
+    assert sentence(SweepConfig, words) == (
+        "target_fps: a sweep tries shares of the MACs (keep_macs=). Cut to a time with 'yolo-prune prune'."
+    )
+
+
 @pytest.mark.parametrize("key", ["target_speedup", "target_latency_ms", "target_fps"])
 def test_a_training_refuses_a_target_and_says_what_to_do(key):
     expected = (

@@ -116,18 +116,26 @@ def make_settings(options: Mapping[str, Any]) -> InRunSettings:
     return settings
 
 
-def refuse_targets(keys: Iterable[str]) -> None:
-    """Refuse budgets of time inside a training: nothing is measured there.
+IN_TRAINING = (
+    f"a training is cut to what can be counted ({', '.join(BUDGETS)}). Cut to a time with 'yolo-prune prune', and "
+    "train what it wrote with 'yolo-prune train model=.../weights/pruned.pt'."
+)
+IN_SWEEP = "a sweep tries shares of the MACs (keep_macs=). Cut to a time with 'yolo-prune prune'."
+
+
+def refuse_targets(keys: Iterable[str], why: str = IN_TRAINING) -> None:
+    """Refuse budgets of time where nothing aims at them.
+
+    Args:
+        keys: What is given.
+        why: The sentence behind the key.
 
     Raises:
         ConfigError: One of the keys is such a budget.
     """
     for key in keys:
         if key in TARGETS:
-            raise ConfigError(
-                f"{key}: a training is cut to what can be counted ({', '.join(BUDGETS)}). Cut to a time with "
-                "'yolo-prune prune', and train what it wrote with 'yolo-prune train model=.../weights/pruned.pt'."
-            )
+            raise ConfigError(f"{key}: {why}")
 
 
 def stored_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
