@@ -74,7 +74,7 @@ def test_export_eval_inspect_and_bench_take_any_channels_and_a_shape(few, tmp_pa
     capsys.readouterr()
     words = [f"model={file},{out}", "imgsz=32,64", "runtimes=onnxruntime", "rounds=2", "threads=1"]
     assert cli.main(["bench", *words]) == 0
-    assert capsys.readouterr().out.count("| onnxruntime | cpu | 1 | 1 | 32x64 |") == 2
+    assert capsys.readouterr().out.count("| onnxruntime | FP32 | cpu | 1 | 1 | 32x64 |") == 2
 
 
 def test_data_of_other_channels_is_refused_before_anything_runs(few, data):
@@ -141,7 +141,7 @@ def test_an_exporter_that_fails_is_one_sentence(few, tmp_path, monkeypatch):
         raise RuntimeError("no such operator\nNote that it is new")
 
     monkeypatch.setattr(export, "_run_exporter", fail)
-    with pytest.raises(BenchmarkError, match=r"cannot export '.*a\.pt' to ONNX: no such operator\.$"):
+    with pytest.raises(BenchmarkError, match=r"cannot export '.*a\.pt' to onnx: no such operator\.$"):
         export_onnx(few[1], tmp_path / "a.onnx", imgsz=64)
 
 

@@ -10,7 +10,6 @@ import torch
 from nets import IMAGE, KINDS, Net, conv, net_of, randomise_
 from torch import nn
 
-from yolo_prune.cost import cost_model
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import collect_moments
 from yolo_prune.criteria.weights import SCORES
@@ -432,7 +431,7 @@ def test_a_budget_that_cannot_be_met_leaves_a_module_of_16_bits_alone():
 
 
 def test_costs_are_the_same_in_every_precision():
-    expected = cost_model(trace_groups(net_of("residual"), IMAGE), net_of("residual"))
+    expected = Anatomy(IMAGE, cost_input=IMAGE).cost_of(net_of("residual"))
     for module, example in ((net_of("residual").half(), IMAGE.half()), (mixed("residual"), IMAGE.half())):
         cost = Anatomy(example, cost_input=example).cost_of(module)
         assert cost.shapes == expected.shapes

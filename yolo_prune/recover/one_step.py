@@ -68,7 +68,8 @@ class Advance:
         Raises:
             BudgetError: The amount is out of reach.
         """
-        cut.traced.module.to(self.device)
+        if next(cut.traced.module.parameters()).device != self.device:  # it waited elsewhere
+            cut.traced.module.to(self.device)
         past = self.lineage if cut.plan is None else self.lineage.then(cut.plan)
 
         def to(amount: float) -> Cut:

@@ -147,9 +147,10 @@ def cut_in_steps(
         LOGGER.info("%s: %.1f %% kept", description, 100 * steps[-1].kept)
         if number == recipe.steps // 2:
             aim.look(way[-1])
-        for earlier in way[1:-1]:
+        if validate is None:
+            way = [way[0], *way[1:][-(_REMEMBERED if measure else 1) :]]
+        for earlier in way[1:-1]:  # they wait to be scored, or for a correction
             earlier.traced.module.cpu()
-        way = way if validate is not None else [way[0], *way[1:][-_REMEMBERED:]]
     last, reached = aim.settle(way, advance)
     if last.plan is None:
         return CutResult(copy.deepcopy(parent.module), _identity_plan(parent.cost, budget), ())
