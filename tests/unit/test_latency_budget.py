@@ -15,8 +15,8 @@ from yolo_prune.cut.proven import Anatomy, Traced
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BudgetError
+from yolo_prune.recover import Recipe, cut_in_steps
 from yolo_prune.recover.aim import Timed
-from yolo_prune.recover.steps import Recipe, cut_in_steps
 
 X = torch.rand(1, 3, 16, 16)
 FINE = Recipe(criterion="l1", steps=4, fold=False, widths=Widths(round_to=1, min_width=1))

@@ -18,9 +18,9 @@ from yolo_prune.cut.optimizer import follow_cut
 from yolo_prune.cut.proven import Anatomy, Traced
 from yolo_prune.cut.widths import Widths
 from yolo_prune.graph.groups import trace_groups
+from yolo_prune.recover import Recipe, cut_in_steps
 from yolo_prune.recover.drops import fidelity_to
 from yolo_prune.recover.fold import recalibrate_bn_
-from yolo_prune.recover.steps import Recipe, cut_in_steps
 from yolo_prune.recover.structure import prune_module
 
 

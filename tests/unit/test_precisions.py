@@ -23,9 +23,9 @@ from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.groups import trace_groups
 from yolo_prune.graph.modes import in_full_precision
+from yolo_prune.recover import Recipe, cut_in_steps
 from yolo_prune.recover.drops import fidelity_to
 from yolo_prune.recover.fold import recalibrate_bn_
-from yolo_prune.recover.steps import Recipe, cut_in_steps
 from yolo_prune.recover.structure import prune_module
 
 NARROW = [torch.float16, torch.bfloat16]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,14 +19,36 @@ from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import choose_channels, least_channels
 from yolo_prune.cut.proven import Traced, cut_proven_, until_exact
 from yolo_prune.cut.record import PrunePlan
-from yolo_prune.cut.widths import Lineage
+from yolo_prune.cut.widths import Lineage, Widths
 from yolo_prune.errors import BudgetError
 from yolo_prune.graph.atoms import BoolArray, IntArray
 from yolo_prune.recover.aim import Aim
 from yolo_prune.recover.fold import fold_removed_
 
-if TYPE_CHECKING:
-    from yolo_prune.recover.steps import Recipe
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to get from the parent to the budget.
+
+    Attributes:
+        criterion: One of :data:`yolo_prune.criteria.CRITERIA`.
+        steps: How many cuts.
+        widths: Allowed widths.
+        fold: Fold what removed channels did into the kept ones.
+        seed: Of ``criterion="random"``.
+        ridge: Regularisation of selection and folding.
+        cost_power: Saved cost counts to this power.
+        depth: Drop residual blocks as a whole too, where the model at the budget is better off without them.
+    """
+
+    criterion: str = RECONSTRUCTION
+    steps: int = 12
+    widths: Widths = field(default_factory=Widths)
+    fold: bool = True
+    seed: int = 0
+    ridge: float = 1e-3
+    cost_power: float = 1.0
+    depth: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,41 +21,16 @@ from yolo_prune.cut.depth import saved_by_drop, worth_inside
 from yolo_prune.cut.plan import against_parent, check_possible, make_plan
 from yolo_prune.cut.proven import Anatomy, Traced, offered_blocks
 from yolo_prune.cut.record import PrunePlan
-from yolo_prune.cut.widths import Lineage, Widths
+from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.aim import Aim, Reached, Timed, waypoints
 from yolo_prune.recover.branches import branch_cost, drop_and_refit
 from yolo_prune.recover.cliff import score_waiting_models
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
-from yolo_prune.recover.one_step import Advance, Cut, one_step
+from yolo_prune.recover.one_step import Advance, Cut, Recipe, one_step
 
 _REMEMBERED = 3  # models that a correction may begin at, beside the parent
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to get from the parent to the budget.
-
-    Attributes:
-        criterion: One of :data:`yolo_prune.criteria.CRITERIA`.
-        steps: How many cuts.
-        widths: Allowed widths.
-        fold: Fold what removed channels did into the kept ones.
-        seed: Of ``criterion="random"``.
-        ridge: Regularisation of selection and folding.
-        cost_power: Saved cost counts to this power.
-        depth: Drop residual blocks as a whole too, where the model at the budget is better off without them.
-    """
-
-    criterion: str = RECONSTRUCTION
-    steps: int = 12
-    widths: Widths = field(default_factory=Widths)
-    fold: bool = True
-    seed: int = 0
-    ridge: float = 1e-3
-    cost_power: float = 1.0
-    depth: bool = False
 
 
 @dataclass(frozen=True)

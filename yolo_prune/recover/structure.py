@@ -41,8 +41,9 @@ from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.one_step import Recipe
 from yolo_prune.recover.stages import recover_by_imitation, recover_by_stages, score_of_kept
-from yolo_prune.recover.steps import Recipe, cut_in_steps
+from yolo_prune.recover.steps import cut_in_steps
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -19,8 +19,9 @@ from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import plain_size
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.one_step import Recipe
 from yolo_prune.recover.stages import Stages, recover_by_imitation, recover_by_stages, score_of_kept
-from yolo_prune.recover.steps import CutResult, Recipe, cut_in_steps
+from yolo_prune.recover.steps import CutResult, cut_in_steps
 from yolo_prune.runs.job import PruneJob
 from yolo_prune.runs.latency import record_of, stopwatch
 from yolo_prune.runs.preflight import budget_of, choose_criterion, has_target, measures

@@ -22,7 +22,8 @@ from yolo_prune.errors import YoloPruneError
 from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.recover.imitate import imitate_
-from yolo_prune.recover.steps import Recipe, cut_in_steps
+from yolo_prune.recover.one_step import Recipe
+from yolo_prune.recover.steps import cut_in_steps
 from yolo_prune.train.state import RunState
 
 _Value = TypeVar("_Value")
