@@ -10,11 +10,16 @@ from nets import Net, conv, randomise_
 from torch import nn
 
 from yolo_prune import prune_module
+from yolo_prune.adapters.checkpoint import load_detector
+from yolo_prune.adapters.hosts import find_host
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.ranking import check_criterion, score_channels
+from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.proven import Traced
 from yolo_prune.errors import ConfigError, DataError, MissingRuntimeError
 from yolo_prune.graph.groups import trace_groups
 from yolo_prune.options import PruneConfig
+from yolo_prune.recover import Recipe, cut_in_steps
 from yolo_prune.runs.configure import make_config
 
 tp = pytest.importorskip("torch_pruning")
@@ -100,6 +105,51 @@ def test_groups_that_it_has_no_number_for_go_last():
     randomise_(module)
     without, with_norm = (ours("BNScaleImportance", module, at=at) for at in ("0", "1"))
     assert set(without) == {with_norm.max()}
+
+
+def test_a_channel_that_stands_for_several_indices_is_worth_their_mean():
+    """A shuffle in two: index 0 of one half goes with index 0 of the other."""
+
+    def forward(net, x):
+        left, right = net.stem(x).chunk(2, 1)
+        return net.last(left + right)
+
+    torch.manual_seed(0)
+    module = randomise_(Net(forward, stem=conv(16, 3), last=nn.Conv2d(8, 2, 1))).eval()
+    found = ours("MagnitudeImportance", module)  # by index of the stem: each channel has two of them
+    assert found[:8] == pytest.approx(found[8:])
+    made, norm = module.stem[0].weight.flatten(1).square().sum(1), module.stem[1].weight.square()
+    read = module.last.weight.square().sum((0, 2, 3))
+    # two indices of the stem, and what reads them belongs to the first of them
+    worth = torch.stack([made[:8] + norm[:8] + read, made[8:] + norm[8:]]) / 3
+    assert found[:8] == pytest.approx((worth / worth.mean()).mean(0).detach().double().numpy(), rel=1e-5)
+
+
+def test_what_is_zero_throughout_is_worth_nothing_and_what_cannot_go_is_not_asked_about():
+    module = residual()
+    module.left.weight.data.zero_()
+    module.right.weight.data.zero_()  # no gradient comes back, and estimators divide by the mean of nothing
+    found = ours(
+        "GroupTaylorImportance", module, Calibration([torch.rand(2, 3, 8, 8)], torch.sum), at="first"
+    )
+    assert set(found) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "name", ["GroupTaylorImportance", "GroupHessianImportance", "BNScaleImportance", "FPGMImportance"]
+)
+def test_a_detector_with_frozen_groups_and_attention_is_ranked_and_cut(name):
+    config = "yolo11n-pose.yaml"
+    loaded = load_detector(config)
+    host, module = find_host(config), loaded.module
+    parent = Traced.of(module, host.anatomy(module, 64))
+    images = host.calibration(module, [torch.rand(1, 3, 64, 64)], imgsz=64, classes=len(loaded.names), seed=0)
+    cut = cut_in_steps(
+        parent, Budget("keep_macs", 0.6), Recipe(criterion=f"tp:{name}", steps=1, fold=False), images
+    )
+    assert cut.plan.equivalence["exact"]
+    assert cut.plan.kept_macs <= 0.601
+    copy.deepcopy(module)  # nothing of the way back is left in it
 
 
 def test_it_is_a_criterion_of_prune_module_and_of_the_commands():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,10 +20,22 @@ from yolo_prune.progress import track
 _MEASURED = "yolo_prune: measured"
 
 
-def run_with_gradients(module: nn.Module, calibration: Calibration, description: str) -> None:
+def run_with_gradients(
+    module: nn.Module,
+    calibration: Calibration,
+    description: str,
+    *,
+    after: Callable[[], None] | None = None,
+) -> None:
     """Run images through a model in evaluation mode, and back from the task; the model is left as it was.
 
     Weights of 16 bits run in float32.
+
+    Args:
+        module: The model.
+        calibration: Images, how they run, and the projection that the way back begins at; without one there is none.
+        description: Label of the progress bar.
+        after: Called after each batch; with it the weights hold the gradient of all batches so far, and keep it.
 
     Raises:
         ConfigError: The model is on the meta device.
@@ -36,7 +48,7 @@ def run_with_gradients(module: nn.Module, calibration: Calibration, description:
     # A loop that trains in mixed precision may be around this, and 16 bits are too few to regress on.
     with evaluating(module), in_full_precision(module), ExitStack() as undo:
         undo.callback(_give_back_, module, wanted)
-        module.requires_grad_(False)
+        module.requires_grad_(after is not None)
         for batch in track(calibration.batches, description):
             count += images_in(batch)
             own = _own(placed_batch(batch, module), project is not None)
@@ -44,6 +56,8 @@ def run_with_gradients(module: nn.Module, calibration: Calibration, description:
                 outputs = calibration.forward(module, own)
                 if project is not None:
                     torch.autograd.backward(project(outputs))
+            if after is not None:
+                after()
     if not count:
         raise DataError("recovery needs calibration images, but got none.")
 

@@ -9,6 +9,7 @@ import difflib
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,12 +21,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from yolo_prune.cost import FloatArray
 from yolo_prune.criteria import FOREIGN
-from yolo_prune.criteria.calibration import Calibration, images_in, part_of, placed_batch
+from yolo_prune.criteria.backward import run_with_gradients
+from yolo_prune.criteria.calibration import Calibration, images_in, part_of
 from yolo_prune.errors import ConfigError, DataError, MissingRuntimeError
+from yolo_prune.graph.atoms import IntArray
 from yolo_prune.graph.copies import check_has_weights
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.graph.modes import evaluating, in_full_precision
-from yolo_prune.progress import track
+from yolo_prune.graph.modes import in_full_precision
 
 _BY_GRADIENT = ("GroupTaylorImportance", "GroupHessianImportance")
 _NEEDS_HOOKS = (
@@ -60,11 +62,11 @@ def score_by_foreign(
 ) -> FloatArray:
     """Return what an estimator of Torch-Pruning makes of every channel.
 
-    Each group is handed over as it would group it: the layers that make its channels, the norms behind them and the
-    layers that read them, with the indices of each. Gradients are those of the calibration's projection of the outputs,
-    summed over images: no loss, since there are no labels. A group that an estimator has no number for (BatchNorm
-    scales where there is no BatchNorm) gets the highest score there is, so that its channels go last; Torch-Pruning
-    leaves such a group whole.
+    Each group that may lose channels is handed over as it would group it: the layers that make its channels, the norms
+    behind them and the layers that read them, with the indices of each. A channel that stands for several indices is
+    worth their mean. Gradients are those of the calibration's projection of the outputs, summed over images: no loss,
+    since there are no labels. A group that an estimator has no number for (BatchNorm scales where there is no
+    BatchNorm) gets the highest score there is, so that its channels go last; Torch-Pruning leaves such a group whole.
 
     Args:
         name: ``tp:`` and the name of a class of ``torch_pruning.importance``, built without arguments.
@@ -93,10 +95,14 @@ def score_by_foreign(
     with torch.random.fork_rng(devices=[]), in_full_precision(module):
         torch.manual_seed(seed)
         with _gradients(module, calibration, estimator) if _by_gradient(kind) else nullcontext():
-            for group, layers in zip(graph.groups, _handed_over(module, graph), strict=True):
-                found = estimator(layers) if layers else None
+            for group, handed in zip(graph.groups, _handed_over(module, graph), strict=True):
+                if graph.frozen[group.channels].all() or not handed.layers:
+                    continue
+                found = estimator(handed.layers)
                 if isinstance(found, Tensor):
-                    scores[group.channels] = _finite(found.detach().double().cpu().numpy(), name, group.name)
+                    values = _values(found, handed, name, group.name)
+                    total = np.bincount(handed.owner, values, len(group.channels))
+                    scores[group.channels] = total / np.bincount(handed.owner, minlength=len(group.channels))
     known = scores[~np.isnan(scores)]
     scores[np.isnan(scores)] = known.max() if len(known) else 0.0
     scores[0] = 0.0
@@ -148,26 +154,26 @@ def _gradients(module: nn.Module, calibration: Calibration, estimator: Any) -> I
         raise ConfigError(
             "estimators that use gradients need a projection of the outputs: what the task feels."
         )
-    kept = [(weight, weight.requires_grad, weight.grad) for weight in module.parameters()]
+    kept = [(weight, weight.grad) for weight in module.parameters()]
+    singles = [
+        part_of(batch, slice(number, number + 1))
+        for batch in calibration.batches
+        for number in range(images_in(batch))
+    ]
+
+    def add() -> None:
+        if hasattr(estimator, "accumulate_grad"):
+            estimator.accumulate_grad(module)
+            module.zero_grad()
+
     try:
-        with evaluating(module), torch.enable_grad():
-            for weight, _, _ in kept:
-                weight.requires_grad_(weight.is_floating_point())
-                weight.grad = None
-            for batch in track(calibration.batches, "scoring channels"):
-                for number in range(images_in(batch)):
-                    own = placed_batch(part_of(batch, slice(number, number + 1)), module)
-                    projected = calibration.projection(calibration.forward(module, own))
-                    torch.autograd.backward(projected)
-                    if hasattr(estimator, "accumulate_grad"):
-                        estimator.accumulate_grad(module)
-                        module.zero_grad()
-        for weight, _, _ in kept:  # it reads a gradient of every layer, also of one that no image reached
+        module.zero_grad()
+        run_with_gradients(module, replace(calibration, batches=singles), "scoring channels", after=add)
+        for weight, _ in kept:  # it reads a gradient of every layer, also of one that no image reached
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         yield
     finally:
-        for weight, flag, gradient in kept:
-            weight.requires_grad_(flag)
+        for weight, gradient in kept:
             weight.grad = gradient
 
 
@@ -177,29 +183,65 @@ class _Layer(tuple[Any, list[int]]):
     root_idxs: list[int]
 
 
-def _handed_over(module: nn.Module, graph: ChannelGraph) -> list[list[_Layer]]:
-    """Return the layers of every group as Torch-Pruning hands them to its estimators: makers of channels first."""
+@dataclass
+class _Handed:
+    """A group as Torch-Pruning knows it.
+
+    Attributes:
+        layers: What makes, passes on and reads its channels.
+        owner: Which channel each index of the first of them is of, shape (indices,).
+    """
+
+    layers: list[_Layer] = field(default_factory=list)
+    owner: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def add(self, dependency: SimpleNamespace, indices: IntArray, places: IntArray) -> None:
+        """Add a layer: its indices, and the channel of each; the n-th of a channel belongs to the n-th of the first."""
+        if not self.layers:
+            self.owner = places
+        order = np.argsort(self.owner, kind="stable")
+        first, count = np.searchsorted(self.owner[order], places), np.bincount(self.owner)[places]
+        turn = _turns(places) % count
+        entry = _Layer((dependency, indices.tolist()))
+        entry.root_idxs = order[first + turn].tolist()
+        self.layers.append(entry)
+
+
+def _turns(places: IntArray) -> IntArray:
+    """Return how often each value was there before, shape as ``places``.
+
+    Example:
+        >>> _turns(np.array([4, 2, 4, 4, 2])).tolist()
+        [0, 0, 1, 2, 1]
+    """
+    order = np.argsort(places, kind="stable")
+    ordered = places[order]
+    turns = np.empty_like(places)
+    turns[order] = np.arange(len(places)) - np.searchsorted(ordered, ordered)
+    return turns
+
+
+def _handed_over(module: nn.Module, graph: ChannelGraph) -> list[_Handed]:
+    """Return every group as Torch-Pruning hands it to its estimators: makers of channels first."""
     group_of, place = (np.full(graph.channel_count, -1) for _ in range(2))
     for number, group in enumerate(graph.groups):
         group_of[group.channels], place[group.channels] = number, np.arange(len(group.channels))
     modules = dict(module.named_modules())
-    found: list[list[_Layer]] = [[] for _ in graph.groups]
+    found = [_Handed() for _ in graph.groups]
     for axis in sorted(graph.axes, key=lambda axis: axis.role != "out"):
         owner, _, leaf = axis.name.rpartition(".")
         cut = _function_for(modules.get(owner), axis.role) if leaf == "weight" else None
         if cut is None:
             continue
-        channels = graph.axis_channels(axis)
+        layer, channels = modules[owner], graph.axis_channels(axis)
+        target = SimpleNamespace(module=layer, name=owner)
         for number in np.unique(group_of[channels]):
-            if number < 0:
-                continue
-            indices = np.flatnonzero(group_of[channels] == number)
-            layer = modules[owner]
-            target = SimpleNamespace(module=layer, name=owner)
-            dependency = SimpleNamespace(layer=layer, pruning_fn=cut, handler=cut, trigger=cut, target=target)
-            entry = _Layer((dependency, indices.tolist()))
-            entry.root_idxs = place[channels[indices]].tolist()
-            found[number].append(entry)
+            if number >= 0:
+                indices = np.flatnonzero(group_of[channels] == number)
+                dependency = SimpleNamespace(
+                    layer=layer, pruning_fn=cut, handler=cut, trigger=cut, target=target
+                )
+                found[number].add(dependency, indices, place[channels[indices]])
     return found
 
 
@@ -217,10 +259,20 @@ def _function_for(layer: nn.Module | None, role: str) -> Any:
     return function.prune_layernorm_out_channels if isinstance(layer, nn.LayerNorm) else None
 
 
-def _finite(scores: FloatArray, name: str, group: str) -> FloatArray:
-    if not np.isfinite(scores).all():
+def _values(found: Tensor, handed: _Handed, name: str, group: str) -> FloatArray:
+    """Return scores as an array; a group of which all is zero, which estimators divide by its mean, is worth nothing.
+
+    Raises:
+        DataError: A score is infinite or NaN because a weight or a gradient is.
+    """
+    values: FloatArray = found.detach().double().cpu().numpy()
+    if np.isfinite(values).all():
+        return values
+    weights = [dependency.layer.weight for dependency, _ in handed.layers]
+    held = [tensor for weight in weights for tensor in (weight, weight.grad) if tensor is not None]
+    if not all(bool(tensor.isfinite().all()) for tensor in held):
         raise DataError(
-            f"{name} says infinite or NaN of channels of '{group}'. Look for such numbers, or for layers of zeros, in "
-            "the weights."
+            f"{name} says infinite or NaN of channels of '{group}'. Look for such numbers in the weights, and in what "
+            "the model makes of the images."
         )
-    return scores
+    return np.where(np.isfinite(values), values, 0.0)
