@@ -10,7 +10,8 @@ EXTRAS = {
     **dict.fromkeys(("torch", "scipy", "matplotlib", "jinja2", "cv2"), "torch"),
     **dict.fromkeys(("pycocotools", "PIL"), "accuracy"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxslim"), "onnx"),
-    **{name: name for name in ("openvino", "ncnn", "ray")},
+    **{name: name for name in ("openvino", "ncnn", "nncf", "ray", "tensorrt")},
+    **{"ai_edge_litert": "litert", "torch_pruning": "compare"},
 }
 """Module -> the extra that installs it. Modules of a host are in the extra of their own name, which brings torch."""
 

@@ -1,11 +1,11 @@
-"""Files appear whole or not at all: write under a temporary name in the same folder, then rename."""
+"""Files appear whole or not at all, written under a temporary name and renamed; and names that tell paths apart."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,3 +75,17 @@ def write_text(path: Path | str, text: str) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def short_names(paths: Sequence[Path]) -> list[str] | None:
+    """Return as few parts of each path as tell all of them apart, None where nothing does.
+
+    Example:
+        >>> short_names([Path("runs/a/best"), Path("runs/b/best")])
+        ['a/best', 'b/best']
+    """
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return None

@@ -133,9 +133,11 @@ def read_answer(
     timings: dict[str, Timing | None] = {
         name: summarise(
             samples[name],
-            {
-                **{**facts, "imgsz": read_size(facts["imgsz"])},
-                **{"load1": result["load1"], "precision": precisions.get(name)},
+            facts
+            | {
+                "imgsz": read_size(facts["imgsz"]),
+                "load1": result["load1"],
+                "precision": precisions.get(name),
             },
         )
         for name, facts in result["facts"].items()

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolo_prune import files
 from yolo_prune.adapters.hosts import find_host, guarded, guarding_host
 from yolo_prune.cli.output import say, write_json_answer
 from yolo_prune.cli.tables import aligned_table
@@ -294,9 +295,4 @@ def short_names(paths: Sequence[str]) -> list[str]:
     for path in paths:
         if paths.count(path) > 1:
             raise ConfigError(f"'{path}' is listed twice: a comparison needs different files.")
-    parts = [Path(path).with_suffix("").parts for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return list(paths)
+    return files.short_names([Path(path).with_suffix("") for path in paths]) or list(paths)

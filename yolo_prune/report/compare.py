@@ -9,6 +9,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.files import short_names
 from yolo_prune.imgsz import size_text
 from yolo_prune.report.intervals import PERCENT, accuracy_interval, paired_interval
 from yolo_prune.report.pareto import Chart, Series, draw, series_of_report
@@ -73,17 +74,8 @@ def read_runs(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
     if not held:
         raise ConfigError(f"no report.json in {', '.join(map(str, folders))}: give folders of finished runs.")
     folders_of = [path.parent if path.is_file() else path for path in held]
-    names = _short_names(folders_of)
+    names = short_names(folders_of) or list(map(str, folders_of))
     return [Run(name, report_from_json(path)) for name, path in zip(names, held, strict=True)], missing
-
-
-def _short_names(folders: Sequence[Path]) -> list[str]:
-    """Return as many parts of each path as tell all of them apart."""
-    for depth in range(1, max(len(folder.parts) for folder in folders)):
-        names = ["/".join(folder.parts[-depth:]) for folder in folders]
-        if len(set(names)) == len(names):
-            return names
-    return [str(folder) for folder in folders]
 
 
 def compare_runs(runs: Sequence[Run], missing: Sequence[str] = ()) -> ComparedRuns:

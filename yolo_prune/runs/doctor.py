@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ _TELL = {
     "onnxruntime": "import onnxruntime; print(', '.join(onnxruntime.get_available_providers()))",
     "openvino": "import openvino; print(', '.join(openvino.Core().available_devices))",
 }
-"""What a runtime says of its devices, where it says anything; the others are imported."""
+"""What a runtime's package says of its devices, where it says anything; the others are imported."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,7 @@ def diagnose() -> Diagnosis:
         _system(),
         (
             *(_package(name, extras[name], distributions.get(name, ())) for name in packages),
-            *(
-                _runtime(name, entry.package or name, entry.extra)
-                for name, entry in RUNTIMES.items()
-                if ":" not in name  # what one of them hands networks to stands in its own line
-            ),
+            *_runtimes(),
             _self_test(),
         ),
     )
@@ -136,11 +132,20 @@ def _package(name: str, extra: str, distributions: Sequence[str]) -> Finding:
     return Finding("packages", name, OK, ", ".join(sorted(versions)) or "no version is known")
 
 
-def _runtime(name: str, package: str, extra: str) -> Finding:
-    if not _is_there(package):
-        return Finding("runtimes", name, MISSING, f'pip install "yolo-prune[{extra}]"')
-    state, said = _run(_TELL.get(name, f"import {package}"))
-    return Finding("runtimes", name, state, said or "is there")
+def _runtimes() -> Iterator[Finding]:
+    """Try every runtime; of several that one package runs, the package is started once."""
+    said: dict[str, tuple[str, str]] = {}
+    for name, entry in RUNTIMES.items():
+        package = entry.package or name
+        if ":" in name:  # what one of them hands networks to stands in its own line
+            continue
+        if not _is_there(package):
+            yield Finding("runtimes", name, MISSING, f'pip install "yolo-prune[{entry.extra}]"')
+            continue
+        if package not in said:
+            said[package] = _run(_TELL.get(package, f"import {package}"))
+        state, text = said[package]
+        yield Finding("runtimes", name, state, text or "is there")
 
 
 def _self_test() -> Finding:

@@ -122,8 +122,6 @@ def _check_room(ray: Any, cpus: int, gpus: float) -> None:
 
 def _on_node(run: RunTrial, trial: PruneConfig, version: str) -> str:
     """Run a trial on a worker, after looking that it can see what the driver sees."""
-    import yolo_prune
-
     node = platform.node()
     if yolo_prune.__version__ != version:
         return (

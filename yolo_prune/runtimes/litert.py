@@ -49,7 +49,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
     refuse_other_devices("litert", settings)
     interpreter = _loaded(path, settings.threads)
     facts = _facts(interpreter, path)
-    check_input((facts.batch, facts.channels, facts.height, facts.width), path, imgsz, settings.batch)
+    check_input(facts.shape, path, imgsz, settings.batch)
     given, found = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     last = _channels_last(given["shape"])
 

@@ -67,7 +67,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
     if settings.batch != 1:
         raise ConfigError(f"the 'ncnn' runtime takes one image at a time, got batch={settings.batch}.")
     facts = read_file(path)
-    check_input((facts.batch, facts.channels, facts.height, facts.width), path, imgsz, 1)
+    check_input(facts.shape, path, imgsz, 1)
     channels = facts.channels or 3
     image = np.random.default_rng(0).random((1, channels, *height_width(imgsz)), dtype=np.float32)
     if path.suffix == ".onnx":

@@ -45,11 +45,10 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
     cv2 = import_runtime("opencv")
     refuse_options_of_torch("opencv", settings)
     facts = read_file(path)
-    shape = (facts.batch, facts.channels, facts.height, facts.width)
-    check_input(shape, path, imgsz, settings.batch)
+    check_input(facts.shape, path, imgsz, settings.batch)
     if facts.precision == "float16":
         raise ConfigError(f"the 'opencv' runtime takes inputs in 32 bits, and '{path}' wants them in 16.")
-    channels = channel_count(shape, facts.metadata)
+    channels = channel_count(facts.shape, facts.metadata)
     run = open_network(path, settings)
     first = run(np.zeros((settings.batch, channels, *height_width(imgsz)), np.float32))
     return FileRuntime(

@@ -73,6 +73,11 @@ class FileFacts:
     metadata: Mapping[str, Any] = field(repr=False)
 
     @property
+    def shape(self) -> tuple[int | None, int | None, int | None, int | None]:
+        """Of the input, (B, C, H, W)."""
+        return self.batch, self.channels, self.height, self.width
+
+    @property
     def imgsz(self) -> ImageSize | None:
         """Size of the input in pixels; None where a side is open."""
         if self.height is None or self.width is None:

@@ -55,7 +55,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
     torch = import_runtime("torchscript")
     refuse_options_of_torch("torchscript", settings)
     facts = read_file(path)
-    check_input((facts.batch, facts.channels, facts.height, facts.width), path, imgsz, settings.batch)
+    check_input(facts.shape, path, imgsz, settings.batch)
     channels = facts.channels or 3
     half = facts.precision == "float16"
     dtype = np.float16 if half else np.float32
