@@ -1,0 +1,157 @@
+"""What the flag is worth beside patience: equal epochs, several seeds, COCO AP on val and test after every way.
+
+    python scripts/bench_training.py model=yolov5n.pt data=data.yaml state=training.json folder=runs/training
+
+    plain            the training without the flag
+    flag             the same line with keep_macs=
+    flag-inexact     with exact_resume=false
+    flag-dense       with sparsify=off: no sparse epochs
+    flag-strong      with sparsify=0.05: scales pushed harder than auto dares
+    flag-imitates    with imitation_steps=120 at the cut
+    patience         the plain training, then prune without training (fold, imitation)
+    patience-tuned   a plain training of 0.7 of the epochs, prune, and the other 0.3 of them as retraining
+
+What is in the state is not run again. ways= and seeds= choose; fraction= (the host's) makes the training set smaller; the
+table that is printed is the whole state. Runs of this model, data, size, epochs and budget share a table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
+
+from yolo_prune.adapters.checkpoint import load_detector
+from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
+from yolo_prune.files import write_text
+from yolo_prune.options.fields import parse_overrides
+
+DEFAULTS: dict[str, Any] = {
+    "imgsz": 320,
+    "epochs": 50,
+    "fraction": 1.0,
+    "batch": 16,
+    "keep_macs": 0.5,
+    "threads": 1,
+    "seeds": "0,1,2",
+    "ways": "plain,flag,flag-inexact,patience,patience-tuned,flag-dense",
+    "imitate_seconds": 120,
+}
+FLAGS = {
+    "flag": (),
+    "flag-inexact": ("exact_resume=false",),
+    "flag-dense": ("sparsify=off",),
+    "flag-strong": ("sparsify=0.05",),
+    "flag-imitates": ("imitation_steps=120",),
+}
+LATE = 0.7
+"""The share of the epochs before the cut, that of ``prune_at=late``."""
+
+
+def main() -> None:
+    given: dict[str, Any] = {**DEFAULTS, **parse_overrides(sys.argv[1:])}
+    path = Path(given["state"])
+    state: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    for seed in str(given["seeds"]).split(","):
+        for way in str(given["ways"]).split(","):
+            key = " ".join([setting(given), way, seed])
+            if key in state:
+                continue
+            state[key] = scored(go(way, seed, given), given)
+            write_text(path, json.dumps(state, indent=1))
+            print(f"{way} {seed}: {state[key]}", flush=True)
+    print(table(state))
+
+
+def setting(given: dict[str, Any]) -> str:
+    """Return what runs must share to stand in one table."""
+    names = (Path(str(given["model"])).stem, Path(str(given["data"])).parent.name)
+    numbers = (f"{key}={given[key]}" for key in ("imgsz", "epochs", "fraction", "keep_macs"))
+    return " ".join([*names, *numbers])
+
+
+def go(way: str, seed: str, given: dict[str, Any]) -> Path:
+    """Run one way, or go on with what is there of it; return its checkpoint."""
+    epochs = int(given["epochs"])
+    if way == "plain":
+        return train(way, seed, given, epochs)
+    if way in FLAGS:
+        return train(way, seed, given, epochs, f"keep_macs={given['keep_macs']}", *FLAGS[way])
+    if way == "patience":
+        return prune(way, seed, given, go("plain", seed, given))
+    if way == "patience-tuned":
+        first = round(LATE * epochs)
+        parent = train("plain-first", seed, given, first)
+        rest = (f"epochs={epochs - first}", f"fraction={given['fraction']}", f"batch={given['batch']}")
+        return prune(way, seed, given, parent, *rest)
+    raise SystemExit(f"ways= must be plain, {', '.join(FLAGS)}, patience or patience-tuned, got '{way}'")
+
+
+def train(way: str, seed: str, given: dict[str, Any], epochs: int, *more: str) -> Path:
+    """Train the model unless that was done; return best.pt."""
+    shared = [f"{key}={given[key]}" for key in ("model", "data", "imgsz", "fraction", "batch", "threads")]
+    place = [f"project={Path(given['folder']).resolve()}", f"name={way}-{seed}", "exist_ok=true"]
+    rest = [f"epochs={epochs}", f"seed={seed}", "workers=0", "plots=false", "patience=1000", "device=cpu"]
+    best = Path(given["folder"], f"{way}-{seed}", "weights", "best.pt")
+    return finished(best, ["train", *shared, *place, *rest, *more])
+
+
+def prune(way: str, seed: str, given: dict[str, Any], parent: Path, *more: str) -> Path:
+    """Prune a trained model unless that was done; return the model that it ends with."""
+    shared = [f"{key}={given[key]}" for key in ("data", "imgsz", "threads", "keep_macs")]
+    place = [f"project={Path(given['folder']).resolve()}", f"name={way}-{seed}", "exist_ok=true"]
+    rest = [f"seed={seed}", "workers=0", f"recover_seconds={given['imitate_seconds']}", "bench=false"]
+    weights = Path(given["folder"], f"{way}-{seed}", "weights")
+    made = weights / ("best.pt" if more else "pruned.pt")
+    return finished(made, ["prune", f"model={parent}", *shared, *place, *rest, *more])
+
+
+def finished(made: Path, words: list[str]) -> Path:
+    """Run a command of the package unless its end is noted beside what it makes."""
+    note = made.parent.parent / "finished"
+    if not note.is_file():
+        subprocess.run([sys.executable, "-m", "yolo_prune", *words], check=True, stdin=subprocess.DEVNULL)
+        write_text(note, " ".join(words))
+    return made
+
+
+def scored(checkpoint: Path, given: dict[str, Any]) -> dict[str, float]:
+    """Return the AP of a checkpoint, of last.pt beside a trained one, on val and test."""
+    found = {}
+    for name in {checkpoint.name, "last.pt"} if checkpoint.name == "best.pt" else {checkpoint.name}:
+        module = load_detector(checkpoint.with_name(name)).module
+        label = "last" if name == "last.pt" else "best"
+        for split in ("val", "test"):
+            result = evaluate_detector(module, given["data"], imgsz=int(given["imgsz"]), split=split)
+            found[f"{label} {split}"] = round(result.coco.ap, 4)
+    return found
+
+
+def table(state: dict[str, Any]) -> str:
+    """Return means over seeds with the seeds' spread, a row a way."""
+    ways: dict[str, list[dict[str, float]]] = {}
+    for key, found in state.items():
+        ways.setdefault(key.rsplit(" ", 1)[0], []).append(found)
+    columns = ("best val", "best test", "last val", "last test")
+    lines = ["| setting and way | seeds | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    for way, rows in ways.items():
+        cells = [spread([row[column] for row in rows if column in row]) for column in columns]
+        lines.append(f"| {way} | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """Return the mean, with the standard deviation of several."""
+    if not values:
+        return "-"
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
