@@ -46,12 +46,24 @@ def raising(error):
     return stage
 
 
-@pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"]])
+@pytest.mark.parametrize("words", [["-h"], ["--help"], ["help"]])
 def test_help_lists_every_command(capsys, words):
     code, out, err = run(capsys, words)
     assert (code, err) == (0, "")
     for name, command in cli.COMMANDS.items():
-        assert f"  {name:<8} {command.summary}" in out
+        assert f"  {name:<10} {command.summary}" in out
+
+
+def test_without_a_word_it_shows_four_commands_to_try_and_where_help_is(capsys):
+    code, out, err = run(capsys, [])
+    assert (code, err) == (0, "")
+    shown = [line.strip() for line in out.splitlines() if line.startswith("  yolo-prune ")]
+    assert [line.split()[1] for line in shown] == ["demo", "inspect", "prune", "train"]
+    for line in shown:
+        name, *words = line.split()[1:]
+        make_config(cli.COMMANDS[name].kind, words)
+    assert "Help: yolo-prune help (all commands), yolo-prune COMMAND -h (its options)" in out
+    assert all(len(line) <= 112 for line in out.splitlines())
 
 
 def titled(out):

@@ -20,6 +20,7 @@ from yolo_prune.imgsz import ImageSize, plain_size, size_text
 from yolo_prune.options import (
     BenchConfig,
     CheckConfig,
+    CompletionConfig,
     DemoConfig,
     DoctorConfig,
     EvalConfig,
@@ -270,6 +271,13 @@ def doctor(config: DoctorConfig) -> int:
     say("\n".join(found.lines()))
     write_json_answer(config.json, found.to_dict())
     return 0 if found.healthy else 1
+
+
+def completion(config: CompletionConfig) -> None:
+    """Print the script of a shell."""
+    from yolo_prune.cli.completion import completion_script
+
+    say(completion_script(config.shell))
 
 
 def demo(config: DemoConfig) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from yolo_prune.adapters.hosts import PLAIN_CHECKPOINT, find_host, hosts
-from yolo_prune.cli.help import command_help, general_help, version_text
+from yolo_prune.cli.help import command_help, general_help, version_text, welcome
 from yolo_prune.cli.output import answers_alone_on_stdout, say
 from yolo_prune.cli.registry import COMMANDS
 from yolo_prune.errors import ConfigError, YoloPruneError
@@ -79,8 +79,11 @@ def _sentence(error: BaseException) -> str:
 
 def _dispatch(words: list[str]) -> int:
     """Answer a question about the program, or run a command."""
-    if not words or words[0] in _HELP:
-        asked = words[1:2] if words and words[0] == "help" else []
+    if not words:
+        say(welcome())
+        return OK
+    if words[0] in _HELP:
+        asked = words[1:2] if words[0] == "help" else []
         say(command_help(_command_name(asked[0])) if asked else general_help())
         return OK
     if words[0] in _VERSION:
@@ -91,7 +94,7 @@ def _dispatch(words: list[str]) -> int:
         say(command_help(name))
         return OK
     command = COMMANDS[name]
-    spoken = {"train": _host_words, "report": _run_words}.get(name)
+    spoken = {"train": _host_words, "report": _run_words, "completion": _shell_words}.get(name)
     rest = spoken(rest) if spoken else rest
     config = make_config(command.kind, parse_overrides(rest))
     log_to_console(config.verbose)
@@ -136,6 +139,12 @@ def _run_words(words: Sequence[str]) -> list[str]:
     folders = ",".join(f'"{words[index]}"' if "," in words[index] else words[index] for index in bare)
     kept = [word for index, word in enumerate(words) if index not in bare]
     return [*kept, f"run={folders}"] if bare else kept
+
+
+def _shell_words(words: Sequence[str]) -> list[str]:
+    """Give a first bare word the key of the shell."""
+    bare = words[:1] if words and "=" not in words[0] and not words[0].startswith("-") else []
+    return [*(f"shell={word}" for word in bare), *words[len(bare) :]]
 
 
 def _command_name(word: str) -> str:

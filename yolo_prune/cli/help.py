@@ -19,6 +19,7 @@ from yolo_prune.runs.configure import rest_keys
 
 _COLUMNS = 110
 _LONGEST_WORD = 32  # a longer list of choices stands in the text instead
+_FIRST = ("demo", "inspect", "prune", "train")  # to try, in this order
 _GLUE = "\0"  # a blank that no line ends at
 
 
@@ -33,9 +34,27 @@ def version_text() -> str:
     return f"yolo-prune {__version__} ({', '.join(found)})"
 
 
+def welcome() -> str:
+    """Return what to try first, and where the rest is said."""
+    lines = []
+    for name in _FIRST:
+        lines += [f"  {COMMANDS[name].example}", f"      {COMMANDS[name].summary}"]
+    return "\n".join(
+        [
+            f"yolo-prune {__version__}: make a trained detector or classifier smaller and faster, and see what that cost.",
+            "",
+            "Four commands to try:",
+            *lines,
+            "",
+            "Help: yolo-prune help (all commands), yolo-prune COMMAND -h (its options), yolo-prune doctor (what works here).",
+            'Tab completion: eval "$(yolo-prune completion bash)" (or zsh, fish).',
+        ]
+    )
+
+
 def general_help() -> str:
     """Return the commands, one a line, and how to go on."""
-    lines = [f"  {name:<8} {command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
     examples = [f"  {COMMANDS[name].example}" for name in ("prune", "demo")]
     return "\n".join(
         [

@@ -90,6 +90,12 @@ COMMANDS = {
         "what is installed, which runtimes and devices work, and whether a small cut is exact",
         "yolo-prune doctor",
     ),
+    "completion": Command(
+        configs.CompletionConfig,
+        commands.completion,
+        "print the script that completes commands, keys, choices and files in bash, zsh or fish",
+        "yolo-prune completion shell=bash",
+    ),
     "demo": Command(
         configs.DemoConfig,
         commands.demo,

@@ -6,6 +6,7 @@ from yolo_prune.options.latency import LatencyConfig
 from yolo_prune.options.runs import DemoConfig, PruneConfig, SweepConfig, TrainConfig
 from yolo_prune.options.tools import (
     BenchConfig,
+    CompletionConfig,
     DoctorConfig,
     EvalConfig,
     ExportConfig,
@@ -19,6 +20,7 @@ __all__ = [
     "TARGETS",
     "BenchConfig",
     "CheckConfig",
+    "CompletionConfig",
     "DemoConfig",
     "DoctorConfig",
     "EvalConfig",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
-from yolo_prune.options.common import COMPUTING, FILE, FOLDER, MEASURING, MODEL, shared
+from yolo_prune.options.common import COMPUTING, FILE, FOLDER, MEASURING, MODEL, OUTPUT, shared
 from yolo_prune.options.fields import coerce_, option
 from yolo_prune.runtimes import EXPORTS
 
@@ -166,6 +166,18 @@ class ReportConfig:
             raise ConfigError("'run' names no folder: give run=runs/prune/prune.")
         if self.bench and len(self.run) > 1:
             raise ConfigError(f"bench=true measures one run again, and {len(self.run)} are named.")
+
+
+@dataclass(frozen=True)
+class CompletionConfig:
+    """Options of ``completion``: the script that a shell completes this program's words with."""
+
+    shell: str = option("which shell; the key may be left out", group=OUTPUT, choices=("bash", "zsh", "fish"))
+    verbose: bool = shared("verbose")
+    debug: bool = shared("debug")
+
+    def __post_init__(self) -> None:
+        coerce_(self)
 
 
 @dataclass(frozen=True)
