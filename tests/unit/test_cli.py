@@ -62,8 +62,8 @@ def test_without_a_word_it_shows_four_commands_to_try_and_where_help_is(capsys):
     for line in shown:
         name, *words = line.split()[1:]
         make_config(cli.COMMANDS[name].kind, words)
-    assert "Help: yolo-prune help (all commands), yolo-prune COMMAND -h (its options)" in out
-    assert all(len(line) <= 112 for line in out.splitlines())
+    assert "All commands: yolo-prune help. Options of one: yolo-prune COMMAND -h." in out
+    assert all(len(line) <= 110 for line in out.splitlines())
 
 
 def titled(out):
@@ -158,7 +158,7 @@ def test_version_names_the_versions_in_use(capsys):
         (["help", "prnue"], "unknown command 'prnue'. Did you mean 'prune'?"),
         (
             ["zzz"],
-            "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, check, export, latency, inspect, report, doctor, demo.",
+            "unknown command 'zzz'. Commands: prune, train, sweep, eval, bench, check, export, latency, inspect, report, doctor, demo, completion.",
         ),
         ([*PRUNE, "l1_strenght=1"], "unknown key 'l1_strenght'."),
         ([*PRUNE, "epoch=1"], "unknown key 'epoch'. Did you mean 'epochs'?"),

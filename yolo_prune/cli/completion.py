@@ -177,7 +177,8 @@ complete -F _yolo_prune yolo-prune
 """
 
 _ZSH = """#compdef yolo-prune
-# yolo-prune in zsh: source <(yolo-prune completion zsh) after compinit, or this text as _yolo-prune in a folder of $fpath
+# yolo-prune in zsh: source <(yolo-prune completion zsh) after compinit, or this text as
+# _yolo-prune in a folder of $fpath
 _yolo_prune() {
   local command=$words[2] key keys values=FILES before=$words[CURRENT-1]
   if (( CURRENT == 2 )) || [[ $command == help ]]; then
@@ -215,8 +216,8 @@ _yolo_prune() {
 [[ $funcstack[1] == _yolo-prune ]] && _yolo_prune "$@"
 """
 
-_FISH = """# yolo-prune in fish: yolo-prune completion fish | source, or this text in ~/.config/fish/completions/yolo-prune.fish
-# (key=value alone: fish takes --key for an option of its own kind)
+_FISH = """# yolo-prune in fish: yolo-prune completion fish | source, or this text in
+# ~/.config/fish/completions/yolo-prune.fish (key=value alone: fish takes --key for an option of its own kind)
 function __yolo_prune_complete
     set -l past (commandline -opc)
     set -l word (commandline -ct)

@@ -41,12 +41,12 @@ def welcome() -> str:
         lines += [f"  {COMMANDS[name].example}", f"      {COMMANDS[name].summary}"]
     return "\n".join(
         [
-            f"yolo-prune {__version__}: make a trained detector or classifier smaller and faster, and see what that cost.",
+            f"yolo-prune {__version__} makes trained detectors smaller and faster, and proves what it cost.",
             "",
             "Four commands to try:",
             *lines,
             "",
-            "Help: yolo-prune help (all commands), yolo-prune COMMAND -h (its options), yolo-prune doctor (what works here).",
+            "All commands: yolo-prune help. Options of one: yolo-prune COMMAND -h. What works here: yolo-prune doctor.",
             'Tab completion: eval "$(yolo-prune completion bash)" (or zsh, fish).',
         ]
     )

@@ -90,16 +90,16 @@ COMMANDS = {
         "what is installed, which runtimes and devices work, and whether a small cut is exact",
         "yolo-prune doctor",
     ),
-    "completion": Command(
-        configs.CompletionConfig,
-        commands.completion,
-        "print the script that completes commands, keys, choices and files in bash, zsh or fish",
-        "yolo-prune completion shell=bash",
-    ),
     "demo": Command(
         configs.DemoConfig,
         commands.demo,
         "train, prune and retrain a small detector on a data set that the package draws itself",
         "yolo-prune demo",
+    ),
+    "completion": Command(
+        configs.CompletionConfig,
+        commands.completion,
+        "print the script that completes commands, keys, choices and files in bash, zsh or fish",
+        "yolo-prune completion shell=bash",
     ),
 }
