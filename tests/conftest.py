@@ -17,6 +17,9 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads starve a busy machine
 # Before the host: each process has settings of its own, and the user's stay as they are.
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="yolo-prune-tests-"))
+# What runs keep for the next one; fonts stay where they are, as looking for them takes seconds.
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="yolo-prune-tests-")
 
 with contextlib.redirect_stdout(io.StringIO()):
     importlib.import_module(

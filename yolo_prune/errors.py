@@ -63,3 +63,14 @@ def one_line(error: BaseException) -> str:
     return (
         " ".join(text.partition("\nNote ")[0].replace("❌", "").split()).rstrip(". ") or type(error).__name__
     )
+
+
+def sentence_of(error: BaseException) -> str:
+    """Say what went wrong; an error that nobody raised on purpose also says how to see where."""
+    if isinstance(error, YoloPruneError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f" '{error.filename}'" if error.filename else ""
+        return f"{error.strerror or error}{where}."
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"unexpected {type(error).__name__}: {first}. Add debug=true to see where it came from."

@@ -77,6 +77,12 @@ def write_text(path: Path | str, text: str) -> Path:
     return Path(path)
 
 
+def cache_folder() -> Path:
+    """Return the folder of what can be measured again: in ``XDG_CACHE_HOME``, ``LOCALAPPDATA`` or ``~/.cache``."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return Path(home) / "yolo_prune"
+
+
 def short_names(paths: Sequence[Path]) -> list[str] | None:
     """Return as few parts of each path as tell all of them apart, None where nothing does.
 

@@ -15,7 +15,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 # The data flow. At import time a stage uses only the stages before it; a stage that calls a host imports the
 # adapter inside the function that needs it.
 ORDER = (
-    *("errors", "extras", "files", "imgsz", "layers", "progress", "device"),
+    *("errors", "extras", "files", "imgsz", "layers", "words", "progress", "run_log", "device"),
     *("graph", "cost", "cut", "criteria", "recover", "runtimes", "options", "train", "accuracy", "adapters"),
     *("bench", "report", "runs", "cli", "__main__"),
 )

@@ -92,6 +92,8 @@ def test_a_stopped_run_leaves_whole_files_and_can_be_resumed(
     names = check_readable(folder)
     assert there in names
     assert missing not in names
+    stopped = ours[0].removeprefix("yolo-prune: ")
+    assert (folder / "run.log").read_text("utf-8").splitlines()[-1].endswith(f" {stopped}")
 
     LOGGER.handlers = [handler for handler in LOGGER.handlers if not isinstance(handler, StopsAt)]
     code, err = run("resume=true")
@@ -101,6 +103,8 @@ def test_a_stopped_run_leaves_whole_files_and_can_be_resumed(
     report = json.loads((folder / "report.json").read_text())
     assert {"cut", "recover"} <= set(report["timing_s"])
     assert [stage["name"] for stage in report["stages"]] == ["cut", "bn", "fold", "fold_bn"]
+    said = (folder / "run.log").read_text("utf-8")
+    assert 0 < said.index(stopped) < said.index(" going on with "), "the log was appended to"
 
 
 def test_a_run_stopped_while_retraining_goes_on_with_the_next_epoch(

@@ -20,6 +20,8 @@ from yolo_prune.errors import BudgetError
 from yolo_prune.options import PruneConfig
 from yolo_prune.runs import recovery as recovery_of_run
 from yolo_prune.runs.configure import make_config
+from yolo_prune.runs.outline import stages_of
+from yolo_prune.runs.resume import options_of_run
 
 FILES = (
     *(
@@ -30,6 +32,7 @@ FILES = (
         "weights/best_int8.onnx",
     ),
     *("plan.json", "args.yaml", "results.csv", "report.json", "report.md", "report.html", "report.csv"),
+    "run.log",
 )
 ROW = (
     *("model", "gmacs", "params_m", "size_mb", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
@@ -130,6 +133,26 @@ def test_the_report_has_everything_else_that_it_promises(report):
     assert report["conditions"]["images"] == 8
     assert report["plan"]["budget"] == "keep_macs=0.6"
     assert sum(report["bn_scales"]["after"]) < sum(report["bn_scales"]["before"])
+
+
+def test_the_run_said_before_it_began_what_it_then_did(folder, report):
+    config = options_of_run(folder / "args.yaml", PruneConfig)
+    expected = [stage.name for stage in stages_of(config, "keep_macs=0.6", "reconstruction")]
+    assert list(report["timing_s"]) == expected
+    said = (folder / "run.log").read_text("utf-8")
+    first, *rest = said.splitlines()
+    assert " pruning " in first
+    assert [line[2:].partition("  ")[0] for line in rest[: len(expected)]] == expected
+    assert said.index("to keep_macs=0.6 in 2 steps by reconstruction") < said.index(
+        "evaluating the parent ..."
+    )
+
+
+def test_the_log_holds_what_was_said_and_nothing_that_moves_a_cursor(folder):
+    said = (folder / "run.log").read_bytes().decode("utf-8")
+    assert "retraining for " in said
+    assert "Logging results to" in said, "the host's own words"
+    assert not set(said) & {chr(code) for code in range(32)} - {"\n", "\t"}
 
 
 def test_every_model_has_an_interval_and_a_paired_one_against_the_parent(folder, report):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 from yolo_prune import __version__
 from yolo_prune.bench.comparison import ask_worker
 from yolo_prune.errors import BenchmarkError
-from yolo_prune.files import write_text
+from yolo_prune.files import cache_folder, write_text
 from yolo_prune.imgsz import ImageSize, plain_size
 from yolo_prune.layers import NOTHING, LayerShape, shapes_to_time
 from yolo_prune.progress import LOGGER
@@ -151,8 +150,7 @@ def cache_file(runtime: str, settings: Settings) -> Path:
         version = str(import_runtime(runtime).__version__)
     where = [__version__, runtime, version, cpu_name(), settings.device, str(settings.threads)]
     key = hashlib.sha256("\n".join(where).encode()).hexdigest()[:16]
-    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(home) / "yolo_prune" / "latency" / f"{runtime.replace(':', '-')}-{version}-{key}.json"
+    return cache_folder() / "latency" / f"{runtime.replace(':', '-')}-{version}-{key}.json"
 
 
 def read_cache(file: Path) -> dict[LayerShape, float]:

@@ -50,9 +50,9 @@ def prune(config: PruneConfig) -> None:
 
 def train(config: TrainConfig) -> None:
     """Train like the host; with a budget prune inside the training, and keep a pruned model pruned."""
-    host = find_host(config.model)
-    host.check_training(config.train_args)
-    for line in host.train(config):
+    from yolo_prune.runs.training import train_from_config
+
+    for line in train_from_config(config):
         say(line)
 
 

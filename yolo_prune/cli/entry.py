@@ -11,9 +11,9 @@ from typing import Any
 
 from yolo_prune.adapters.hosts import PLAIN_CHECKPOINT, find_host, hosts
 from yolo_prune.cli.help import command_help, general_help, version_text, welcome
-from yolo_prune.cli.output import answers_alone_on_stdout, say
+from yolo_prune.cli.output import answers_alone_on_stdout, plain_stderr, say
 from yolo_prune.cli.registry import COMMANDS
-from yolo_prune.errors import ConfigError, YoloPruneError
+from yolo_prune.errors import ConfigError, YoloPruneError, sentence_of
 from yolo_prune.extras import missing_extra
 from yolo_prune.options.fields import option_fields, parse_overrides
 from yolo_prune.progress import log_to_console
@@ -62,19 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (YoloPruneError, OSError, *_UNEXPECTED) as error:
         if any(_wants_debug(word) for word in words):
             traceback.print_exception(error)
-        _complain(f"error: {_sentence(error)}")
+        _complain(f"error: {sentence_of(error)}")
         return FAILED
-
-
-def _sentence(error: BaseException) -> str:
-    """Say what went wrong; an error that nobody raised on purpose also says how to see where."""
-    if isinstance(error, YoloPruneError):
-        return str(error)
-    if isinstance(error, OSError):
-        where = f" '{error.filename}'" if error.filename else ""
-        return f"{error.strerror or error}{where}."
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"unexpected {type(error).__name__}: {first}. Add debug=true to see where it came from."
 
 
 def _dispatch(words: list[str]) -> int:
@@ -98,7 +87,7 @@ def _dispatch(words: list[str]) -> int:
     rest = spoken(rest) if spoken else rest
     config = make_config(command.kind, parse_overrides(rest))
     log_to_console(config.verbose)
-    with answers_alone_on_stdout():
+    with plain_stderr(), answers_alone_on_stdout():
         try:
             return command.call(config) or OK
         except ModuleNotFoundError as error:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from yolo_prune.adapters.checkpoint import load_detector
+from yolo_prune.adapters.host import Host
 from yolo_prune.adapters.hosts import file_of, find_host, guarding_host
 from yolo_prune.adapters.stored import record_of_cut
 from yolo_prune.criteria.ranking import check_criterion
@@ -23,11 +24,13 @@ from yolo_prune.imgsz import plain_size
 from yolo_prune.options import PruneConfig, to_yaml
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import METRICS, RunReport, write_report
+from yolo_prune.run_log import keep_log_in, logged_run
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.job import PruneJob
 from yolo_prune.runs.latency import with_times
 from yolo_prune.runs.measure import Evaluated, measure_run
 from yolo_prune.runs.measure.speed import BENCH_IMAGES
+from yolo_prune.runs.outline import announced
 from yolo_prune.runs.preflight import check_budget, free_on_resume, has_target, size_of
 from yolo_prune.runs.recovery import cut_and_recover, save_checkpoint
 from yolo_prune.runs.resume import ARGS_FILE, check_resumed
@@ -83,6 +86,12 @@ def prune(model: Any, *, data: str | Path, **options: Any) -> PruneResult:
 def prune_from_config(config: PruneConfig) -> PruneResult:
     """Run ``yolo-prune prune``; see :func:`prune`."""
     host = find_host(config.model)
+    with logged_run(host.packages):
+        return _checked_and_run(config, host)
+
+
+def _checked_and_run(config: PruneConfig, host: Host) -> PruneResult:
+    """Look at everything that can be known beforehand, open the run folder, and go."""
     rate = {} if config.lr0 is None else {"lr0": config.lr0}
     host.check_training({**config.train_args, "optimizer": config.optimizer, **rate}, of_cut_model=True)
     device = resolve_device(config.device)
@@ -109,6 +118,7 @@ def prune_from_config(config: PruneConfig) -> PruneResult:
             check_resumed(space.root, config, free=free_on_resume(config))
         else:
             _make_room(space, loaded.path)
+        keep_log_in(space.root)
         with untouched_randomness():
             return _run(PruneJob(config, host, loaded, parent, task, space, device, imgsz))
     except KeyboardInterrupt:
@@ -121,6 +131,7 @@ def _run(job: PruneJob) -> PruneResult:
     """Do the work in an open run folder."""
     config, space = job.config, job.space
     write_text(space.root / ARGS_FILE, to_yaml(replace(config, resume=False)))  # to be run again, not resumed
+    memory, stages_to_come = announced(job)
     seed_generators(config.seed)
     with space.stage("evaluate parent", "evaluating the parent"):
         role = {"role": "parent", "cut": record_of_cut(job.loaded.meta)}
@@ -141,6 +152,8 @@ def _run(job: PruneJob) -> PruneResult:
             models += quantised
     report = measure_run(job, models, cut, stages, failed)
     write_report(report, space.root)
+    if not config.resume:  # stages that went on took only what was left of them
+        memory.keep(stages_to_come, space.timing_s)
     return PruneResult(space.root, report, cut.plan, final.file)
 
 

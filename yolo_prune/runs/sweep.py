@@ -28,10 +28,13 @@ from yolo_prune.report.select import (
     parent_row,
     speedup,
 )
+from yolo_prune.run_log import keep_log_in, logged_run
 from yolo_prune.runs.engines import Room, run_here, run_on_ray
+from yolo_prune.runs.preflight import budget_of
 from yolo_prune.runs.resume import ARGS_FILE, FREE_ON_RESUME, check_resumed
 from yolo_prune.runs.trials import SweepResult, Trial, write_sweep
 from yolo_prune.runs.workspace import open_workspace
+from yolo_prune.words import counted
 
 _FREE = FREE_ON_RESUME - {"threads", "bench", "runtimes"}  # speeds of trials are compared with each other
 
@@ -48,6 +51,11 @@ def run_sweep(config: SweepConfig) -> SweepResult:
     Raises:
         ConfigError: No trial succeeded, or the folder cannot be used.
     """
+    with logged_run():
+        return _run(config)
+
+
+def _run(config: SweepConfig) -> SweepResult:
     space = open_workspace(
         config.project, config.name, "sweep", exist_ok=config.exist_ok, resume=config.resume
     )
@@ -55,8 +63,9 @@ def run_sweep(config: SweepConfig) -> SweepResult:
     for plan in plans:
         if plan.resume:
             check_resumed(space.root / str(plan.name), plan, free=_FREE)
+    keep_log_in(space.root)
     write_text(space.root / ARGS_FILE, to_yaml(replace(config, resume=False)))
-    LOGGER.info("%d trials in %s", len(plans), space.root)
+    LOGGER.info("%s", _outline(config, plans, space.root))
     outcomes = _run_all(plans, config)
     found = [_read(plan, outcome, config.runtime) for plan, outcome in zip(plans, outcomes, strict=True)]
     reports = [report for _, report in found if report is not None]
@@ -69,6 +78,23 @@ def run_sweep(config: SweepConfig) -> SweepResult:
     result = SweepResult(space.root, trials, pareto_front(trials), name, metric)
     write_sweep(result)
     return result
+
+
+def _outline(config: SweepConfig, plans: Sequence[PruneConfig], folder: Path) -> str:
+    """Say which trials there are and what is done of them; each says itself what it does."""
+    done = [
+        plan.name for plan in plans if plan.resume and (folder / str(plan.name) / "report.json").is_file()
+    ]
+    lines = [
+        f"{len(plans)} trials of {config.model} with {config.data} in {folder}, {len(done)} of them done:"
+    ]
+    for plan in plans:
+        budget = budget_of(plan)
+        lines.append(
+            f"  {plan.name}: to {budget.kind}={budget.value:g} by {plan.criterion}, {counted(plan.epochs, 'epoch')} of "
+            f"retraining{' (done: read, not run again)' if plan.name in done else ''}"
+        )
+    return "\n".join(lines)
 
 
 def trials_of(config: SweepConfig, folder: Path) -> list[PruneConfig]:

@@ -19,7 +19,7 @@ from yolo_prune.report.examples import clear_examples
 from yolo_prune.runtimes import RUNTIMES
 
 OUTPUTS = (
-    *("args.yaml", "plan.json", "recovery.json", "results.csv"),
+    *("args.yaml", "plan.json", "recovery.json", "results.csv", "run.log"),
     *("report.json", "report.md", "report.csv", "report.html"),
     *("weights/parent.pt", "weights/pruned.pt", "weights/best.pt", "weights/last.pt"),
     *(

@@ -29,6 +29,7 @@ from yolo_prune.imgsz import read_size
 from yolo_prune.options import TrainConfig
 from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.progress import LOGGER
+from yolo_prune.run_log import keep_log_in
 from yolo_prune.train.plain import PruningSession
 
 
@@ -101,6 +102,7 @@ def _begun(config: TrainConfig) -> Training:
         exist_ok=bool(values.get("exist_ok")),
         resume=False,
     )
+    keep_log_in(space.root)
     module.to(recipe.device).requires_grad_(True)
     meta = {"role": "trained", "data": str(config.data), "imgsz": recipe.to_dict()["imgsz"]}
     training = training_of(module, recipe, config.data, space.root, meta)
@@ -173,6 +175,7 @@ def _resumed(config: TrainConfig) -> Training:
         raise CheckpointError(
             f"'{last}' is no checkpoint of an interrupted training: give its weights/last.pt."
         )
+    keep_log_in(last.parent.parent)
     state = dict(stored[STATE_KEY])
     recipe = TrainRecipe.from_dict(state["recipe"])
     loaded = files.load(last)

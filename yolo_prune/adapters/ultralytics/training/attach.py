@@ -40,6 +40,7 @@ from yolo_prune.imgsz import plain_size, read_size
 from yolo_prune.options import BUDGETS, TrainConfig
 from yolo_prune.options.inrun import InRunSettings, make_settings, stored_settings
 from yolo_prune.progress import LOGGER
+from yolo_prune.run_log import keep_log_in
 from yolo_prune.train import RunState, what_is_left
 
 _LOADER = "_smart_load"
@@ -227,8 +228,15 @@ def _host_object(config: TrainConfig) -> Any:
     from ultralytics import RTDETR, YOLO
 
     if "rtdetr" in Path(config.model).stem.lower():
-        return RTDETR(config.model)
-    return YOLO(config.model, task=config.train_args.get("task"))
+        model = RTDETR(config.model)
+    else:
+        model = YOLO(config.model, task=config.train_args.get("task"))
+    model.add_callback(_FIRST_EVENT, _keep_log)
+    return model
+
+
+def _keep_log(trainer: Any) -> None:
+    keep_log_in(trainer.save_dir)
 
 
 def _host_arguments(config: TrainConfig) -> dict[str, Any]:

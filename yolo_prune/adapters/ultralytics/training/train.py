@@ -30,6 +30,7 @@ from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, is_square, longer_side, plain_size, read_size, size_text
 from yolo_prune.progress import LOGGER
+from yolo_prune.run_log import keep_log_in
 from yolo_prune.train.retrained import RetrainResult, check_still_cut
 
 Callback = Callable[[Any], None]
@@ -222,6 +223,7 @@ def train_pruned(
     if overrides.get("project"):  # relative to here, not to a folder in the host's settings
         overrides["project"] = str(Path(overrides["project"]).absolute())
     trainer = _trainer(overrides, settings, loaded.module, Path(model) if resume else None)
+    keep_log_in(trainer.save_dir)
     trainer.train()
     return _result(trainer.wdir, trainer.csv, count_parameters(loaded.module), trust)
 
