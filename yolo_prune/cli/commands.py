@@ -222,16 +222,26 @@ def _own_size(path: str, trust: bool) -> ImageSize:
 
 @guarding_host
 def inspect(config: InspectConfig) -> None:
-    """Print the groups of channels of a model, and the residual blocks that may go as a whole."""
+    """Print or draw the groups of channels of a model, and the residual blocks that may go as a whole."""
+    from yolo_prune.report.network import check_ending, widths_of, write_network
     from yolo_prune.runs.inspection import inspect_all
 
-    rows, blocks = inspect_all(config.model, config.imgsz, weights=config.weights, trust=config.trust)
+    if config.plot is not None:
+        check_ending(config.plot)
+    rows, blocks = inspect_all(
+        config.model, config.imgsz, weights=config.weights, trust=config.trust, plan=config.plan
+    )
     say(aligned_table(rows))
     frozen = sum(bool(row.get("frozen")) for row in rows)
     say(f"{len(rows)} groups, {frozen} of them frozen")
     if blocks:
         say(f"\n{aligned_table(blocks)}\n{len(blocks)} residual blocks that depth=true may drop")
     write_json_answer(config.json, rows)
+    if config.plot is not None:
+        planned = "" if config.plan is None else f", cut by {config.plan}"
+        title = f"{config.model}{planned}"
+        drawn = write_network(Path(config.plot), title, widths_of(rows), planned=config.plan is not None)
+        say(f"plot: {drawn}")
 
 
 def report(config: ReportConfig) -> None:

@@ -11,6 +11,8 @@ from yolo_prune import files
 from yolo_prune.cut.blocks import original_name
 from yolo_prune.errors import PlanError
 
+VERSION = 1
+"""Of plan.json; it goes up when a key is renamed or removed, or means something else."""
 _FORMER_SETTINGS = {"rounds": "steps", "freeze": "keep_layers"}
 """Names that settings had in earlier releases."""
 
@@ -52,7 +54,7 @@ class PrunePlan:
 
     def to_json(self) -> str:
         """Return the plan as JSON text."""
-        return json.dumps({"version": 1, **asdict(self)}, indent=1)
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=1)
 
     def save(self, path: Path | str) -> Path:
         """Write the plan, whole or not at all."""
@@ -69,14 +71,27 @@ class PrunePlan:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise PlanError(f"the plan is not JSON: {error}.") from error
-        if not isinstance(data, dict) or data.pop("version", None) != 1 or "keep" not in data:
-            raise PlanError("the plan is not a version 1 plan of yolo_prune.")
+        if not isinstance(data, dict) or data.pop("version", None) != VERSION or "keep" not in data:
+            raise PlanError(f"the plan is not a version {VERSION} plan of yolo_prune.")
         settings = data.get("settings", {})
         data["settings"] = {_FORMER_SETTINGS.get(key, key): value for key, value in settings.items()}
         try:
             return PrunePlan(**data)
         except TypeError as error:
             raise PlanError(f"the plan has fields that this version does not know: {error}.") from error
+
+    @staticmethod
+    def load(path: Path | str) -> PrunePlan:
+        """Read the file that :meth:`save` wrote.
+
+        Raises:
+            PlanError: It cannot be read, or holds no plan of this version.
+        """
+        try:
+            return PrunePlan.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
+            raise PlanError(f"the plan '{path}' cannot be read: {why}.") from error
 
     def then(self, later: PrunePlan) -> PrunePlan:
         """Return one plan for this cut followed by ``later``, whose names and indices refer to the model after this.

@@ -40,7 +40,7 @@ def restore(module: _Module, plan: PrunePlan | Path | str, *, rules: ModuleRules
         >>> restore(build(), plan).load_state_dict(net.state_dict())
         <All keys matched successfully>
     """
-    found = plan if isinstance(plan, PrunePlan) else _read(Path(plan))
+    found = plan if isinstance(plan, PrunePlan) else PrunePlan.load(plan)
     trial = copy_with(module, lambda tensor: tensor.to("meta"))
     left = count_parameters(cut_(trial, found, rules=rules))
     if found.params and left != found.params:
@@ -50,11 +50,3 @@ def restore(module: _Module, plan: PrunePlan | Path | str, *, rules: ModuleRules
         )
     cut_(module, found, rules=rules)
     return module
-
-
-def _read(path: Path) -> PrunePlan:
-    try:
-        return PrunePlan.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
-        raise PlanError(f"the plan '{path}' cannot be read: {why}.") from error

@@ -134,7 +134,13 @@ class InspectConfig:
 
     model: str = shared("model")
     weights: str | None = shared("weights")
+    plan: str | None = option("plan.json of a cut of this model, to show what it keeps", None, group=MODEL)
     imgsz: ImageSize | None = shared("imgsz")
+    plot: str | None = option(
+        "file for a picture of the layers, what is kept and frozen: *.html, *.svg or *.png",
+        None,
+        group=OUTPUT,
+    )
     json: str | None = shared("json", help="file for the groups as JSON")
     trust: bool = shared("trust")
     imports: tuple[str, ...] = shared("imports")
