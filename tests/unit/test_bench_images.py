@@ -1,5 +1,7 @@
 """What runs around the network: letterbox, scaling, suppression."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -148,3 +150,9 @@ def test_a_classifier_gives_its_best_five():
 def test_an_output_too_small_for_its_classes_is_refused():
     with pytest.raises(DataError, match=r"the output \(1, 7, 84\) is too small for 80 classes"):
         detect(np.zeros((1, 7, 84), np.float32), 80)
+
+
+def test_an_output_of_another_shape_is_a_sentence():
+    expected = "the network's first output has the shape (1, 8, 32, 32): expected [B, 4 + classes, anchors], "
+    with pytest.raises(DataError, match=f"^{re.escape(expected)}"):
+        detect(np.zeros((1, 8, 32, 32), np.float32))

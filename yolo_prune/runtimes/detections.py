@@ -58,15 +58,24 @@ def detect(
         [5, 2]: score, class.
 
     Raises:
-        DataError: There is no room for so many classes.
+        DataError: There is no room for so many classes, or it is laid out in no such way.
     """
     return decode(output, layout_of(output.shape, classes), classes, thresholds)
 
 
 def layout_of(shape: Sequence[int], classes: int | None = None) -> str:
-    """Return how an output of such a shape is laid out; with two classes queries look like ranked boxes."""
+    """Return how an output of such a shape is laid out; with two classes queries look like ranked boxes.
+
+    Raises:
+        DataError: It has neither two dimensions nor three.
+    """
     if len(shape) == 2:
         return CLASSES
+    if len(shape) != 3:
+        raise DataError(
+            f"the network's first output has the shape {tuple(shape)}: expected [B, 4 + classes, anchors], "
+            "[B, boxes, 6], [B, queries, 4 + classes] or, of a classifier, [B, classes]."
+        )
     if shape[2] == 6 and classes != 2:
         return RANKED
     return QUERIES if classes is not None and holds_queries(shape, classes) else ANCHORS
