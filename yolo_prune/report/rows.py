@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from yolo_prune.bench import Timing
 
 SCHEMA_VERSION = 1
+"""Of report.json; it goes up when a key is renamed or removed, or means something else."""
 
 ACCURACY = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "top1", "top5"),
