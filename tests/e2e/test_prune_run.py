@@ -7,6 +7,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import yaml
@@ -146,6 +147,18 @@ def test_the_run_said_before_it_began_what_it_then_did(folder, report):
     assert said.index("to keep_macs=0.6 in 2 steps by reconstruction") < said.index(
         "evaluating the parent ..."
     )
+
+
+@pytest.mark.parametrize("name", ["report", "plan"])
+def test_what_the_run_wrote_fits_the_published_schemas(folder, name):
+    schema = json.loads(
+        (Path(yolo_prune.__file__).parent / "schemas" / f"{name}.schema.json").read_text("utf-8")
+    )
+    written = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    check = jsonschema.Draft202012Validator(schema)
+    check.validate(written)
+    assert not check.is_valid({**written, "of_another_release": 1})
+    assert set(written) == set(schema["properties"]), "every key is written"
 
 
 def test_the_log_holds_what_was_said_and_nothing_that_moves_a_cursor(folder):

@@ -22,7 +22,7 @@ def schema_of(kind: type, title: str, version_key: str, version: int) -> dict[st
         version: The one that is described.
 
     Returns:
-        Every key that this release writes; there are no others.
+        Every key that this release writes, and no others; those that earlier releases did not write are not required.
     """
     parts: dict[str, Any] = {}
     whole = _object(kind, parts)
@@ -37,15 +37,19 @@ def without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _object(kind: type, parts: dict[str, Any]) -> dict[str, Any]:
-    """Return what a dataclass looks like; all of its keys are written, also those that hold nothing."""
-    hints = typing.get_type_hints(kind)
-    fields = [field.name for field in dataclasses.fields(kind)]
+    """Return what a dataclass looks like; a key with a default may be missing."""
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    optional = [field for field in fields if _has_default(field)]
     return {
         "type": "object",
-        "properties": {name: _schema(hints[name], parts) for name in fields},
-        "required": fields,
+        "properties": {field.name: _schema(hints[field.name], parts) for field in fields},
+        "required": [field.name for field in fields if field not in optional],
         "additionalProperties": False,
     }
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
 
 
 def _schema(hint: Any, parts: dict[str, Any]) -> dict[str, Any]:
