@@ -16,6 +16,6 @@ print(hashlib.sha256(b"".join(pathlib.Path(file).read_bytes() for file in files)
 if [ "$(cat .venv/yolo-prune.stamp 2>/dev/null)" != "$wanted" ]; then
     echo "installing the package and what it needs into .venv (minutes on the first run)" >&2
     .venv/bin/python -m pip install --disable-pip-version-check --quiet --quiet \
-        --constraint scripts/constraints.txt --editable ".[ultralytics,torchvision,timm,onnx,dev]" </dev/null
+        --constraint scripts/constraints.txt --editable ".[ultralytics,torchvision,timm,onnx,dev,docs]" </dev/null
     echo "$wanted" >.venv/yolo-prune.stamp
 fi

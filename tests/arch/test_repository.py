@@ -6,14 +6,12 @@ import importlib
 import os
 import pkgutil
 import re
-import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 import yolo_prune
-from yolo_prune.cli.entry import COMMANDS
 from yolo_prune.options import PruneConfig, TrainConfig
 from yolo_prune.options.fields import option_fields
 from yolo_prune.runs.configure import make_config, rest_keys
@@ -41,26 +39,6 @@ def test_default_yaml_says_what_the_defaults_are():
         PruneConfig, ["model=m.pt", "data=d.yaml", f"cfg={ROOT / 'configs' / 'default.yaml'}"]
     )
     assert given == PruneConfig(model="m.pt", data="d.yaml", keep_macs=0.5)
-
-
-@pytest.mark.parametrize("text", [*TEXTS, *RECIPES], ids=lambda path: path.name)
-def test_every_command_in_the_text_is_one_that_parses(text):
-    content = text.read_text("utf-8")
-    lines = re.findall(r"^[#\s]*(?:\$ )?yolo-prune (.+)$", content, flags=re.MULTILINE)
-    for line in [*lines, *re.findall(r"`yolo-prune ([a-z]+ [^`]*\bmodel=[^`]+)`", content)]:
-        name, *words = [
-            word for word in shlex.split(line, comments=True) if word not in ("...", "-h", "resume")
-        ]
-        if name != "--version":
-            words = [f"cfg={ROOT / word[4:]}" if word.startswith("cfg=") else word for word in words]
-            if words:
-                make_config(COMMANDS[name].kind, words)
-
-
-@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
-def test_every_file_that_a_text_links_to_exists(text):
-    for target in re.findall(r"\]\(([^)#:]+)\)", text.read_text("utf-8")):
-        assert (ROOT / target).exists(), target
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

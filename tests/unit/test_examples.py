@@ -1,6 +1,7 @@
 """Every example runs to its end on little data."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,11 @@ def run(name, *options, folder):
 
 
 def test_an_example_is_read_in_one_go():
-    lengths = {file.name: len(file.read_text().splitlines()) for file in EXAMPLES.glob("*.py")}
-    assert {"torchvision_faster_rcnn.py", "timm_classifier.py", "mayaku_hook.py"} <= lengths.keys()
-    del lengths["custom_detector.py"]  # it has its own network, loss and images
+    lengths = {file.name: len(file.read_text().splitlines()) for file in EXAMPLES.iterdir() if file.is_file()}
+    notebook = json.loads((EXAMPLES / "first_pruning.ipynb").read_text())
+    lengths["first_pruning.ipynb"] = sum(len(cell["source"]) for cell in notebook["cells"])
+    detectors = {"one_flag.py", "custom_detector.py", "torchvision_faster_rcnn.py", "mayaku_hook.py"}
+    assert detectors | {"timm_classifier.py", "edge_check.yml", "first_pruning.ipynb"} == lengths.keys()
     assert max(lengths.values()) < 100
 
 
@@ -65,3 +68,49 @@ def test_a_custom_detector_goes_from_training_to_report(tmp_path):
     assert rows["pruned"]["fps"] > 0
     assert 0 <= rows["pruned"]["ap"] <= 1
     assert {path.name for path in out.iterdir()} >= {"plan.json", "pruned.pt", "report.html", "weights"}
+
+
+def test_one_flag_prunes_a_training_of_yolo(tmp_path):
+    short = ["--epochs", "4", "--imgsz", "64", "--images", "8", "--seconds", "0.2"]
+    printed = run("one_flag.py", *short, "--out", str(tmp_path / "run"), folder=tmp_path)
+    sizes = [int(number.replace(",", "")) for number in re.findall(r": ([\d,]+) parameters", printed)]
+    assert len(sizes) == 2
+    assert sizes[1] < 0.8 * sizes[0]
+    assert re.search(r"kept 0\.\d+ of the MACs, \d+\.\d+x \[", printed)
+
+
+SHOWN = """
+class Shown:
+    def __init__(self, text):
+        self.text = text
+
+Markdown = HTML = Shown
+
+def display(shown):
+    print(shown.text)
+"""
+
+
+def test_the_notebook_runs_cell_by_cell(tmp_path):
+    """As a script, with little data: what installs the package is left out, and what notebooks show is printed."""
+    cells = json.loads((EXAMPLES / "first_pruning.ipynb").read_text())["cells"]
+    assert all(not cell["outputs"] for cell in cells if cell["cell_type"] == "code"), (
+        "outputs are not kept in git"
+    )
+    short = 'MODEL, IMAGES, SIDE = "yolov8n.yaml", 8, 64\nTRAIN_EPOCHS, EPOCHS, RECOVER_SECONDS, BENCH = 1, 1, 0, False\n'
+    script = []
+    for cell in cells:
+        tags = cell.get("metadata", {}).get("tags", [])
+        if cell["cell_type"] == "code" and "install" not in tags:
+            script.append(short if "parameters" in tags else "".join(cell["source"]))
+    (tmp_path / "IPython").mkdir()
+    (tmp_path / "IPython" / "display.py").write_text(SHOWN)
+    (tmp_path / "IPython" / "__init__.py").touch()
+    (tmp_path / "cells.py").write_text("\n".join(script))
+    done = subprocess.run(
+        [sys.executable, "cells.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| retrained |" in done.stdout.replace("  ", " ")
+    assert "exit code 0" in done.stdout
+    assert "largest difference between zeroed and cut model" in done.stdout
