@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 64, 24, 24, 56
-COLOURS = {"parent": "#24303c", "yolo_prune": "#1f6fd0", "resolution": "#8a8f98", "torch_pruning": "#d9822b"}
+COLOURS = {"parent": "#24303c", "yolo_prune": "#1f6fd0", "resolution": "#6b7280", "torch_pruning": "#d9822b"}
 SPEED = "onnxruntime_speed"
 
 
@@ -38,7 +38,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def draw(rows: list[dict[str, Any]]) -> str:
     """Return the picture: AP over times the parent's FPS, intervals as lines."""
     lowest = min(row["ap"] for row in rows if row["ap"] > 0.3)
-    floor = int(20 * lowest) / 20
+    floor = int(20 * lowest) / 20 - 0.05  # with room for what lies below
     top = int(20 * max(row["ap"] for row in rows)) / 20 + 0.05
     widest = max(row[SPEED][2] for row in rows) + 0.15
     start = 0.85
@@ -59,6 +59,7 @@ def draw(rows: list[dict[str, Any]]) -> str:
     )
     for row in rows:
         parts += point(row, across, up, floor)
+    parts += below(rows, across, up, floor)
     return "\n".join(parts) + "\n</svg>\n"
 
 
@@ -87,22 +88,30 @@ def point(row: dict[str, Any], across: Any, up: Any, floor: float) -> Iterator[s
     colour = COLOURS[row["group"]]
     value, low, high = row[SPEED]
     x, y = across(value), up(max(row["ap"], floor))
-    yield f'<line x1="{across(low):.1f}" x2="{across(high):.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-width="2"/>'
+    yield f'<line x1="{across(low):.1f}" x2="{across(high):.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-width="1.5"/>'
     if row["ap"] < floor:
         yield f'<path d="M{x - 6:.1f} {y - 10:.1f}h12l-6 10z" fill="{colour}"/>'
     else:
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{colour}"/>'
-    dx, dy, anchor = {"parent": (0, -14, "middle"), "resolution": (-10, 16, "end")}.get(
-        row["group"],
-        (12, 5, "start") if x < 0.62 * WIDTH else (0, -14, "middle" if x < 0.85 * WIDTH else "end"),
-    )
-    said = row["name"].removeprefix("parent at ")
-    if row["ap"] < floor:
-        dx, dy, anchor, said = 12, -4, "start", f"{said}: AP {row['ap']:.3f}"
-    yield (
-        f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" text-anchor="{anchor}" fill="{colour}" '
-        f'font-weight="600">{said}</text>'
-    )
+    if row["ap"] >= floor:
+        dx, dy, anchor = {"parent": (0, -14, "middle"), "resolution": (-10, 17, "end")}.get(
+            row["group"], (across(high) - x + 10, 5, "start")
+        )
+        yield written(row["name"].removeprefix("parent at "), x + dx, y + dy, anchor, colour)
+
+
+def below(rows: list[dict[str, Any]], across: Any, up: Any, floor: float) -> Iterator[str]:
+    """Yield one text for all models that lie below the picture."""
+    low = [row for row in rows if row["ap"] < floor]
+    if low:
+        x = max(across(row[SPEED][2]) for row in low)
+        said = f"Torch-Pruning, no training: AP {max(row['ap'] for row in low):.3f}"
+        yield written(said, x + 10, up(floor) - 6, "start", COLOURS["torch_pruning"])
+
+
+def written(text: str, x: float, y: float, anchor: str, colour: str) -> str:
+    """Return a name in the colour of its group."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-weight="600">{text}</text>'
 
 
 def main() -> None:
