@@ -39,7 +39,9 @@ def test_a_block_of_python_runs_or_says_why_not(mark, code, tmp_path, monkeypatc
 
 def test_most_blocks_run():
     marks = [program.values[0] for program in programs()]
-    assert sum(not mark.startswith("not run") for mark in marks) > 2 * sum(mark.startswith("not run") for mark in marks)
+    assert sum(not mark.startswith("not run") for mark in marks) > 2 * sum(
+        mark.startswith("not run") for mark in marks
+    )
 
 
 def test_every_page_has_its_place_on_the_site():
@@ -60,7 +62,16 @@ FROM_ELSEWHERE = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=[\
 
 @needs_mkdocs
 def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
     known = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=known, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
