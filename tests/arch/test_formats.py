@@ -1,5 +1,6 @@
-"""What is published of report.json and plan.json is what this release writes, and a change of it is noticed."""
+"""What is published of report.json and plan.json, and what a run says of its stages, is what this release does."""
 
+import ast
 import importlib.util
 import json
 from pathlib import Path
@@ -11,8 +12,10 @@ from torch import nn
 
 import yolo_prune
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.options import PruneConfig
 from yolo_prune.report import RunReport
 from yolo_prune.report.rows import Row
+from yolo_prune.runs.outline import stages_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "yolo_prune" / "schemas"
@@ -74,3 +77,18 @@ def test_a_plan_fits_its_schema_and_what_is_none_does_not():
     ):
         with pytest.raises(jsonschema.ValidationError):
             check.validate({**plan, key: value})
+
+
+def test_every_stage_of_a_run_is_announced_before_it_begins():
+    """A stage without a line in ``runs/outline.py`` would take its time unannounced."""
+    runs = ROOT / "yolo_prune" / "runs"
+    files = [runs / "prune.py", runs / "recovery.py", *sorted((runs / "measure").glob("*.py"))]
+    entered = {
+        node.args[0].value
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "stage"
+    }
+    everything = PruneConfig(model="m.pt", data="d.yaml", keep_macs=0.5, epochs=1, quantize=8)
+    assert {"evaluate parent", "cut", "bench"} <= entered, "the control"
+    assert entered <= {stage.name for stage in stages_of(everything, "", "")}, "add it to runs/outline.py"
