@@ -8,6 +8,7 @@ add up over the layers that read a channel. Blocks of channels are removed by th
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 
 from yolo_prune.cost import CostModel, FloatArray, channel_gradient
 from yolo_prune.criteria.moments import Moments, by_channel
+from yolo_prune.cut.allocation import Turns
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.widths import Widths
 from yolo_prune.graph.atoms import BoolArray, IntArray
@@ -85,11 +87,12 @@ class _Ahead:
 
 @dataclass
 class _Ladder:
-    """One class of tied groups: its free channels per group, and how many go at each step."""
+    """One class of tied groups: its free channels per group, how many go at each step, and its place in the graph."""
 
     cells: list[list[int]]
     steps: list[int]
     readers: list[int]
+    tie: int
     position: int = 0
     next_block: list[int] = field(default_factory=list)
     next_cost: float = 0.0
@@ -105,6 +108,7 @@ def choose_by_reconstruction(
     wholes: IntArray | None = None,
     ridge: float = 1e-3,
     cost_power: float = 1.0,
+    turns: Turns | None = None,
     tolerance: float = 0.02,
 ) -> BoolArray:
     """Remove blocks of channels by the lowest reconstruction cost per saved cost until the budget is met.
@@ -118,6 +122,7 @@ def choose_by_reconstruction(
         wholes: As in :func:`yolo_prune.cut.plan.choose_channels`.
         ridge: Regularisation, as a share of the mean variance of a layer's input.
         cost_power: Saved cost counts to this power.
+        turns: As in :func:`yolo_prune.cut.plan.choose_channels`.
         tolerance: As in :func:`yolo_prune.cut.plan.choose_channels`.
 
     Returns:
@@ -138,7 +143,7 @@ def choose_by_reconstruction(
     skipped: dict[int, float] = {}
     while now > limit:
         saved = channel_gradient(cost, keep, budget.gradient)
-        best = _cheapest(ladders, saved, cost_power, set(skipped))
+        best = _cheapest(ladders, saved, cost_power, {*skipped, *_waiting(ladders, turns, skipped)})
         if best is None:
             if skipped:
                 last = ladders[max(skipped, key=lambda i: skipped[i])]
@@ -152,6 +157,8 @@ def choose_by_reconstruction(
             skipped[best] = after
             continue
         now = after
+        if turns is not None:
+            turns.take(ladder.tie, len(ladder.next_block))
         _advance(ladder, ladders, readers, places)
     return keep
 
@@ -196,7 +203,7 @@ def _ladders(
     """List the classes of tied groups whose channels can be measured."""
     ladders = []
     blind = np.array([any(r < 0 for r, _ in places.get(c, ())) for c in range(graph.channel_count)])
-    for tie in graph.ties:
+    for number, tie in enumerate(graph.ties):
         cells = [graph.groups[index].channels for index in tie]
         free = [c[~graph.frozen[c] & ~graph.contracted[c] & ~blind[c]].tolist() for c in cells]
         unit = max(graph.groups[index].unit for index in tie)
@@ -206,7 +213,7 @@ def _ladders(
             used = sorted(
                 {reader for cell in free for channel in cell for reader, _ in places.get(channel, ())}
             )
-            ladders.append(_Ladder(free, steps, used))
+            ladders.append(_Ladder(free, steps, used, number))
     return ladders
 
 
@@ -261,6 +268,15 @@ def _advance(
     for other in ladders:
         if touched & set(other.readers):
             _look_ahead(other, readers, places)
+
+
+def _waiting(ladders: list[_Ladder], turns: Turns | None, skipped: Container[int]) -> set[int]:
+    """Return the ladders whose class has to wait."""
+    if turns is None:
+        return set()
+    able = {index: one for index, one in enumerate(ladders) if index not in skipped and one.next_block}
+    late = turns.waiting({ladder.tie: len(ladder.next_block) for ladder in able.values()})
+    return {index for index, ladder in able.items() if ladder.tie in late}
 
 
 def _cheapest(ladders: list[_Ladder], saved: FloatArray, power: float, skipped: set[int]) -> int | None:

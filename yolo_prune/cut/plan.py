@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.cost import CostModel, FloatArray
+from yolo_prune.cut.allocation import Turns
 from yolo_prune.cut.blocks import ResidualBlock
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.held import explain_held, held_amount
@@ -31,12 +32,14 @@ class _Ladder:
         blocks: Channels that go together, cheapest first.
         scores: Their summed scores.
         easy: How many of the blocks are worth nothing or leave the share that every group keeps if the budget allows.
+        tie: Index of the class among the ties of the graph.
         position: Blocks that are gone.
     """
 
     blocks: list[IntArray]
     scores: list[float]
     easy: int
+    tie: int
     position: int = 0
 
     @property
@@ -44,13 +47,17 @@ class _Ladder:
         """The block that goes next."""
         return self.blocks[self.position]
 
+    def goes_on(self, easy: bool) -> bool:
+        """Tell whether there is one more block, of the ``easy`` ones or of all."""
+        return self.position < (self.easy if easy else len(self.blocks))
+
 
 def _ladders(
     graph: ChannelGraph, scores: FloatArray, widths: Widths, wholes: IntArray | None = None
 ) -> list[_Ladder]:
     """Order the free channels of every class of tied groups, lowest score first, in steps of allowed widths."""
     ladders, nothing = [], _NOTHING * float(scores[~graph.frozen].mean() if not graph.frozen.all() else 0.0)
-    for tie in graph.ties:
+    for number, tie in enumerate(graph.ties):
         groups = [graph.groups[index] for index in tie]
         free = [group.channels[~graph.frozen[group.channels]] for group in groups]
         ranked = [channels[np.argsort(scores[channels], kind="stable")] for channels in free]
@@ -65,7 +72,7 @@ def _ladders(
         if blocks:
             worth = [float(scores[block].sum()) for block in blocks]
             off = sum(score <= nothing * len(block) for score, block in zip(worth, blocks, strict=True))
-            ladders.append(_Ladder(blocks, worth, max(widths.easy_steps(width, steps, whole), off)))
+            ladders.append(_Ladder(blocks, worth, max(widths.easy_steps(width, steps, whole), off), number))
     return ladders
 
 
@@ -77,6 +84,7 @@ def choose_channels(
     widths: Widths | None = None,
     wholes: IntArray | None = None,
     cost_power: float = 1.0,
+    turns: Turns | None = None,
     tolerance: float = 0.02,
 ) -> BoolArray:
     """Remove the blocks with the lowest score per saved cost until the budget is met.
@@ -92,6 +100,7 @@ def choose_channels(
         wholes: Channels of every group in the parent, shape (groups,), see
             :class:`yolo_prune.cut.widths.Lineage`; None: the module is the parent.
         cost_power: A block is ranked by its score over the saved cost to this power: 0 ignores cost.
+        turns: Which classes of layers take turns; None: all are in one ranking.
         tolerance: A block whose removal would leave less than ``(1 - tolerance)`` of the budget is passed over
             while a smaller one can still meet it.
 
@@ -115,7 +124,8 @@ def choose_channels(
     easy = True
     while now > limit:
         gains = effects @ cost.gradient(counts, budget.gradient)
-        best = _cheapest(ladders, gains, first, cost_power, passed_over, easy)
+        waiting = _waiting(ladders, turns, passed_over, easy)
+        best = _cheapest(ladders, gains, first, cost_power, passed_over | waiting, easy)
         if best is None and easy:
             easy = False
             if widths.min_keep is None:
@@ -134,10 +144,25 @@ def choose_channels(
         if after < (1.0 - tolerance) * limit:
             passed_over.add(best)
             continue
+        if turns is not None:
+            turns.take(ladders[best].tie, len(ladders[best].next_block))
         keep[ladders[best].next_block] = False
         ladders[best].position += 1
         counts, now = smaller, after
     return keep
+
+
+def _waiting(ladders: list[_Ladder], turns: Turns | None, skip: set[int], easy: bool) -> set[int]:
+    """Return the ladders whose class has to wait."""
+    if turns is None:
+        return set()
+    sizes = {
+        ladder.tie: len(ladder.next_block)
+        for index, ladder in enumerate(ladders)
+        if index not in skip and ladder.goes_on(easy)
+    }
+    late = turns.waiting(sizes)
+    return {index for index, ladder in enumerate(ladders) if ladder.tie in late}
 
 
 def _cheapest(
@@ -146,7 +171,7 @@ def _cheapest(
     """Return the ladder whose next block has the lowest score per saved cost, of the ``easy`` blocks or of all."""
     best, best_value = None, np.inf
     for index, ladder in enumerate(ladders):
-        if index in skip or ladder.position >= (ladder.easy if easy else len(ladder.blocks)):
+        if index in skip or not ladder.goes_on(easy):
             continue
         gain = max(float(gains[first[index] + ladder.position]), 1e-12)
         value = ladder.scores[ladder.position] / gain**power

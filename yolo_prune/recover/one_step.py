@@ -15,6 +15,7 @@ from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import Moments, collect_moments
 from yolo_prune.criteria.ranking import score_channels
 from yolo_prune.criteria.reconstruction import choose_by_reconstruction
+from yolo_prune.cut.allocation import Turns
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import choose_channels, least_channels
 from yolo_prune.cut.proven import Traced, cut_proven_, until_exact
@@ -37,7 +38,8 @@ class Recipe:
         fold: Fold what removed channels did into the kept ones.
         seed: Of ``criterion="random"``.
         ridge: Regularisation of selection and folding.
-        cost_power: Saved cost counts to this power.
+        allocation: How layers share what goes, one of :data:`yolo_prune.cut.allocation.ALLOCATIONS`. None: ``cost``
+            for ``reconstruction``, whose scores of different layers can be compared, else ``global``.
         depth: Drop residual blocks as a whole too, where the model at the budget is better off without them.
     """
 
@@ -47,7 +49,7 @@ class Recipe:
     fold: bool = True
     seed: int = 0
     ridge: float = 1e-3
-    cost_power: float = 1.0
+    allocation: str | None = None
     depth: bool = False
 
 
@@ -147,16 +149,20 @@ def _choose(
     wholes: IntArray | None,
 ) -> BoolArray:
     """Return which channels stay."""
-    if recipe.criterion != RECONSTRUCTION:
-        scores = score_channels(recipe.criterion, module, cost.graph, calibration, recipe.seed)
-        return choose_channels(cost, scores, budget, widths=recipe.widths, wholes=wholes, cost_power=0.0)
-    return choose_by_reconstruction(
-        module,
-        cost,
-        moments,
-        budget,
-        widths=recipe.widths,
-        wholes=wholes,
-        ridge=recipe.ridge,
-        cost_power=recipe.cost_power,
+    measured = recipe.criterion == RECONSTRUCTION
+    allocation = recipe.allocation or ("cost" if measured else "global")
+    cost_power = 1.0 if allocation == "cost" else 0.0
+    turns = Turns(allocation, module, cost.graph, wholes)
+    if measured:
+        return choose_by_reconstruction(
+            *(module, cost, moments, budget),
+            widths=recipe.widths,
+            wholes=wholes,
+            ridge=recipe.ridge,
+            cost_power=cost_power,
+            turns=turns,
+        )
+    scores = score_channels(recipe.criterion, module, cost.graph, calibration, recipe.seed)
+    return choose_channels(
+        cost, scores, budget, widths=recipe.widths, wholes=wholes, cost_power=cost_power, turns=turns
     )
