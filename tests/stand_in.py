@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.stored import LoadedModel
-from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.criteria.calibration import Calibration, Labels
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import replacing, write_text
@@ -124,6 +124,10 @@ class StandInTask:
         self.diary.note("read calibration images")
         generator = torch.Generator().manual_seed(seed)
         return [torch.rand(min(images, 16), 3, *height_width(imgsz), generator=generator)]
+
+    def calibration_labels(self, imgsz, images, seed):
+        self.diary.note("read labels")
+        return [Labels([0], [[0.1, 0.1, 0.6, 0.6]]) for _ in range(min(images, 16))]
 
     def image_files(self, count):
         self.diary.note("find images to time")

@@ -11,7 +11,7 @@ EXTRAS = {
     **dict.fromkeys(("pycocotools", "PIL"), "accuracy"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxslim"), "onnx"),
     **{name: name for name in ("openvino", "ncnn", "nncf", "ray", "tensorrt")},
-    **{"ai_edge_litert": "litert", "torch_pruning": "compare"},
+    **{"ai_edge_litert": "litert", "torch_pruning": "compare", "sklearn": "svm"},
 }
 """Module -> the extra that installs it. Modules of a host are in the extra of their own name, which brings torch."""
 

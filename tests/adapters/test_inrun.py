@@ -27,6 +27,7 @@ from yolo_prune.adapters.ultralytics.training import inrun
 from yolo_prune.adapters.ultralytics.training.distill import DistilledCriterion
 from yolo_prune.adapters.ultralytics.training.history import RUN_KEY, read_result
 from yolo_prune.cost import count_parameters
+from yolo_prune.criteria import ranking, svm
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.errors import BudgetError, ConfigError, RebuiltError
@@ -471,6 +472,22 @@ def test_where_reconstruction_falls_short_the_scales_do(data, tmp_path, monkeypa
     assert "Cutting by the scales instead" in caplog.text
     with pytest.raises(BudgetError):
         run(data, tmp_path / "asked for", epochs=3, pruning={"criterion": "reconstruction"})
+
+
+def test_a_cut_by_svm_reads_the_labels_of_the_images_that_are_trained_on(data, tmp_path, monkeypatch):
+    seen, real = [], svm.score_by_svm
+
+    def watched(module, graph, calibration):
+        seen.append((torch.cat(list(calibration.batches)), calibration.labels()))
+        return real(module, graph, calibration)
+
+    monkeypatch.setitem(ranking.IMAGE_SCORES, "svm", watched)
+    trainer = run(data, tmp_path, epochs=3, pruning={"criterion": "svm"})
+    assert [record.criterion for record in trainer.state.cuts] == ["svm"]
+    images, labels = seen[0]
+    assert len(images) == len(labels) > 1
+    assert {int(kind) for label in labels for kind in label.classes} <= set(trainer.data["names"])
+    assert all(0 <= value <= 1 for label in labels for box in label.boxes for value in box)
 
 
 def test_the_cut_begins_with_the_weights_that_the_file_of_the_parent_has(data, tmp_path, monkeypatch):

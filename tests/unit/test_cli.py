@@ -14,7 +14,7 @@ from yolo_prune.cli import commands, output
 from yolo_prune.cli import entry as cli
 from yolo_prune.cli.tables import aligned_table
 from yolo_prune.criteria import CRITERIA, RECONSTRUCTION
-from yolo_prune.criteria.felt import IMAGE_SCORES
+from yolo_prune.criteria.ranking import IMAGE_SCORES
 from yolo_prune.criteria.weights import SCORES
 from yolo_prune.errors import BudgetError
 from yolo_prune.options import PruneConfig, TrainConfig
@@ -105,7 +105,7 @@ def test_help_shows_defaults_and_choices(capsys):
     groups = titled(run(capsys, ["prune", "-h"])[1])
     assert entry_of(groups["What to cut"], "steps").endswith("on the way to the budget (default 12)")
     assert entry_of(groups["What to cut"], "criterion").endswith(
-        "; one of auto, reconstruction, taylor, fisher, activation, bn_scale, l1, l2, lamp, fpgm, random, tp:NAME (default auto)"
+        "; one of auto, reconstruction, taylor, fisher, activation, svm, bn_scale, l1, l2, lamp, fpgm, random, tp:NAME (default auto)"
     )
     assert "imgsz=INT|H,W " in entry_of(groups["Model and data"], "imgsz")
     assert "split=val|test|train " in entry_of(groups["Measuring"], "split")
@@ -363,7 +363,7 @@ def test_help_version_and_errors_in_the_options_import_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stderr.splitlines()[0] == (
-        "yolo-prune: error: criterion must be one of 'auto', 'reconstruction', 'taylor', 'fisher', 'activation', "
+        "yolo-prune: error: criterion must be one of 'auto', 'reconstruction', 'taylor', 'fisher', 'activation', 'svm', "
         "'bn_scale', 'l1', 'l2', 'lamp', 'fpgm', 'random', tp:NAME, got 'bn_scal'. Did you mean 'bn_scale'?"
     )
 

@@ -143,6 +143,13 @@ def test_a_run_does_one_thing_after_the_other_and_each_once(whole):
     ]
 
 
+def test_labels_are_read_for_a_criterion_that_needs_them_once_and_for_no_other(host, options, whole):
+    found = prune_from_config(options(criterion="svm", steps=2))
+    assert found.plan.settings["criterion"] == "svm"
+    assert host.diary.entries.count("read labels") == 1
+    assert "read labels" not in whole.host.diary.entries
+
+
 def test_each_file_is_there_when_the_next_stage_begins_and_not_before(whole):
     result, seen = whole.result, whole.host.diary.files
     start = {"args.yaml", "weights/parent.pt"}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from yolo_prune.accuracy.bootstrap import ImageSample
 from yolo_prune.accuracy.looks import Look
+from yolo_prune.criteria.calibration import Labels
 from yolo_prune.imgsz import ImageSize
 
 
@@ -77,6 +78,9 @@ class Task(Protocol):
 
     def calibration_batches(self, imgsz: ImageSize, images: int, seed: int) -> list[Tensor]:
         """Load training images as validation sees them: float32 (batch, channels, height, width) in [0, 1]."""
+
+    def calibration_labels(self, imgsz: ImageSize, images: int, seed: int) -> list[Labels]:
+        """Return what is in each of these images, where it lies in the input."""
 
     def image_files(self, count: int) -> list[Path]:
         """Return images of the split to measure speed on."""

@@ -6,8 +6,11 @@ This file lists the names, so that help and errors need neither torch nor NumPy.
 RECONSTRUCTION = "reconstruction"
 """Measured on images: what the layers that read a channel lose when it goes, after they were fitted to the others."""
 
-MEASURED = (RECONSTRUCTION, "taylor", "fisher", "activation")
-"""Those that need images; all but the first are in :data:`yolo_prune.criteria.felt.IMAGE_SCORES`."""
+LABELLED = ("svm",)
+"""Those that need to know what is in the images, too."""
+
+MEASURED = (RECONSTRUCTION, "taylor", "fisher", "activation", *LABELLED)
+"""Those that need images; all but the first are in :data:`yolo_prune.criteria.ranking.IMAGE_SCORES`."""
 
 CRITERIA = (*MEASURED, "bn_scale", "l1", "l2", "lamp", "fpgm", "random")
 """Every criterion by name; those that need no images are in :data:`yolo_prune.criteria.weights.SCORES`."""

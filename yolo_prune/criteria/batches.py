@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from yolo_prune.criteria.calibration import (
     Calibration,
     Forward,
+    Labels,
     Projection,
     images_in,
     part_of,
@@ -22,6 +24,8 @@ from yolo_prune.graph.modes import evaluating
 from yolo_prune.graph.passes import FAILURES
 from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.graph.values import tensors_in
+
+ReadLabels = Callable[[Sequence[Any]], Sequence[Labels]]
 
 
 def check_batch(model: nn.Module, batch: Any, forward: Forward) -> None:
@@ -77,6 +81,7 @@ def calibration_of(
     forward: Forward,
     projection: Projection | None,
     seed: int,
+    labels: ReadLabels | None = None,
 ) -> Calibration | None:
     """Return what a module is measured on, None where there are no images.
 
@@ -87,6 +92,7 @@ def calibration_of(
         forward: Runs a module on a batch.
         projection: What its task feels; None for that of any outputs.
         seed: Of what is drawn at random.
+        labels: Says of batches what is in each of their images.
 
     Raises:
         ConfigError: The module does not take the batches, or there is none.
@@ -98,7 +104,8 @@ def calibration_of(
     if not batches:
         raise ConfigError("calibration= yields no batch: give the training loader, or a list of batches.")
     check_batch(module, batches[0], forward)
-    return Calibration(batches, projection or output_projection(seed), forward, seed)
+    read = None if labels is None else partial(labels, tuple(batches))
+    return Calibration(batches, projection or output_projection(seed), forward, seed, labels=read)
 
 
 def _kind(batch: Any) -> str:

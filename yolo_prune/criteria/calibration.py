@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from yolo_prune.device import placed
@@ -14,6 +15,7 @@ from yolo_prune.graph.values import change_tensors
 Forward = Callable[[nn.Module, Any], Any]
 Projection = Callable[[Any], Tensor]
 Distance = Callable[[Any, Any], Tensor]
+Numbers = npt.NDArray[Any] | Tensor | Sequence[Any]
 
 
 def call(module: nn.Module, batch: Any) -> Any:
@@ -22,8 +24,22 @@ def call(module: nn.Module, batch: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What is in one image.
+
+    Attributes:
+        classes: Class indices from 0, shape (N,).
+        boxes: x1, y1, x2, y2 of each object as shares of the input's width and height, shape (N, 4). None: all of the
+            image is of the one class that there is.
+    """
+
+    classes: Numbers
+    boxes: Numbers | None = None
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """Images without labels that a model is measured on, and how.
+    """Images that a model is measured on, and how; labels are needed by ``criterion=svm`` alone.
 
     Attributes:
         batches: For images that are one tensor: shape (B, C, H, W), float32 in [0, 1], on any device. A list of images,
@@ -37,6 +53,7 @@ class Calibration:
             None: what any outputs tell, see :func:`yolo_prune.criteria.distance.output_distance`.
         paired: Values choose positions inside the model (proposals, queries): two models are compared where the first
             decides for both.
+        labels: Reads what is in each image, in the order of the batches; None: nobody knows.
     """
 
     batches: Sequence[Any] = ()
@@ -45,6 +62,7 @@ class Calibration:
     seed: int = 0
     distance: Distance | None = None
     paired: bool = False
+    labels: Callable[[], Sequence[Labels]] | None = None
 
     def run(self, module: nn.Module, batch: Any) -> Any:
         """Return a module's outputs for a batch, which is moved to where its weights are."""

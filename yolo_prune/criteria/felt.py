@@ -25,8 +25,6 @@ from yolo_prune.criteria.moments import positions_read, reading_layers
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.graph.groups import ChannelGraph
 
-ImageCriterion = Callable[[nn.Module, ChannelGraph, Calibration], FloatArray]
-
 
 def score_by_taylor(module: nn.Module, graph: ChannelGraph, calibration: Calibration) -> FloatArray:
     """First-order change of the outputs when a channel is set to zero, ``sum_n |sum_r,p a g|``.
@@ -93,7 +91,7 @@ def score_by_activation(module: nn.Module, graph: ChannelGraph, calibration: Cal
         Polyak and Wolf, Channel-level acceleration of deep face representations, IEEE Access 2015 (there the variance);
         the normalisation by layer is ours.
     """
-    readers = _Readers(module, graph)
+    readers = Readers(module, graph)
 
     def measure(batches: Sequence[Any]) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
@@ -109,14 +107,7 @@ def score_by_activation(module: nn.Module, graph: ChannelGraph, calibration: Cal
     for name, values in in_batches_that_fit(measure, calibration.batches).items():
         np.add.at(total, readers.channels[name], (values / values.mean().clamp(min=1e-12)).numpy())
         np.add.at(count, readers.channels[name], 1.0)
-    return _finite(np.divide(total, count, out=np.zeros_like(total), where=count > 0))
-
-
-IMAGE_SCORES: dict[str, ImageCriterion] = {
-    "taylor": score_by_taylor,
-    "fisher": score_by_fisher,
-    "activation": score_by_activation,
-}
+    return finite(np.divide(total, count, out=np.zeros_like(total), where=count > 0))
 
 
 def _removals(
@@ -125,7 +116,7 @@ def _removals(
     """Return the sum over images of ``worth`` of what each removal changes."""
     if calibration.projection is None:
         raise ConfigError("taylor and fisher need a projection of the outputs: what the task feels.")
-    readers = _Readers(module, graph)
+    readers = Readers(module, graph)
 
     def measure(batches: Sequence[Any]) -> Tensor:
         total = torch.zeros(graph.channel_count, dtype=torch.float64)
@@ -147,10 +138,10 @@ def _removals(
         readers.run(replace(calibration, batches=batches, forward=forward), on_way_back=add)
         return total + worth(changes).sum(0)
 
-    return _finite(in_batches_that_fit(measure, calibration.batches).numpy())
+    return finite(in_batches_that_fit(measure, calibration.batches).numpy())
 
 
-class _Readers:
+class Readers:
     """The layers that read free channels, and which channels those are.
 
     Attributes:
@@ -170,24 +161,27 @@ class _Readers:
         self,
         calibration: Calibration,
         *,
+        on_input: Callable[[str, nn.Module, Tensor], None] | None = None,
         on_read: Callable[[str, Tensor], None] | None = None,
         on_way_back: Callable[[str, Tensor, Tensor], None] | None = None,
     ) -> None:
-        """Run the images and hand on what each layer reads (rows, C, P), float64, and what comes back through it."""
+        """Run the images and hand on what each layer reads: as it is, as (rows, C, P), float64, and what comes back."""
 
         def hook(name: str, layer: nn.Module) -> Callable[..., tuple[Any, ...] | None]:
             def on_call(called: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
                 x = inputs[0]
                 if not x.numel():  # a second stage without a proposal
                     return None
+                if on_input is not None:
+                    on_input(name, layer, x)
                 if on_read is not None:
-                    on_read(name, self._rows(name, layer, x))
+                    on_read(name, self.rows(name, layer, x))
                 if on_way_back is None or not x.requires_grad:
                     return None
                 held, own = x.detach().clone(), x.view_as(x)  # the host may write into it, and others read it
 
                 def on_gradient(g: Tensor) -> None:
-                    on_way_back(name, self._rows(name, layer, held), self._rows(name, layer, g))
+                    on_way_back(name, self.rows(name, layer, held), self.rows(name, layer, g))
 
                 own.register_hook(on_gradient)
                 return (own, *inputs[1:])
@@ -199,7 +193,7 @@ class _Readers:
                 undo.callback(layer.register_forward_pre_hook(hook(name, layer)).remove)
             run_with_gradients(self._module, calibration, "scoring channels")
 
-    def _rows(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
+    def rows(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
         """Return a layer's input, or its gradient, as (rows, C, P); of a flattened map C are its channels."""
         x = x.detach().double().cpu()
         if isinstance(layer, nn.modules.conv._ConvNd):
@@ -209,7 +203,12 @@ class _Readers:
         return rows.reshape(len(rows), -1, positions * rows.shape[-1])
 
 
-def _finite(scores: FloatArray) -> FloatArray:
+def finite(scores: FloatArray) -> FloatArray:
+    """Return scores that are finite.
+
+    Raises:
+        DataError: Some are not.
+    """
     if not np.isfinite(scores).all():
         raise DataError(
             "what the model makes of the calibration images, or the gradient that comes back, is infinite or NaN. Look "

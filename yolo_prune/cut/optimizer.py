@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,22 @@ def check_can_follow(optimizer: torch.optim.Optimizer, module: nn.Module) -> Non
             f"the optimizer holds {len(held)} parameters, and none of them is or was one of this model's "
             f"{len(inside)}. Give the optimizer that trains this very object, not a copy of it."
         )
+
+
+def able_to_follow(
+    given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], module: nn.Module
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Return one optimizer or several as a tuple.
+
+    Raises:
+        ConfigError: There is none, or one of them cannot follow a cut of the module.
+    """
+    optimizers = (given,) if isinstance(given, torch.optim.Optimizer) else tuple(given)
+    if not optimizers:
+        raise ConfigError("there is no optimizer: a training without one cannot be pruned on the way.")
+    for one in optimizers:
+        check_can_follow(one, module)
+    return optimizers
 
 
 def follow_cut(optimizer: torch.optim.Optimizer, module: nn.Module) -> torch.optim.Optimizer:

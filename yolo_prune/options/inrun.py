@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from yolo_prune.criteria import MEASURED
+from yolo_prune.criteria import LABELLED, MEASURED
 from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.errors import ConfigError
 from yolo_prune.options.common import RECOVERY, SPARSE, TRAINING, WHEN, shared
@@ -146,6 +146,25 @@ def stored_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
 def same_settings(one: InRunSettings, other: InRunSettings) -> bool:
     """Tell whether two runs are pruned alike (threads do not matter)."""
     return asdict(one) | {"threads": None} == asdict(other) | {"threads": None}
+
+
+def settings_for(options: Mapping[str, Any], *, images: bool, labels: bool) -> InRunSettings:
+    """Return the settings of a session.
+
+    Args:
+        options: As the user gave them.
+        images: Whether there is an image to measure on.
+        labels: Whether it is known what is in the images.
+
+    Raises:
+        ConfigError: An option is wrong, or asks for what there is not.
+    """
+    settings = make_settings(options if images else without_images(options))
+    if settings.criterion in LABELLED:
+        from yolo_prune.criteria.svm import check_svm  # imports torch
+
+        check_svm(labels=labels)
+    return settings
 
 
 def without_images(options: Mapping[str, Any]) -> dict[str, Any]:

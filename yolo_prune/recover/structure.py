@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from yolo_prune.cost import CostModel, FloatArray
 from yolo_prune.criteria import RECONSTRUCTION
-from yolo_prune.criteria.batches import are_given, calibration_of
+from yolo_prune.criteria.batches import ReadLabels, are_given, calibration_of
 from yolo_prune.criteria.calibration import Calibration, Forward, Projection, call
 from yolo_prune.criteria.heads import measured_at_heads
+from yolo_prune.criteria.memory import sized_for_memory
 from yolo_prune.criteria.ranking import check_scores, score_channels
 from yolo_prune.cut.budget import Budget, one_budget
 from yolo_prune.cut.depth import choose_block, worth_inside
@@ -89,6 +90,7 @@ def prune_module(
     forward: Forward = call,
     projection: Projection | None = None,
     validate: Callable[[nn.Module], float] | None = None,
+    labels: ReadLabels | None = None,
     steps: int = 12,
     imitation_steps: int = 240,
 ) -> PrunePlan:
@@ -132,6 +134,8 @@ def prune_module(
             :func:`yolo_prune.criteria.projection.output_projection`.
         validate: Accuracy of a module, larger is better: BatchNorm statistics are estimated again where that
             validates better, and ``depth`` is judged by it.
+        labels: ``labels(batches)`` returns what is in each image of some batches, one
+            :class:`yolo_prune.criteria.calibration.Labels` an image; ``criterion="svm"`` alone needs it.
         steps: Steps of measuring, choosing and folding on the way, with images.
         imitation_steps: Steps in which the cut module imitates the uncut one on the images; 0 leaves that out, see
             :func:`yolo_prune.recover.imitate.imitate_`.
@@ -167,13 +171,13 @@ def prune_module(
     )
     check_has_weights(module, "a cut that is proven")
     if criterion is not None and not (criterion == RECONSTRUCTION and are_given(calibration)):
-        check_scores(criterion, images=are_given(calibration))
+        check_scores(criterion, images=are_given(calibration), labels=labels is not None)
     before = anatomy.cost_of(module)
     limit = budget.absolute(before)
     check_possible(before, limit, widths)
     target = copy_with(module, Tensor.clone)  # the module itself changes when everything has worked
     traced = Traced(target, anatomy, before)
-    images = calibration_of(module, calibration, calibration_images, forward, projection, seed)
+    images = calibration_of(module, calibration, calibration_images, forward, projection, seed, labels)
     if images is not None:
         recipe = Recipe(criterion or RECONSTRUCTION, steps, widths, seed=seed, depth=depth)
         plan = _cut_on_images_(module, traced, budget, recipe, images, validate, imitation_steps)
@@ -216,7 +220,8 @@ def _cut_on_images_(
     imitation_steps: int,
 ) -> PrunePlan:
     """Cut in steps, fold and imitate, in place; nothing is changed when that fails."""
-    images = measured_at_heads(traced.module, traced.cost.graph, images)
+    target, graph = traced.module, traced.cost.graph
+    images = sized_for_memory(measured_at_heads(target, graph, images), target, graph)
     cut = cut_in_steps(traced, budget, recipe, images, validate=validate if recipe.depth else None)
     _check_met(cut.plan, budget.absolute(traced.cost))
     best, known, plan = cut.module, -math.inf, cut.plan

@@ -14,6 +14,7 @@ from torch import nn
 from yolo_prune.adapters.checkpoint import fingerprint, load_detector
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.heads import measured_at_heads
+from yolo_prune.criteria.memory import sized_for_memory
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import ConfigError
@@ -139,7 +140,7 @@ def _imitate(job: PruneJob, cut: CutResult, stages: Stages, score: _Score) -> tu
 
 
 def _calibration(job: PruneJob, images: int) -> Calibration:
-    """Return what models are measured on: training images without labels."""
+    """Return what models are measured on: training images, and on request what is in them."""
     module = job.parent.module
     calibration = job.host.calibration(
         module,
@@ -148,7 +149,9 @@ def _calibration(job: PruneJob, images: int) -> Calibration:
         classes=len(job.loaded.names),
         seed=job.config.seed,
     )
-    return measured_at_heads(module, job.parent.cost.graph, calibration)
+    read = functools.partial(job.task.calibration_labels, job.imgsz, images, job.config.seed)
+    graph, calibration = job.parent.cost.graph, replace(calibration, labels=functools.cache(read))
+    return sized_for_memory(measured_at_heads(module, graph, calibration), module, graph)
 
 
 def _keep(job: PruneJob, cut: CutResult, stages: Stages) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.heads import measured_at_heads
+from yolo_prune.criteria.memory import sized_for_memory
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.optimizer import follow_cut
 from yolo_prune.cut.proven import Anatomy, Traced
@@ -91,7 +92,8 @@ def recover(
     )
     release_memory()  # what the training keeps for its next batch
     traced = Traced.of(parent, anatomy)
-    calibration = measured_at_heads(parent, traced.cost.graph, calibration)
+    graph = traced.cost.graph
+    calibration = sized_for_memory(measured_at_heads(parent, graph, calibration), parent, graph)
     cut = cut_in_steps(traced, budget, recipe, calibration, lineage=lineage)
     plan = cut.plan
     if settings.imitation_steps and cut.steps:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.criteria.batches import gather_batches
+from yolo_prune.criteria.batches import ReadLabels, gather_batches
 from yolo_prune.criteria.calibration import Calibration, Forward, Projection
 from yolo_prune.criteria.distance import bounded_distance
 from yolo_prune.criteria.heads import HeadForward, last_layers
@@ -42,6 +43,7 @@ class OwnLoop:
         steps: Steps of the optimizer in this epoch.
         counted: Steps of the optimizer in the last one.
         teacher: The uncut network.
+        labels: Says of batches what is in each of their images.
         last: What the last layer of each of its heads makes; None as long as nobody asked.
     """
 
@@ -59,6 +61,7 @@ class OwnLoop:
     steps: int = 0
     counted: int = 0
     teacher: OutputTeacher | None = None
+    labels: ReadLabels | None = None
     last: HeadForward | None = None
 
     @property
@@ -102,7 +105,9 @@ class OwnLoop:
 
     def calibration(self, count: int) -> Calibration:
         """Return batches of ``count`` images in all."""
-        return Calibration(gather_batches(self.batches, count), self.projection, self.forward, self.seed)
+        batches = gather_batches(self.batches, count)
+        read = None if self.labels is None else partial(self.labels, tuple(batches))
+        return Calibration(batches, self.projection, self.forward, self.seed, labels=read)
 
     def before_first_cut(self, parent: nn.Module) -> None:
         """Make the uncut model the teacher."""

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.criteria.batches import are_given, calibration_of, gather_batches
+from yolo_prune.criteria.batches import ReadLabels, are_given, calibration_of, gather_batches
 from yolo_prune.criteria.calibration import Forward, Projection, call
 from yolo_prune.criteria.heads import HeadForward
-from yolo_prune.cut.optimizer import check_can_follow
+from yolo_prune.cut.optimizer import able_to_follow
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.prunable import check_prunable
 from yolo_prune.cut.record import PrunePlan
@@ -32,7 +32,7 @@ from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import OutputSelector
-from yolo_prune.options.inrun import make_settings, same_settings, without_images
+from yolo_prune.options.inrun import make_settings, same_settings, settings_for
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.imitate import Lesson
 from yolo_prune.train.lowered import LoweredRates
@@ -76,6 +76,7 @@ class PruningSession:
         calibration: Iterable[Any] = (),
         forward: Forward = call,
         projection: Projection | None = None,
+        labels: ReadLabels | None = None,
         average: nn.Module | None = None,
         steps_per_epoch: int | None = None,
         cost_input: Any = None,
@@ -98,6 +99,7 @@ class PruningSession:
                 not its one argument: ``lambda model, batch: model(batch[0])``.
             projection: Scalar of the outputs whose squared gradient says how much predictions change. None:
                 :func:`yolo_prune.criteria.projection.output_projection`.
+            labels: As for :func:`yolo_prune.prune_module`.
             average: An average of the weights that goes on beside the training, such as
                 ``torch.optim.swa_utils.AveragedModel``; the cut starts from it.
             steps_per_epoch: For loops that count iterations: :meth:`after_step` then ends an epoch after so many.
@@ -116,14 +118,10 @@ class PruningSession:
         network = unwrapped(model)
         check_prunable(network)
         check_has_weights(network, "a training")
-        optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
-        if not optimizers:
-            raise ConfigError("there is no optimizer: a training without one cannot be pruned on the way.")
-        for one in optimizers:
-            check_can_follow(one, network)
+        optimizers = able_to_follow(optimizer, network)
         if total < 1:
             raise ConfigError(f"total must be at least 1 epoch, got {total}.")
-        settings = make_settings(options if are_given(calibration) else without_images(options))
+        settings = settings_for(options, images=are_given(calibration), labels=labels is not None)
         if isinstance(calibration, Iterator):  # it can be read once: now, and the cut is later
             calibration = gather_batches(calibration, settings.calibration_images)
         checked = calibration_of(network, calibration, 1, forward, projection, seed)
@@ -136,6 +134,7 @@ class PruningSession:
         self._loop = OwnLoop(
             *(model, optimizers, total, how, calibration, forward, felt, seed, average, settings.distill),
             counted=steps_per_epoch or 0,
+            labels=labels,
         )
         self._session = Session(settings, self._loop)
         self._per_epoch, self._iterations = steps_per_epoch, 0

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from yolo_prune.accuracy.box_data import BoxData
+from yolo_prune.criteria.calibration import Labels
 from yolo_prune.errors import DataError
-from yolo_prune.imgsz import ImageSize
+from yolo_prune.imgsz import ImageSize, height_width
 from yolo_prune.runtimes.framing import Frame, framed
 from yolo_prune.runtimes.images import Image, centre_crop, read_image
 
@@ -42,3 +44,15 @@ def drawn(files: Sequence[Path], count: int, seed: int) -> list[Path]:
         raise DataError("there are no training images to measure on.")
     order = np.random.default_rng(seed).permutation(len(files))[:count]
     return [files[index] for index in order.tolist()]
+
+
+def box_labels(data: BoxData, imgsz: ImageSize, images: int, seed: int, *, stretched: bool) -> list[Labels]:
+    """Return the objects of images that :func:`drawn` chooses, where they lie in the input."""
+    found = []
+    for file in drawn(data.image_files, images, seed):
+        boxes, classes = data.targets[data.image_files.index(file)][:2]
+        frame = framed(read_image(file, 3), imgsz, stretched=stretched)[1]
+        height, width = height_width(imgsz)
+        inside = frame.into(np.asarray(boxes, np.float32).reshape(-1, 4)) / np.array([width, height] * 2)
+        found.append(Labels(np.asarray(classes), inside))
+    return found

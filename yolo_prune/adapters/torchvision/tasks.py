@@ -7,31 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from yolo_prune.accuracy.bootstrap import ImageMatches
 from yolo_prune.accuracy.box_data import BoxData, read_boxes
-from yolo_prune.accuracy.classes import (
-    ClassificationData,
-    ClassifierResult,
-    read_class_folders,
-    score_classes,
-)
+from yolo_prune.accuracy.classes import read_class_folders
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
 from yolo_prune.accuracy.labels import class_sizes
-from yolo_prune.accuracy.looks import Look, Thing, looks_of
+from yolo_prune.accuracy.looks import Look, looks_of
 from yolo_prune.accuracy.shapes import BOXES, Compared
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.torchvision import files as stored
 from yolo_prune.adapters.torchvision.build import coco_names, may_lack_background
+from yolo_prune.adapters.torchvision.classify import ClassTask
 from yolo_prune.adapters.torchvision.described import CLASSIFY, Described, described
 from yolo_prune.adapters.torchvision.detector import is_stretched
 from yolo_prune.adapters.torchvision.exported import ExportedNetwork
 from yolo_prune.adapters.torchvision.found import METRICS, as_coco, compared_by, shape_found
-from yolo_prune.adapters.torchvision.framing import drawn, load_cropped, load_framed
+from yolo_prune.adapters.torchvision.framing import box_labels, drawn, load_framed
+from yolo_prune.criteria.calibration import Labels
 from yolo_prune.errors import DataError
 from yolo_prune.graph.modes import evaluating
 from yolo_prune.imgsz import ImageSize
@@ -161,6 +156,10 @@ class BoxTask:
         loaded = load_framed(files, imgsz, self.stretched)[0]
         return list(torch.split(loaded, self.batch))
 
+    def calibration_labels(self, imgsz: ImageSize, images: int, seed: int) -> list[Labels]:
+        """Return the boxes in these images."""
+        return box_labels(self._train(), imgsz, images, seed, stretched=self.stretched)
+
     def image_files(self, count: int) -> list[Path]:
         """Return the first images of the split."""
         return list(self.split.image_files[:count])
@@ -204,79 +203,6 @@ class BoxTask:
 
 def _as_bytes(images: Tensor) -> Tensor:
     return (images * 255).round().to(torch.uint8)
-
-
-@dataclass
-class ClassTask:
-    """Classifiers, scored by top-1 accuracy."""
-
-    split: ClassificationData
-    batch: int
-    device: str
-    evaluator: str
-    metric: str = "top1"
-    counted: str = "images"
-    quick_images: int = 512
-
-    def check_training_images(self) -> None:
-        """Raise DataError when there are no training images."""
-        read_class_folders(self.split.folder, "train")
-
-    def evaluate(self, module: nn.Module, imgsz: ImageSize, exported: Path | None = None) -> ClassifierResult:
-        """Return top-1 and top-5 accuracy."""
-        files = self.split.image_files
-        starts = track(range(0, len(files), self.batch), "Evaluating")
-        batches = (load_cropped(files[at : at + self.batch], imgsz) for at in starts)
-        scores = self._scores(module, batches)
-        return score_classes(scores, np.array(self.split.labels), self.split.names, self.evaluator)
-
-    def scorer(self, imgsz: ImageSize) -> Callable[[nn.Module], float]:
-        """Return a function that gives top-1 accuracy on some images of ``val``, which are loaded once."""
-        val = read_class_folders(self.split.folder, "val")
-        count = min(len(val.image_files), self.quick_images)
-        chosen = np.linspace(0, len(val.image_files) - 1, count).round().astype(int).tolist()
-        truth, held = np.array(val.labels)[chosen], list[Tensor]()
-
-        def score(module: nn.Module) -> float:
-            if not held:
-                files = [val.image_files[index] for index in chosen]
-                held.extend(load_cropped(files[at : at + self.batch], imgsz) for at in self._starts(count))
-            return float((self._scores(module, iter(held)).argmax(1) == truth).mean())
-
-        return score
-
-    def calibration_batches(self, imgsz: ImageSize, images: int, seed: int) -> list[Tensor]:
-        """Load training images, cropped at the centre."""
-        files = drawn(read_class_folders(self.split.folder, "train").image_files, images, seed)
-        return list(torch.split(load_cropped(files, imgsz), self.batch))
-
-    def image_files(self, count: int) -> list[Path]:
-        """Return images spread over the classes of the split."""
-        return self.split.spread(count)
-
-    def look(self, module: nn.Module, imgsz: ImageSize, chosen: Sequence[int]) -> list[Look]:
-        """Return the best class of some images, by their places among the split's."""
-        files, names = [self.split.image_files[place] for place in chosen], self.split.names
-        scores = torch.from_numpy(self._scores(module, iter([load_cropped(files, imgsz)]))).softmax(1)
-        labels = [self.split.labels[place] for place in chosen]
-        best, likely = scores.argmax(1).tolist(), scores.amax(1).tolist()
-        return [
-            Look(file, (Thing(names[label]),), (Thing(names[found], score),))
-            for file, label, found, score in zip(files, labels, best, likely, strict=True)
-        ]
-
-    def class_sizes(self) -> dict[str, int]:
-        """Return the number of images in each class's folder."""
-        return self.split.class_sizes()
-
-    def _starts(self, count: int) -> Sequence[int]:
-        return range(0, count, self.batch)
-
-    def _scores(self, module: nn.Module, batches: Iterator[Tensor]) -> NDArray[np.float32]:
-        with evaluating(module), torch.inference_mode():
-            found = [module(images.to(self.device)).float().cpu() for images in batches]
-        scores: NDArray[np.float32] = torch.cat(found).numpy()
-        return scores
 
 
 def open_task(module: nn.Module, source: str | Path, *, split: str, batch: int, device: str) -> Task:

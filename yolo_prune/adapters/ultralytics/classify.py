@@ -282,11 +282,11 @@ def class_calibration_batches(
 
     prepare = classify_transforms(size=plain_size(imgsz))
     given = resolve_classes(data.folder, "train").image_files if files is None else files
-    loaded = load_drawn(given, images, seed, lambda file: _cropped(file, prepare))
+    loaded = load_drawn(given, images, seed, lambda file: cropped(file, prepare))
     return list(torch.split(torch.stack(loaded), batch))
 
 
-def _cropped(file: Path, prepare: Callable[[Any], Tensor]) -> Tensor | None:
+def cropped(file: Path, prepare: Callable[[Any], Tensor]) -> Tensor | None:
     """Return one image as the host's validation sees it, None when it cannot be decoded."""
     from PIL import Image, UnidentifiedImageError
     from ultralytics.utils.patches import imread

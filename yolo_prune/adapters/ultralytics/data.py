@@ -123,7 +123,7 @@ def _labelled(
         {int(index): str(name) for index, name in yaml["names"].items()},
         keypoint_columns=int(points) * int(numbers),
         keypoint_size=int(numbers) if task == "pose" else 0,
-        size_of=_host_image_size,
+        size_of=host_image_size,
     )
     if not truth["annotations"]:
         raise DataError(
@@ -298,7 +298,7 @@ def list_images(yaml: Mapping[str, Any], split: str) -> list[Path]:
     return [Path(path) for path in images]
 
 
-def _host_image_size(path: Path) -> tuple[int, int]:
+def host_image_size(path: Path) -> tuple[int, int]:
     """Return width and height in pixels as the host sees them, EXIF orientation applied."""
     from PIL import Image
     from ultralytics.data.utils import exif_size

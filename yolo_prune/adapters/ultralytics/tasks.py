@@ -16,6 +16,8 @@ from yolo_prune.adapters.host import ExportedFile
 from yolo_prune.adapters.stored import LoadedModel
 from yolo_prune.adapters.ultralytics import classify, data, evaluate, scoring
 from yolo_prune.adapters.ultralytics.exported import ExportedModel
+from yolo_prune.adapters.ultralytics.labels import calibration_labels
+from yolo_prune.criteria.calibration import Labels
 from yolo_prune.imgsz import ImageSize
 
 
@@ -69,6 +71,10 @@ class BoxTask:
     def calibration_batches(self, imgsz: ImageSize, images: int, seed: int) -> list[Tensor]:
         """Load letterboxed training images."""
         return data.calibration_batches(self.split, imgsz, images=images, batch=self.batch, seed=seed)
+
+    def calibration_labels(self, imgsz: ImageSize, images: int, seed: int) -> list[Labels]:
+        """Read the boxes in these images."""
+        return calibration_labels(self.split.yaml, imgsz, images=images, seed=seed, task=self.split.task)
 
     def image_files(self, count: int) -> list[Path]:
         """Return the first images of the split."""
@@ -133,6 +139,10 @@ class ClassTask:
         return classify.class_calibration_batches(
             self.split, imgsz, images=images, batch=self.batch, seed=seed
         )
+
+    def calibration_labels(self, imgsz: ImageSize, images: int, seed: int) -> list[Labels]:
+        """Return the class of each of these images."""
+        return calibration_labels(self.split, imgsz, images=images, seed=seed)
 
     def image_files(self, count: int) -> list[Path]:
         """Return images spread over the classes of the split."""

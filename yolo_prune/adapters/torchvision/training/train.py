@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from yolo_prune.accuracy.box_data import read_boxes
 from yolo_prune.accuracy.classes import read_class_folders
+from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.torchvision import build as building
 from yolo_prune.adapters.torchvision import files
 from yolo_prune.adapters.torchvision.anatomy import example_of
@@ -145,26 +146,27 @@ def _transfer_(module: nn.Module, architecture: str, file: Path) -> None:
 def _session(training: Training, settings: Mapping[str, Any]) -> PruningSession:
     """Make the session that prunes in the loop."""
     module, recipe = training.module, training.recipe
+    images, task = int(settings["calibration_images"]), _task(training)
     return PruningSession(
         module,
         training.optimizer,
         example_of(module, recipe.imgsz),
         total=recipe.epochs,
-        calibration=_calibration(training, int(settings["calibration_images"])),
+        calibration=task.calibration_batches(recipe.imgsz, images, recipe.seed),
+        labels=lambda batches: task.calibration_labels(recipe.imgsz, images, recipe.seed),
         seed=recipe.seed,
         **settings,
     )
 
 
-def _calibration(training: Training, images: int) -> list[Tensor]:
-    task = open_task(
+def _task(training: Training) -> Task:
+    return open_task(
         training.module,
         str(training.record["data"]),
         split="val",
         batch=training.recipe.batch,
         device=training.recipe.device,
     )
-    return task.calibration_batches(training.recipe.imgsz, images, training.recipe.seed)
 
 
 def _resumed(config: TrainConfig) -> Training:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -92,7 +93,8 @@ class HostLoop:
         seed = int(trainer.args.seed)
         batches = midrun.calibration_images(trainer, count, seed)
         classes = len(trainer.data["names"])
-        return calibration_of(self.model, batches, imgsz=size, classes=classes, seed=seed)
+        calibration = calibration_of(self.model, batches, imgsz=size, classes=classes, seed=seed)
+        return replace(calibration, labels=lambda: midrun.labels_in(trainer, count, seed))
 
     def before_first_cut(self, parent: nn.Module) -> None:
         """Write ``weights/parent.pt``."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolo_prune.criteria.calibration import Labels
 from yolo_prune.imgsz import ImageSize, is_square, with_longer_side
 
 _BATCH = 16  # images that are measured together, where memory allows
@@ -66,22 +67,40 @@ def calibration_images(trainer: Any, count: int, seed: int) -> list[Tensor]:
         count: How many images.
         seed: Of the choice.
     """
-    size, loader = size_of(trainer), trainer.train_loader
+    loader = trainer.train_loader
     batch = min(_BATCH, int(getattr(loader, "batch_size", None) or trainer.batch_size))
-    options: dict[str, Any] = {
-        "images": count,
-        "batch": batch,
-        "seed": seed,
-        "files": files_of(loader.dataset),
-    }
+    options = _drawn_from(trainer, count, seed) | {"batch": batch}
     if trainer.args.task != "classify":
         from yolo_prune.adapters.ultralytics.data import calibration_batches
 
-        return calibration_batches(trainer.data.get("yaml_file") or trainer.args.data, size, **options)
-    from yolo_prune.adapters.ultralytics.classify import class_calibration_batches, resolve_classes
+        return calibration_batches(_yaml_of(trainer), size_of(trainer), **options)
+    from yolo_prune.adapters.ultralytics.classify import class_calibration_batches
 
-    folders = resolve_classes(Path(trainer.data["train"]).parent, "train")
-    return class_calibration_batches(folders, size, **options)
+    return class_calibration_batches(_folders_of(trainer), size_of(trainer), **options)
+
+
+def labels_in(trainer: Any, count: int, seed: int) -> list[Labels]:
+    """Return what is in the images that :func:`calibration_images` loads; arguments as there."""
+    from yolo_prune.adapters.ultralytics.data import read_data_yaml
+    from yolo_prune.adapters.ultralytics.labels import calibration_labels
+
+    task, options = trainer.args.task, _drawn_from(trainer, count, seed)
+    source = _folders_of(trainer) if task == "classify" else read_data_yaml(_yaml_of(trainer))
+    return calibration_labels(source, size_of(trainer), task=task, **options)
+
+
+def _drawn_from(trainer: Any, count: int, seed: int) -> dict[str, Any]:
+    return {"images": count, "seed": seed, "files": files_of(trainer.train_loader.dataset)}
+
+
+def _yaml_of(trainer: Any) -> Any:
+    return trainer.data.get("yaml_file") or trainer.args.data
+
+
+def _folders_of(trainer: Any) -> Any:
+    from yolo_prune.adapters.ultralytics.classify import resolve_classes
+
+    return resolve_classes(Path(trainer.data["train"]).parent, "train")
 
 
 def files_of(dataset: Any) -> list[Path] | None:
