@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from compare_torch_pruning import in_time
+from torch_pruning_models import GLOBAL, LOCAL, open_checkpoint, pruned_in_time
 
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.hosts import find_host
@@ -42,7 +43,8 @@ def torch_pruning_cut(parent: Path, folder: Path, kind: str, local: bool, args: 
     cut = folder / "weights" / "pruned.pt"
     if not cut.is_file():
         cut.parent.mkdir(parents=True, exist_ok=True)
-        module = in_time(str(folder), str(parent), args["imgsz"], args["keep_macs"], kind, local)
+        opened = partial(open_checkpoint, parent, args["imgsz"])
+        module = pruned_in_time(opened, args["keep_macs"], kind, LOCAL if local else GLOBAL)
         if isinstance(module, str):
             sys.exit(f"Torch-Pruning, {kind}: {module}")
         loaded = load_detector(parent)
