@@ -57,6 +57,19 @@ class LayerShape:
         return self.outputs * self.reads * self.kernel[0] * self.kernel[1]
 
     @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        if self.transposed:
+            return self.weights * self.height * self.width
+        sides = zip(
+            (self.height, self.width), self.padding, self.dilation, self.kernel, self.stride, strict=True
+        )
+        high, wide = (
+            (side + 2 * pad - far * (size - 1) - 1) // step + 1 for side, pad, far, size, step in sides
+        )
+        return self.weights * high * wide
+
+    @property
     def family(self) -> LayerShape:
         """What it has in common with the same layer of other widths: two of one family differ in nothing else."""
         return replace(self, outputs=0, reads=0, groups=0 if self.depthwise else self.groups)

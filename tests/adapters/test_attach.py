@@ -20,9 +20,12 @@ from yolo_prune.adapters.ultralytics.training.final import accuracy_line
 from yolo_prune.adapters.ultralytics.training.history import read_result, run_state
 from yolo_prune.adapters.ultralytics.training.inrun import inrun_trainer
 from yolo_prune.cost import count_parameters
+from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.options import TrainConfig
 from yolo_prune.runs.configure import make_config
+
+KINDS = ", ".join((*BUDGETS, *TARGETS))
 
 HOST = {"imgsz": 64, "batch": 4, "nbs": 4, "epochs": 2, "device": "cpu", "mosaic": 0.0, "amp": False}
 HOST |= {"plots": False, "optimizer": "SGD", "warmup_epochs": 0, "seed": 1}
@@ -112,7 +115,7 @@ def test_a_trainer_of_the_users_own_is_not_silently_trained_without_pruning(stoc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give exactly one budget of keep_macs, gmacs, keep_params; got none."),
+        ({}, f"give exactly one budget of {KINDS}; got none."),
         ({"keep_macs": 0.5, "round": 3}, "unknown key 'round'. Did you mean 'round_to'?"),
     ],
 )

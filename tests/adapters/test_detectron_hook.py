@@ -20,7 +20,10 @@ import yolo_prune
 from yolo_prune.adapters.detectron import PruningHook
 from yolo_prune.adapters.detectron.batches import RecentImages, images_of
 from yolo_prune.cost import count_parameters
+from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.errors import BudgetError, CheckpointError, ConfigError, PlanError
+
+KINDS = ", ".join((*BUDGETS, *TARGETS))
 
 OPTIONS = {
     **{"keep_macs": 0.5, "round_to": 4, "min_width": 4, "steps": 2, "calibration_images": 8},
@@ -433,9 +436,15 @@ def test_a_hook_without_a_trainer_says_so():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"keep_macs": None}, "give exactly one budget of keep_macs, gmacs, keep_params; got none"),
+        ({"keep_macs": None}, f"give exactly one budget of {KINDS}; got none"),
         ({"keep_mac": 0.5}, "unknown key 'keep_mac'"),
         ({"parts": 0}, "parts must be at least 1, got 0."),
+        (
+            {"keep_macs": None, "target_speedup": 2},
+            "target_speedup: the models of a loop of your own are in no file that a runtime could be timed on. Give "
+            "one of keep_macs, gmacs, keep_params and a number as round_to=.",
+        ),
+        ({"round_to": "auto"}, "round_to=auto: the models of a loop of your own are in no file"),
     ],
 )
 def test_a_wrong_option_is_refused_when_the_hook_is_made(options, sentence):

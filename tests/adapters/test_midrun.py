@@ -22,7 +22,7 @@ from yolo_prune.adapters.ultralytics.training import midrun
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.surgery import cut_
-from yolo_prune.cut.widths import Lineage
+from yolo_prune.cut.widths import Lineage, Widths
 from yolo_prune.errors import BudgetError, YoloPruneError
 from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.options.inrun import InRunSettings
@@ -53,6 +53,7 @@ def recovered(parent: nn.Module, keep: float = 0.7) -> midcut.Recovered:
             [torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))],
             detection_projection(64, 0, classes=2),
         ),
+        widths=Widths(SETTINGS.round_to, SETTINGS.min_width),
     )
 
 

@@ -15,8 +15,11 @@ from yolo_prune.adapters.ultralytics.recognise import is_cut
 from yolo_prune.adapters.ultralytics.training.attach import train_from_config
 from yolo_prune.adapters.ultralytics.training.history import EARLIER_RUN_KEY, RUN_KEY, carried
 from yolo_prune.cost import count_parameters
+from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.errors import ConfigError
 from yolo_prune.options import TrainConfig
+
+KINDS = ", ".join((*BUDGETS, *TARGETS))
 
 HOST = {"imgsz": 64, "batch": 8, "epochs": 1, "device": "cpu", "mosaic": 0.0, "amp": False, "plots": False}
 HOST |= {"optimizer": "SGD", "seed": 1, "exist_ok": True, "verbose": False, "val": False}
@@ -170,9 +173,7 @@ def test_without_a_key_the_command_trains_a_host_trained_model_as_the_host_does(
 
 
 def test_a_host_trained_model_needs_a_budget_to_be_attached_to(host_trained):
-    with pytest.raises(
-        ConfigError, match=r"^give exactly one budget of keep_macs, gmacs, keep_params; got none\.$"
-    ):
+    with pytest.raises(ConfigError, match=rf"^give exactly one budget of {KINDS}; got none\.$"):
         yolo_prune.attach(YOLO(host_trained))
 
 

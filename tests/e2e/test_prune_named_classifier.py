@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("timm")
 
+from tests.boards import Board, time_of
 from yolo_prune import cli
 from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.cost import count_parameters
@@ -239,6 +240,12 @@ def train_words(data, folder, *more):
     ]
 
 
+TARGET = {
+    **{"keep_macs": None, "target_speedup": 1.3, "runtime": "torch", "target_threads": 1, "round_to": 1},
+    **{"min_width": 2, "criterion": "l1", "fold": "false", "epochs": 3, "prune_at": 2},
+}
+
+
 @pytest.fixture(scope="module")
 def pruned_in_training(tmp_path_factory, bars):
     folder = tmp_path_factory.mktemp("session")
@@ -282,6 +289,24 @@ def test_a_killed_training_goes_on_to_the_same_cut_and_weights(
     )
     assert first["plan"] == second["plan"]
     assert all(torch.equal(t, second["state_dict"][name]) for name, t in first["state_dict"].items())
+
+
+def test_a_training_is_cut_to_a_time_and_goes_on_where_its_measuring_was_killed(bars, tmp_path, monkeypatch):
+    words = [word for word in train_words(bars, tmp_path, "name=run") if word.split("=")[0] not in TARGET]
+    board = Board(monkeypatch, dies_at=2)
+    assert cli.main([*words, *(f"{key}={value}" for key, value in TARGET.items() if value)]) == 130
+    assert [asked[:3] for asked in board.asked] == [("torch", 1, 64)]
+    folder = tmp_path / "run"
+    assert len(json.loads((folder / "latency_measured.json").read_text())) == 1
+    goes_on = Board(monkeypatch, measured=1)
+    assert cli.main(["train", f"model={folder / 'weights' / 'last.pt'}", "resume=true"]) == 0
+    assert goes_on.asked == []  # the layers have the times that the training began with
+    stored = torch.load(folder / "weights" / "best.pt", weights_only=True)
+    met = PrunePlan.from_json(stored["plan"]).settings["latency"]
+    assert met["speedup"] == pytest.approx(1.3, rel=0.03)
+    assert goes_on.measured == len(met["looks"])  # the first one was read
+    reached = time_of(folder / "weights" / "parent.pt") / time_of(folder / "weights" / "best.pt")
+    assert reached == pytest.approx(1.3, rel=0.08)
 
 
 def test_a_pruned_file_is_trained_on_and_stays_pruned(finished, bars, tmp_path):

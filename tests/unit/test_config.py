@@ -15,7 +15,6 @@ from yolo_prune.options import (
     to_yaml,
 )
 from yolo_prune.options.fields import config_from, option_fields, parse_overrides
-from yolo_prune.options.inrun import make_settings
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runtimes import RUNTIMES
 
@@ -160,28 +159,70 @@ def test_exactly_one_budget_is_wanted(words, got):
 def test_where_a_target_is_met_means_nothing_without_one(word):
     assert sentence(PruneConfig, [*NEEDED, "keep_macs=0.5", word]) == (
         f"{word} is where a target is met, and keep_macs is none: give one of target_speedup, target_latency_ms, "
-        "target_fps, or leave it out. runtimes= are those that are measured."
+        "target_fps, or round_to=auto, or leave it out. runtimes= are those that are measured."
     )
     assert make_config(PruneConfig, [*NEEDED, "target_fps=30", word]).target_fps == 30
+    assert make_config(PruneConfig, [*NEEDED, "keep_macs=0.5", "round_to=auto", word]).round_to == "auto"
 
 
-def test_a_sweep_refuses_a_target_and_says_what_to_do():
-    words = ["model=a.pt", "data=d.yaml", "keep_macs=0.8,0.5", "target_fps=30"]
-    assert sentence(SweepConfig, words) == (
-        "target_fps: a sweep tries shares of the MACs (keep_macs=). Cut to a time with 'yolo-prune prune'."
+def test_a_sweep_has_shares_of_its_own_where_nothing_is_asked_for_and_targets_beside_or_instead():
+    words = ["model=a.pt", "data=d.yaml"]
+    shares = [("keep_macs", share) for share in (0.8, 0.65, 0.5, 0.35)]
+    assert make_config(SweepConfig, words).budgets == shares
+    assert make_config(SweepConfig, [*words, "target_speedup=1.5,2"]).budgets == [
+        ("target_speedup", 1.5),
+        ("target_speedup", 2.0),
+    ]
+    both = make_config(SweepConfig, [*words, "keep_macs=0.5", "target_fps=30"])
+    assert both.budgets == [("keep_macs", 0.5), ("target_fps", 30.0)]
+
+
+def test_a_sweep_without_a_target_refuses_where_it_is_met():
+    assert sentence(SweepConfig, ["model=a.pt", "data=d.yaml", "target_device=cuda:0"]) == (
+        "target_device=cuda:0 is where targets are met, and there is none: give one of target_speedup, "
+        "target_latency_ms, target_fps, or leave it out."
     )
 
 
 @pytest.mark.parametrize("key", ["target_speedup", "target_latency_ms", "target_fps"])
-def test_a_training_refuses_a_target_and_says_what_to_do(key):
-    expected = (
-        f"{key}: a training is cut to what can be counted (keep_macs, gmacs, keep_params). Cut to a time with "
-        "'yolo-prune prune', and train what it wrote with 'yolo-prune train model=.../weights/pruned.pt'."
+def test_a_training_takes_a_target_and_where_it_is_met(key):
+    words = [f"{key}=2", "runtime=ncnn", "target_threads=4"]
+    config = make_config(TrainConfig, ["model=a.pt", "data=d.yaml", *words])
+    assert (config.budget, config.runtime, config.target_threads, config.threads) == (
+        (key, 2.0),
+        "ncnn",
+        4,
+        None,
     )
-    assert sentence(TrainConfig, ["model=a.pt", "data=d.yaml", f"{key}=2"]) == expected
-    with pytest.raises(ConfigError) as caught:
-        make_settings({key: 2.0})
-    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["keep_macs=0.5", "target_threads=2"],
+            "target_threads are those of the runtime that a target, or round_to=auto, is measured on, and none is: "
+            "leave it out.",
+        ),
+        (
+            ["runtime=ncnn"],
+            "runtime=ncnn is where a target is met, and there is none: give one of target_speedup, "
+            "target_latency_ms, target_fps, or round_to=auto, or leave it out.",
+        ),
+        (
+            ["target_fps=9", "latency=t.json", "runtime=ncnn"],
+            "runtime=ncnn and latency=t.json: the table says what it was measured on. Leave the others out.",
+        ),
+    ],
+)
+def test_a_training_refuses_a_place_that_nothing_is_asked_of(words, expected):
+    assert sentence(TrainConfig, ["model=a.pt", "data=d.yaml", *words]) == expected
+
+
+@pytest.mark.parametrize("value", ["often", "7.5", "true"])
+def test_widths_are_rounded_to_a_number_or_to_what_the_runtime_likes(value):
+    expected = f"round_to must be a whole number or auto, got '{value}'."
+    assert sentence(PruneConfig, [*NEEDED, "keep_macs=0.5", f"round_to={value}"]) == expected
 
 
 def test_a_missing_key_says_what_it_is():

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from yolo_prune.cut.budget import Budget
+from yolo_prune.cut.budget import BUDGETS, TARGETS, Budget
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.options.inrun import InRunSettings, make_settings
 from yolo_prune.train import (
@@ -23,6 +23,8 @@ from yolo_prune.train import (
     most_strength,
 )
 from yolo_prune.train.sparsify import ScaleSummary
+
+KINDS = ", ".join((*BUDGETS, *TARGETS))
 
 
 @pytest.mark.parametrize(
@@ -88,10 +90,13 @@ def test_auto_cuts_when_the_scales_have_separated_but_not_before_a_fifth():
         (Budget("keep_macs", 0.5), 1, Budget("gmacs", 1.5)),
         (Budget("gmacs", 1.0), 1, Budget("gmacs", 1.5)),
         (Budget("keep_params", 0.5), 1, Budget("params", 750.0)),
+        (Budget("target_speedup", 2.0), 1, Budget("latency_ms", 30.0)),
+        (Budget("target_fps", 50.0), 2, Budget("latency_ms", 20.0)),
     ],
 )
 def test_budgets_of_two_rounds(budget, number, expected):
-    assert cut_budget(budget, 2e9, 1000, number, 2) == expected
+    whole = {"macs": 2e9, "params": 1000.0, "latency": 40.0}[budget.gradient]
+    assert cut_budget(budget, whole, number, 2) == expected
 
 
 def search(**changes):
@@ -203,10 +208,10 @@ def test_what_sparsify_means(given, strength):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give exactly one budget of keep_macs, gmacs, keep_params; got none."),
+        ({}, f"give exactly one budget of {KINDS}; got none."),
         (
             {"keep_macs": 0.5, "gmacs": 1},
-            "give exactly one budget of keep_macs, gmacs, keep_params; got keep_macs and gmacs.",
+            f"give exactly one budget of {KINDS}; got keep_macs and gmacs.",
         ),
         ({"keep_mac": 0.5}, "unknown key 'keep_mac'. Did you mean 'keep_macs'?"),
         ({"keep_macs": 0.5, "sparsify": "maybe"}, "sparsify must be auto, off or a number, got 'maybe'."),

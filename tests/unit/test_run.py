@@ -22,6 +22,7 @@ from yolo_prune.bench.layer_table import write_table
 from yolo_prune.bench.layers import LayerTimes
 from yolo_prune.cost import count_macs
 from yolo_prune.cut.proven import Traced
+from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import BenchmarkError, BudgetError, ConfigError, DataError, MissingRuntimeError
 from yolo_prune.layers import shapes_to_time
 from yolo_prune.options import PruneConfig
@@ -671,10 +672,10 @@ class Board:
         patch.setattr(latency, "measure_layers", self.measure_layers)
         patch.setattr(latency, "compare", self.compare)
 
-    def measure_layers(self, layers, network, *, runtime, settings):
+    def measure_layers(self, layers, network, *, runtime, settings, probes=()):
         self.layers.append((runtime, settings.threads, settings.device, network.imgsz))
         assert network.file.exists()
-        ms = {shape: self.ms(shape) for shape in shapes_to_time(layers)}
+        ms = {shape: self.ms(shape) for shape in [*shapes_to_time(layers), *probes]}
         return LayerTimes(ms, sum(map(self.ms, layers)), 1.0, {"runtime": runtime})
 
     def ms(self, shape):
@@ -785,6 +786,35 @@ def test_a_table_of_a_board_takes_the_place_of_what_is_measured_here(host, optio
     )
 
 
+def test_the_runtime_chooses_the_step_of_widths_and_the_plan_says_by_what(host, options, monkeypatch):
+    """A machine that takes twice as long where a width is no multiple of 4."""
+    board = Board(monkeypatch)
+    odd = lambda shape: any(width % 4 for width in (shape.outputs, shape.reads))  # noqa: E731
+    monkeypatch.setattr(board, "ms", lambda shape: (2.0 if odd(shape) else 1.0) * shape.macs / 1e6)
+    asked = {"round_to": "auto", "min_width": 1, "runtime": "torch", "threads": 1, "steps": 2}
+    result = prune_from_config(options(**asked))
+    plan = json.loads((result.folder / "plan.json").read_text())
+    assert plan["settings"]["round_to"] == 4
+    assert plan["settings"]["granularity"] == {
+        **{"runtime": "torch", "device": None, "threads": None, "step": 4, "layers": 1},
+        "speeds": {"1": 0.5714, "2": 0.6667, "4": 1.0, "8": 1.0, "16": 1.0, "32": 1.0},
+    }
+    assert all(len(kept) % 4 == 0 for label, kept in plan["keep"].items() if label.endswith("weight[0]"))
+    assert board.compared == []
+    assert result.report.plan.round_to == 4
+    with pytest.raises(ConfigError, match=r"was started with .*round_to=auto, not .*round_to=8"):
+        prune_from_config(options(**{**asked, "round_to": 8, "resume": True, "runtime": None}))
+
+
+def test_a_table_without_other_widths_cannot_choose_the_step(host, options, monkeypatch, tmp_path):
+    board = Board(monkeypatch)
+    network = SimpleNamespace(file=tmp_path, imgsz=64)
+    times = board.measure_layers([], network, runtime="ncnn", settings=Settings("cpu", 4, 1))
+    table = write_table(tmp_path / "table.json", times, 64)
+    with pytest.raises(BudgetError, match=r"^round_to=auto: the times hold no widths beside multiples of 8"):
+        prune_from_config(options(round_to="auto", latency=str(table)))
+
+
 def test_the_runtime_of_a_target_is_measured_with_the_others(host, options, monkeypatch, stopwatch):
     Board(monkeypatch)
     prune_from_config(fine(options, bench=True, runtimes=("onnxruntime",)))
@@ -877,9 +907,9 @@ def test_a_budget_that_asks_for_nothing_says_what_the_model_has(host, options, m
         f"gmacs=5 is no less than the model has: {macs / 1e9:.4g} GMACs at 64 px. There is nothing to cut."
     )
     with pytest.raises(BudgetError) as caught:
-        check_budget(options(keep_macs=None, gmacs=5.0), cost, 64)
+        check_budget(options(keep_macs=None, gmacs=5.0), cost, 64, Widths())
     assert str(caught.value) == expected
-    check_budget(options(keep_macs=0.5), cost, 64)
+    check_budget(options(keep_macs=0.5), cost, 64, Widths())
 
 
 def test_auto_takes_the_scales_that_a_sparse_training_made(host, options, model):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.options import SweepConfig, to_yaml
@@ -185,3 +186,81 @@ def test_the_table_marks_front_and_choice(tmp_path):
     )
     assert f"| 0.5500 | no interval | {blank} | 150.0 |" in text
     assert "|  | worse |" in text
+
+
+# Budgets of time.
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """A fake ``prune`` that is asked for times, of a parent that takes 10 ms; what is reached is 2 % off."""
+    calls = []
+
+    def stage(config):
+        calls.append(config)
+        folder = Path(config.project, config.name)
+        keep = config.keep_macs or 0.9 / config.target_speedup
+        write_text(folder / "args.yaml", to_yaml(config))
+        write_json(report_of(keep, 0.4 + 0.2 * keep, 100.0), folder)
+        target = 10.0 / (config.target_speedup or 1.0)
+        met = {
+            "target_ms": target,
+            "parent_ms": 10.0,
+            "predicted_ms": 1.1 * target,
+            "measured": {"ms": 1.02 * target},
+        }
+        settings = {"latency": met} if config.target_speedup else {}
+        PrunePlan({}, {}, settings=settings).save(folder / "plan.json")
+
+    monkeypatch.setattr("yolo_prune.runs.prune.prune_from_config", stage)
+    return calls
+
+
+def test_targets_are_tried_beside_shares_on_the_runtime_whose_fps_count(timed, tmp_path):
+    words = {"keep_macs": "0.5", "target_speedup": "1.5,2", "criterion": "auto", "runtime": "ncnn"}
+    result = run_sweep(options(tmp_path, **words, threads="2", target_device="cuda:0"))
+    assert [trial.name for trial in result.trials] == ["parent", "auto_0.5", "auto_1.5x", "auto_2x"]
+    assert [(one.runtime, one.target_device, one.threads) for one in timed] == [
+        (None, "cpu", 2),
+        ("ncnn", "cuda:0", 2),
+        ("ncnn", "cuda:0", 2),
+    ]
+    half, _, twice = result.trials[1:]
+    assert (half.keep_macs, half.target_ms, half.reached_ms) == (0.5, None, None)
+    assert (twice.keep_macs, twice.target_ms, twice.parent_ms) == (None, 5.0, 10.0)
+    assert (twice.predicted_ms, twice.reached_ms) == (pytest.approx(5.5), pytest.approx(5.1))
+    assert (
+        json.loads((result.folder / "sweep.json").read_text())["trials"][-1]["reached_ms"] == twice.reached_ms
+    )
+    text = (result.folder / "sweep.md").read_text()
+    assert "| speed-up | FPS | target (ms) | predicted (ms) | reached (ms) |" in text
+    assert "| 5.0 (2.00x) | 5.5 (1.82x) | 5.1 (1.96x) |" in text
+    assert next(line for line in text.splitlines() if "auto_0.5" in line).endswith("|  |  |  |")
+    assert (result.folder / "sweep.png").stat().st_size > 0
+    again = run_sweep(options(tmp_path, **words, threads="2", target_device="cuda:0", resume=True))
+    assert (again, len(timed)) == (result, 3)
+
+
+def test_a_sweep_without_targets_has_no_columns_for_them(timed, tmp_path):
+    text = render_sweep(run_sweep(options(tmp_path, keep_macs="0.5", criterion="auto")))
+    assert "target" not in text
+
+
+def test_what_a_table_predicted_was_not_measured(tmp_path):
+    trial = Trial("a", None, "auto", kept_macs=0.5, ap=0.5, target_ms=5.0, parent_ms=10.0, predicted_ms=5.0)
+    text = render_sweep(SweepResult(tmp_path, (PARENT, trial), ("parent",), None))
+    assert "| 5.0 (2.00x) | 5.0 (2.00x) | not measured |" in text
+
+
+def test_the_chart_shows_what_was_asked_for_and_predicted(timed, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda axes, **_: drawn.extend(axes.get_lines()))
+    run_sweep(options(tmp_path, keep_macs="0.5", target_speedup="2", criterion="auto"))
+    marks = {line.get_label(): line.get_xydata().tolist() for line in drawn}
+    assert marks["asked for"] == [[pytest.approx(200.0), pytest.approx(0.49)]]
+    assert marks["predicted"] == [[pytest.approx(100.0 / 0.55), pytest.approx(0.49)]]
+
+
+def test_widths_that_the_runtime_likes_are_asked_of_it_in_every_trial(timed, tmp_path):
+    run_sweep(options(tmp_path, keep_macs="0.5", criterion="auto", round_to="auto", runtime="openvino"))
+    assert [(one.round_to, one.runtime) for one in timed] == [("auto", "openvino")]

@@ -69,7 +69,12 @@ def read_table(file: Path, layers: Sequence[LayerShape], imgsz: ImageSize) -> La
 
 
 def write_folder(
-    folder: Path, layers: Sequence[LayerShape], network: Path, imgsz: ImageSize, runtime: str
+    folder: Path,
+    layers: Sequence[LayerShape],
+    network: Path,
+    imgsz: ImageSize,
+    runtime: str,
+    probes: Sequence[LayerShape] = (),
 ) -> int:
     """Write layers as files of a runtime, the network beside them, and what they are.
 
@@ -79,6 +84,7 @@ def write_folder(
         network: A file that the runtime runs; its ``.bin`` and ``metadata.yaml`` beside it go along.
         imgsz: Size of its input in pixels.
         runtime: A key of ``RUNTIMES``.
+        probes: What else is timed, as it is.
 
     Returns:
         How many layers there are.
@@ -91,7 +97,7 @@ def write_folder(
         raise ConfigError(
             f"the '{runtime}' runtime runs layers without files: measure it where it runs, with out=."
         )
-    files = write_layers([NOTHING, *shapes_to_time(layers)], folder, ending)
+    files = write_layers(dict.fromkeys([NOTHING, *shapes_to_time(layers), *probes]), folder, ending)
     for file in network.parent.glob(f"{network.stem}.*"):
         shutil.copyfile(file, folder / f"network{file.suffix}")
     if (stated := network.with_name("metadata.yaml")).is_file():

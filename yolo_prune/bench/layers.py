@@ -60,7 +60,12 @@ class Network:
 
 
 def measure_layers(
-    layers: Sequence[LayerShape], network: Network, *, runtime: str, settings: Settings
+    layers: Sequence[LayerShape],
+    network: Network,
+    *,
+    runtime: str,
+    settings: Settings,
+    probes: Sequence[LayerShape] = (),
 ) -> LayerTimes:
     """Return the times of the whole ladders of layers; those that an earlier run measured here are not measured again.
 
@@ -71,6 +76,7 @@ def measure_layers(
         network: The network.
         runtime: What runs them.
         settings: Device and threads.
+        probes: What else is timed, as it is.
 
     Raises:
         ConfigError: There is no such runtime, or no layers are timed on it.
@@ -80,7 +86,7 @@ def measure_layers(
     check_runtime(runtime)
     ending = ending_of(runtime)
     store = cache_file(runtime, settings)
-    known, wanted = read_cache(store), shapes_to_time(layers)
+    known, wanted = read_cache(store), list(dict.fromkeys([*shapes_to_time(layers), *probes]))
     missing = [shape for shape in wanted if shape not in known]
     again = sorted((shape for shape in wanted if shape in known), key=lambda shape: -known[shape])
     again = again[:_REFERENCES]

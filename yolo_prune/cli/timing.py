@@ -27,10 +27,11 @@ def latency(config: LatencyConfig) -> None:
     with guarded([config.model], config):
         from yolo_prune.runs.latency import open_model
 
-        with open_model(config, settings) as (layers, network):
+        with open_model(config, settings) as (layers, probes, network):
             if config.layers is not None:
                 folder = Path(config.layers)
-                count = write_folder(folder, layers, network.file, network.imgsz, config.runtime)
+                what = (folder, layers, network.file, network.imgsz, config.runtime, probes)
+                count = write_folder(*what)
                 say(f"layers: {folder} ({count} files for {config.runtime}, {size_text(network.imgsz)} px)")
                 say(
                     f"on the board: yolo-prune latency model={folder.name} runtime={config.runtime} out=table.json"
@@ -38,8 +39,12 @@ def latency(config: LatencyConfig) -> None:
                 return
             from yolo_prune.bench.layers import measure_layers
 
-            times = measure_layers(layers, network, runtime=config.runtime, settings=settings)
+            times = measure_layers(layers, network, runtime=config.runtime, settings=settings, probes=probes)
             _keep(config, times, network.imgsz)
+            if probes:
+                from yolo_prune.cost.granularity import liked
+
+                say(f"with round_to=auto, {liked(layers, times.ms, times.facts).text}")
 
 
 def _keep(config: LatencyConfig, times: LayerTimes, imgsz: ImageSize) -> None:

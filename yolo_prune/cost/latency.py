@@ -8,6 +8,7 @@ make. What no cut touches, resizing and suppression, is fixed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,6 +38,18 @@ class Latency:
     ms: Mapping[LayerShape, float]
     rest_ms: float = 0.0
     fixed_ms: float = 0.0
+
+    def to_json(self) -> str:
+        """Return it as text."""
+        layers = [{"shape": shape.to_dict(), "ms": ms} for shape, ms in self.ms.items()]
+        return json.dumps({"layers": layers, "rest_ms": self.rest_ms, "fixed_ms": self.fixed_ms})
+
+    @staticmethod
+    def from_json(text: str) -> Latency:
+        """Read what :meth:`to_json` wrote."""
+        found = json.loads(text)
+        ms = {LayerShape.from_dict(one["shape"]): one["ms"] for one in found["layers"]}
+        return Latency(ms, found["rest_ms"], found["fixed_ms"])
 
     @staticmethod
     def fitted(

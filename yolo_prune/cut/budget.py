@@ -33,13 +33,17 @@ class Budget:
 
     def limit(self, cost: CostModel) -> float:
         """Return the budget in MACs, parameters or milliseconds of this model."""
+        relative = self.kind == "target_speedup" or self.kind.startswith("keep_")
+        return self.limit_of(self.measure(cost, cost.everything) if relative else 0.0)
+
+    def limit_of(self, whole: float) -> float:
+        """Return the budget in MACs, parameters or milliseconds, of a model that has ``whole`` of them."""
         if self.kind == "gmacs":
             return self.value * 1e9
         if self.kind == "target_fps":
             return 1e3 / self.value
         if self.kind in ("params", "latency_ms", "target_latency_ms"):
             return self.value
-        whole = self.measure(cost, cost.everything)
         return whole / self.value if self.kind == "target_speedup" else self.value * whole
 
     def absolute(self, cost: CostModel) -> Budget:

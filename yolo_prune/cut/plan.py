@@ -215,6 +215,25 @@ def least_channels(
     return keep
 
 
+def check_not_met(cost: CostModel, budget: Budget, at: str = "") -> None:
+    """Refuse a budget of time that asks for nothing.
+
+    Args:
+        cost: Cost model of the traced module.
+        budget: How much may stay.
+        at: What the time is of, in words.
+
+    Raises:
+        BudgetError: The module is fast enough as it is.
+    """
+    full = budget.measure(cost, cost.everything)
+    if budget.gradient == "latency" and budget.limit(cost) >= full:
+        raise BudgetError(
+            f"{budget.kind}={budget.value:g} is met already: the model takes {full:.4g} ms an image{at}. There is "
+            "nothing to cut."
+        )
+
+
 def check_possible(
     cost: CostModel, budget: Budget, widths: Widths | None = None, wholes: IntArray | None = None
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from yolo_prune.criteria import CRITERIA, FOREIGN
 from yolo_prune.imgsz import read_size
 from yolo_prune.options.fields import SEED_MAX, option
+from yolo_prune.options.places import AUTO, read_round_to
 from yolo_prune.runtimes import DEFAULT_RUNTIMES, RUNTIMES
 
 MODEL, BUDGET, WHEN, CUT, SPARSE = "Model and data", "Budget", "When to cut", "What to cut", "Sparse epochs"
@@ -32,12 +33,12 @@ _KEEP_PARAMS = "one of these: fraction of the model's parameters that stays"
 _SPEEDUP = "one of these: how many times as fast it must be on runtime=, resizing to suppression"
 _LATENCY_MS = "one of these: milliseconds that an image may take on runtime=, resizing to suppression"
 _FPS = "one of these: images per second on runtime=, resizing to suppression"
-_RUNTIME = "of a target: what it must be fast on; onnxruntime when not given and installed, else torch"
-_TARGET_DEVICE = "of a target: cpu, or cuda:0 where the runtime has it"
-_TABLE = "of a target: times that 'yolo-prune latency' measured on a board, in place of runtime="
+_RUNTIME = "of a target or round_to=auto; onnxruntime when not given and installed, else torch"
+_TARGET_DEVICE = "of a target or round_to=auto: cpu, or cuda:0 where the runtime has it"
+_TABLE = "of a target or round_to=auto: what 'yolo-prune latency' measured on a board"
 _CRITERION = "what a channel is worth; auto: bn_scale after sparse training, else reconstruction"
 _STEPS = "steps of measuring, choosing and folding on the way to the budget"
-_ROUND_TO = "widths become multiples of this many channels"
+_ROUND_TO = "widths become multiples of this many channels; auto measures what runtime= likes"
 _MIN_WIDTH = "no layer gets narrower than this many channels"
 _MIN_KEEP = "share of its width that every layer keeps, 0 for none; chosen when not given"
 _KEEP_LAYERS = "modules that keep their channels, such as model.0,model.22"
@@ -70,7 +71,16 @@ _SHARED = {
         option, help=_CRITERION, default="auto", group=CUT, choices=("auto", *CRITERIA), prefix=FOREIGN
     ),
     "steps": partial(option, help=_STEPS, default=12, group=CUT, low=1, high=100),
-    "round_to": partial(option, help=_ROUND_TO, default=8, group=CUT, low=1, high=64),
+    "round_to": partial(
+        option,
+        help=_ROUND_TO,
+        default=8,
+        group=CUT,
+        low=1,
+        high=64,
+        words=(AUTO,),
+        read=read_round_to,
+    ),
     "min_width": partial(option, help=_MIN_WIDTH, default=8, group=CUT, low=1),
     "min_keep": partial(option, help=_MIN_KEEP, default=None, group=CUT, low=0, high=1),
     "keep_layers": partial(option, help=_KEEP_LAYERS, default=(), group=CUT),

@@ -223,6 +223,8 @@ def coerce_(config: object) -> None:
 
 def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     low, high, multiple = limits["low"], limits["high"], limits["multiple"]
+    if value in limits["words"]:
+        return
     named = limits["prefix"] is not None and str(value).startswith(limits["prefix"])
     if limits["choices"] and value not in limits["choices"] and not named:
         listed = ", ".join(_shown(choice) for choice in limits["choices"])

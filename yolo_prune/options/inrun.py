@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from yolo_prune.criteria import LABELLED, MEASURED
 from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.errors import ConfigError
-from yolo_prune.options.common import RECOVERY, SPARSE, TRAINING, WHEN, shared
+from yolo_prune.options.common import MEASURING, RECOVERY, SPARSE, TRAINING, WHEN, shared
 from yolo_prune.options.fields import check_keys, coerce_, option, renamed
+from yolo_prune.options.places import check_place, has_place
 
 _MOMENTS = ("late", "auto")
+_KINDS = (*BUDGETS, *TARGETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,17 @@ class InRunSettings:
     keep_macs: float | None = shared("keep_macs")
     gmacs: float | None = shared("gmacs")
     keep_params: float | None = shared("keep_params")
+    target_speedup: float | None = shared("target_speedup")
+    target_latency_ms: float | None = shared("target_latency_ms")
+    target_fps: float | None = shared("target_fps")
+    runtime: str | None = shared("runtime")
+    target_device: str = shared("target_device")
+    target_threads: int | None = shared(
+        "threads",
+        help="of a target or round_to=auto: CPU threads of the runtime; all when not given",
+        group=MEASURING,
+    )
+    latency: str | None = shared("latency")
     prune_at: float | str = option(
         "late (0.7; the first of several cuts 0.4), a share, epochs, or auto (the scales have separated)",
         "late",
@@ -46,7 +59,7 @@ class InRunSettings:
         "steps",
         help="steps of measuring, choosing and folding on the way to the budget, in all cuts together",
     )
-    round_to: int = shared("round_to")
+    round_to: int | str = shared("round_to")
     min_width: int = shared("min_width")
     min_keep: float | None = shared("min_keep")
     keep_layers: tuple[str, ...] = shared("keep_layers")
@@ -79,14 +92,20 @@ class InRunSettings:
             raise ConfigError(f"sparsify must be auto, off or a number, got '{self.sparsify}'.")
         if isinstance(self.sparsify, float) and self.sparsify < 0:
             raise ConfigError(f"sparsify must be at least 0, got {self.sparsify:g}.")
-        given = [key for key in BUDGETS if getattr(self, key) is not None]
+        given = [key for key in _KINDS if getattr(self, key) is not None]
         if len(given) > 1:
-            raise ConfigError(f"give exactly one budget of {', '.join(BUDGETS)}; got {' and '.join(given)}.")
+            raise ConfigError(f"give exactly one budget of {', '.join(_KINDS)}; got {' and '.join(given)}.")
+        check_place(self, given[0] if given else None)
+        if self.target_threads is not None and (self.latency is not None or not has_place(self)):
+            raise ConfigError(
+                "target_threads are those of the runtime that a target, or round_to=auto, is measured on, and none "
+                "is: leave it out."
+            )
 
     @property
     def budget(self) -> tuple[str, float] | None:
         """The budget's name and value, None when there is none."""
-        found = [(key, getattr(self, key)) for key in BUDGETS if getattr(self, key) is not None]
+        found = [(key, getattr(self, key)) for key in _KINDS if getattr(self, key) is not None]
         return found[0] if found else None
 
     @property
@@ -108,34 +127,29 @@ def make_settings(options: Mapping[str, Any]) -> InRunSettings:
     Raises:
         ConfigError: A key is unknown, a value is wrong, or there is no budget.
     """
-    refuse_targets(options)
     check_keys(options, InRunSettings, "")
     settings = InRunSettings(**options)
     if settings.budget is None:
-        raise ConfigError(f"give exactly one budget of {', '.join(BUDGETS)}; got none.")
+        raise ConfigError(f"give exactly one budget of {', '.join(_KINDS)}; got none.")
     return settings
 
 
-IN_TRAINING = (
-    f"a training is cut to what can be counted ({', '.join(BUDGETS)}). Cut to a time with 'yolo-prune prune', and "
-    "train what it wrote with 'yolo-prune train model=.../weights/pruned.pt'."
-)
-IN_SWEEP = "a sweep tries shares of the MACs (keep_macs=). Cut to a time with 'yolo-prune prune'."
-
-
-def refuse_targets(keys: Iterable[str], why: str = IN_TRAINING) -> None:
-    """Refuse budgets of time where nothing aims at them.
+def refuse_places(settings: InRunSettings, timekeeper: object = None) -> None:
+    """Refuse what has to be asked of a runtime, where nothing can ask it.
 
     Args:
-        keys: What is given.
-        why: The sentence behind the key.
+        settings: What was asked for.
+        timekeeper: What can.
 
     Raises:
-        ConfigError: One of the keys is such a budget.
+        ConfigError: The budget is one of time, or the runtime shall choose the widths.
     """
-    for key in keys:
-        if key in TARGETS:
-            raise ConfigError(f"{key}: {why}")
+    if timekeeper is None and has_place(settings):
+        kind = next((key for key in TARGETS if getattr(settings, key) is not None), "round_to=auto")
+        raise ConfigError(
+            f"{kind}: the models of a loop of your own are in no file that a runtime could be timed on. Give one of "
+            f"{', '.join(BUDGETS)} and a number as round_to=."
+        )
 
 
 def stored_settings(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from yolo_prune.options.common import (
 )
 from yolo_prune.options.fields import coerce_, option
 from yolo_prune.options.inrun import InRunSettings
+from yolo_prune.options.places import AUTO, check_place
 from yolo_prune.runtimes import RUNTIMES
 
 
@@ -44,7 +45,7 @@ class PruneConfig:
     imgsz: ImageSize | None = shared("imgsz")
     device: str | None = shared("device")
     seed: int = shared("seed")
-    round_to: int = shared("round_to")
+    round_to: int | str = shared("round_to")
     min_width: int = shared("min_width")
     min_keep: float | None = shared("min_keep")
     criterion: str = shared("criterion")
@@ -104,22 +105,8 @@ class PruneConfig:
         if len(given) != 1:
             found = f"got {' and '.join(given)}" if given else "got none"
             raise ConfigError(f"give exactly one budget of {', '.join(kinds)}; {found}.")
-        self._check_place(given[0])
+        check_place(self, given[0], "runtimes= are those that are measured.")
         _refuse_training_options(self)
-
-    def _check_place(self, budget: str) -> None:
-        """Refuse where a target is met without a target, and two such places."""
-        places = {"runtime": self.runtime, "target_device": self.target_device, "latency": self.latency}
-        asked = [f"{key}={value}" for key, value in places.items() if value not in (None, "cpu")]
-        if asked and budget in TARGETS and self.latency is not None and len(asked) > 1:
-            raise ConfigError(
-                f"{' and '.join(asked)}: the table says what it was measured on. Leave the others out."
-            )
-        if asked and budget not in TARGETS:
-            raise ConfigError(
-                f"{asked[0]} is where a target is met, and {budget} is none: give one of {', '.join(TARGETS)}, or "
-                "leave it out. runtimes= are those that are measured."
-            )
 
 
 def _refuse_training_options(config: PruneConfig | SweepConfig) -> None:
@@ -169,6 +156,12 @@ class TrainConfig(InRunSettings):
     train_args: Mapping[str, Any] = field(default_factory=dict)
 
 
+_SHARES = (0.8, 0.65, 0.5, 0.35)
+_TIMES_AS_FAST = "how many times as fast on runtime=, one or more, beside keep_macs= or instead"
+_MILLISECONDS = "milliseconds that an image may take on runtime=, one or more"
+_PER_SECOND = "images per second on runtime=, one or more"
+
+
 @dataclass(frozen=True)
 class SweepConfig:
     """Options of ``sweep``: many budgets and criteria, the front of accuracy and speed, and the choice."""
@@ -177,8 +170,16 @@ class SweepConfig:
     data: str = shared("data")
     weights: str | None = shared("weights")
     keep_macs: tuple[float, ...] = option(
-        "fractions of the MACs that stay", (0.8, 0.65, 0.5, 0.35), group=BUDGET, low=0.01, high=1
+        "fractions of the MACs that stay; 0.8,0.65,0.5,0.35 when nothing is given",
+        (),
+        group=BUDGET,
+        low=0.01,
+        high=1,
     )
+    target_speedup: tuple[float, ...] = shared("target_speedup", help=_TIMES_AS_FAST, default=())
+    target_latency_ms: tuple[float, ...] = shared("target_latency_ms", help=_MILLISECONDS, default=())
+    target_fps: tuple[float, ...] = shared("target_fps", help=_PER_SECOND, default=())
+    target_device: str = shared("target_device")
     criterion: tuple[str, ...] = shared(
         "criterion",
         help="what a channel is worth, one or more; auto: bn_scale after sparse training, else reconstruction",
@@ -188,7 +189,7 @@ class SweepConfig:
     imgsz: ImageSize | None = shared("imgsz")
     batch: int = shared("batch")
     steps: int = shared("steps", was="rounds")
-    round_to: int = shared("round_to")
+    round_to: int | str = shared("round_to")
     min_width: int = shared("min_width")
     min_keep: float | None = shared("min_keep")
     recover_seconds: float = shared("recover_seconds")
@@ -202,7 +203,12 @@ class SweepConfig:
         low=0,
         high=1,
     )
-    runtime: str = option("runtime whose FPS count", "onnxruntime", group=MEASURING, choices=tuple(RUNTIMES))
+    runtime: str = option(
+        "runtime whose FPS count, and that targets are met on",
+        "onnxruntime",
+        group=MEASURING,
+        choices=tuple(RUNTIMES),
+    )
     threads: int | None = shared("threads")
     engine: str = option(
         "where trials run: in this process, or side by side on a Ray cluster",
@@ -229,9 +235,26 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         coerce_(self)
-        if not self.keep_macs or not self.criterion:
-            raise ConfigError("a sweep needs at least one keep_macs and one criterion.")
+        if not any(getattr(self, key) for key in ("keep_macs", *TARGETS)):
+            object.__setattr__(self, "keep_macs", _SHARES)
+        if not self.criterion:
+            raise ConfigError("a sweep needs at least one criterion.")
+        if self.target_device != "cpu" and not self.asks_runtime:
+            raise ConfigError(
+                f"target_device={self.target_device} is where targets are met, and there is none: give one of "
+                f"{', '.join(TARGETS)}, or leave it out."
+            )
         _refuse_training_options(self)
+
+    @property
+    def budgets(self) -> list[tuple[str, float]]:
+        """Names and values of what is tried."""
+        return [(key, value) for key in ("keep_macs", *TARGETS) for value in getattr(self, key)]
+
+    @property
+    def asks_runtime(self) -> bool:
+        """Whether some trial is about what its runtime says."""
+        return self.round_to == AUTO or any(getattr(self, key) for key in TARGETS)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ that was measured is as fast as was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -64,6 +64,35 @@ class Reached:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {**asdict(self), "looks": [list(look) for look in self.looks]}
+
+
+def how_it_was_met(
+    reached: Reached | None, *, target_ms: float, parent_ms: float, predicted_ms: float
+) -> dict[str, Any]:
+    """Return what a plan keeps of a budget of time: how closely it was met, else what is predicted."""
+    if reached is not None:
+        return {**reached.to_dict(), "speedup": reached.speedup}
+    asked = {"target_ms": target_ms, "parent_ms": parent_ms, "predicted_ms": predicted_ms}
+    return {**asked, "measured": None, "speedup": None}
+
+
+def target_sentence(met: Mapping[str, Any] | None) -> str | None:
+    """Say how a budget of time was met, None of another budget."""
+    if met is None:
+        return None
+    measured = met["measured"]
+    if measured is None:
+        return (
+            f"target {met['target_ms']:.4g} ms an image on {met['runtime']}, {met['device_name']}, {met['threads']} "
+            f"threads, by the table {met['table']} (the parent took {met['parent_ms']:.4g}); predicted "
+            f"{met['predicted_ms']:.4g}, not measured"
+        )
+    threads = f"{met['threads']} thread{'s' * (met['threads'] != 1)}"
+    return (
+        f"target {met['target_ms']:.4g} ms an image on {met['runtime']}, {met['device']}, {threads} (the parent took "
+        f"{met['parent_ms']:.4g}); predicted {met['predicted_ms']:.4g}, reached {measured['ms']:.4g} "
+        f"[{measured['low']:.4g}, {measured['high']:.4g}], {met['speedup']:.2f} times as fast"
+    )
 
 
 @dataclass

@@ -74,6 +74,7 @@ def cut_in_steps(
     validate: Callable[[nn.Module], float] | None = None,
     lineage: Lineage | None = None,
     measure: Callable[[nn.Module, PrunePlan], Timed] | None = None,
+    whole: float | None = None,
 ) -> CutResult:
     """Cut a copy of ``parent`` to a budget.
 
@@ -89,6 +90,7 @@ def cut_in_steps(
         lineage: Cuts that led to ``parent``, where floors are shares of widths before them; None: there are none.
         measure: Times a cut model, whose plan it gets too, for a budget of time: half way, and at the end until it is
             met. None: what is predicted counts.
+        whole: What the model before all cuts took, of which the prediction is right; None: that is ``parent``.
 
     Returns:
         The cut copy, its plan and the steps.
@@ -111,7 +113,7 @@ def cut_in_steps(
         judge = validate or fidelity_to(parent, calibration)
         begin = Cut(*_drop_blocks(parent, budget.absolute(parent.cost), recipe, calibration, judge))
     timing = measure and partial(_time, measure)
-    aim = Aim[Cut](full, limit, timing, lambda cut: cut.traced.amount(budget))
+    aim = Aim[Cut](whole or full, limit, timing, lambda cut: cut.traced.amount(budget))
     advance = Advance(budget, recipe, calibration, lineage, aim, next(parent.module.parameters()).device)
     way, steps = [begin], list[Step]()
     start = aim.amount(begin)

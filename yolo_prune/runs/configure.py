@@ -11,8 +11,7 @@ from yolo_prune.adapters.hosts import hosts
 from yolo_prune.cut.budget import BUDGETS, TARGETS
 from yolo_prune.options.fields import REST, config_from, parse_overrides
 from yolo_prune.options.host_keys import HostKeys
-from yolo_prune.options.inrun import IN_SWEEP, refuse_targets
-from yolo_prune.options.runs import SweepConfig, TrainConfig
+from yolo_prune.options.runs import TrainConfig
 
 _Config = TypeVar("_Config")
 
@@ -38,10 +37,6 @@ def make_config(kind: type[_Config], overrides: Mapping[str, Any] | Sequence[str
         {'mosaic': 0}
     """
     values = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    if kind is TrainConfig:
-        refuse_targets(values)
-    if kind is SweepConfig:
-        refuse_targets(values, IN_SWEEP)
     host = host_keys()
     ignored = host.ignored if kind is TrainConfig else ()
     return config_from(

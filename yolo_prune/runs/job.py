@@ -9,9 +9,12 @@ from torch import nn
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.host import Host
 from yolo_prune.adapters.stored import LoadedModel
+from yolo_prune.cost.granularity import Granularity
 from yolo_prune.cut.proven import Traced
+from yolo_prune.cut.widths import Widths
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.options import PruneConfig
+from yolo_prune.runs.latency import Place
 from yolo_prune.runs.workspace import Workspace
 
 
@@ -28,6 +31,9 @@ class PruneJob:
         space: The run folder.
         device: Where it trains and evaluates.
         imgsz: Size of the input in pixels.
+        widths: Which widths are allowed.
+        place: Where models must be fast, None where nothing asks for that.
+        granularity: Which widths the runtime there likes, where that was asked.
     """
 
     config: PruneConfig
@@ -38,6 +44,9 @@ class PruneJob:
     space: Workspace
     device: str
     imgsz: ImageSize
+    widths: Widths
+    place: Place | None = None
+    granularity: Granularity | None = None
 
     def with_parent(self, module: nn.Module) -> PruneJob:
         """Return the job with other weights in the same network as the parent."""

@@ -22,16 +22,17 @@ from yolo_prune.files import write_text
 from yolo_prune.graph.randomness import seed_generators, untouched_randomness
 from yolo_prune.imgsz import plain_size
 from yolo_prune.options import PruneConfig, to_yaml
+from yolo_prune.options.places import AUTO, has_place, has_target
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.run_log import keep_log_in, logged_run
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.job import PruneJob
-from yolo_prune.runs.latency import with_times
+from yolo_prune.runs.latency import Place, ask_runtime, deployment_of
 from yolo_prune.runs.measure import Evaluated, measure_run
 from yolo_prune.runs.measure.speed import BENCH_IMAGES
 from yolo_prune.runs.outline import announced
-from yolo_prune.runs.preflight import check_budget, free_on_resume, has_target, size_of
+from yolo_prune.runs.preflight import check_budget, free_on_resume, size_of, widths_of
 from yolo_prune.runs.recovery import cut_and_recover, save_checkpoint
 from yolo_prune.runs.resume import ARGS_FILE, check_resumed
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
@@ -107,9 +108,15 @@ def _checked_and_run(config: PruneConfig, host: Host) -> PruneResult:
     task.check_training_images()  # better to know now
     imgsz = size_of(config, loaded, host.stride(loaded.module))
     parent = Traced.of(loaded.module, host.anatomy(loaded.module, imgsz, config.keep_layers))
-    if has_target(config):
-        parent = with_times(config, host, loaded, parent, imgsz, task.image_files(BENCH_IMAGES))
-    check_budget(config, parent.cost, imgsz)
+    place, granularity = None, None
+    if has_place(config):
+        place = Place.of(config, config.threads, trust=config.trust, imports=config.imports)
+        how = deployment_of(host, loaded, imgsz, task.image_files(BENCH_IMAGES), trust=config.trust)
+        wanted = {"target": has_target(config), "auto": config.round_to == AUTO}
+        asked, parent = ask_runtime(place, how, parent, **wanted)
+        granularity = asked.granularity
+    widths = widths_of(config, granularity)
+    check_budget(config, parent.cost, imgsz, widths)
     space = open_workspace(
         config.project, config.name, "prune", exist_ok=config.exist_ok, resume=config.resume
     )
@@ -120,7 +127,8 @@ def _checked_and_run(config: PruneConfig, host: Host) -> PruneResult:
             _make_room(space, loaded.path)
         keep_log_in(space.root)
         with untouched_randomness():
-            return _run(PruneJob(config, host, loaded, parent, task, space, device, imgsz))
+            where = (space, device, imgsz, widths, place, granularity)
+            return _run(PruneJob(config, host, loaded, parent, task, *where))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"{space.root} keeps what was finished; resume=true name={space.root.name} goes on"

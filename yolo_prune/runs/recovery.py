@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.heads import measured_at_heads
 from yolo_prune.criteria.memory import sized_for_memory
 from yolo_prune.cut.record import PrunePlan
-from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import plain_size
+from yolo_prune.options.places import has_target, measures
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.aim import how_it_was_met
 from yolo_prune.recover.one_step import Recipe
 from yolo_prune.recover.stages import Stages, recover_by_imitation, recover_by_stages, score_of_kept
 from yolo_prune.recover.steps import CutResult, cut_in_steps
 from yolo_prune.runs.job import PruneJob
-from yolo_prune.runs.latency import record_of, stopwatch
-from yolo_prune.runs.preflight import budget_of, choose_criterion, has_target, measures
+from yolo_prune.runs.latency import Measure, deployment_of, stopwatch
+from yolo_prune.runs.measure.speed import BENCH_IMAGES
+from yolo_prune.runs.preflight import budget_of, choose_criterion
 
 _Score = Callable[[nn.Module], float]
 _IMITATION = "imitation"
@@ -96,7 +98,7 @@ def _cut(job: PruneJob, score: _Score) -> tuple[CutResult, Stages]:
     recipe = Recipe(
         criterion=choose_criterion(config, job.loaded),
         steps=config.steps,
-        widths=Widths(config.round_to, config.min_width, config.min_keep),
+        widths=job.widths,
         fold=config.fold,
         seed=config.seed,
         depth=config.depth,
@@ -104,12 +106,11 @@ def _cut(job: PruneJob, score: _Score) -> tuple[CutResult, Stages]:
     calibration = _calibration(job, config.calibration_images)
     with (
         space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"),
-        stopwatch(job, job.parent.amount(budget)) if measures(config) else nullcontext() as measure,
+        _watch(job) as measure,
     ):
         cut = cut_in_steps(job.parent, budget, recipe, calibration, validate=score, measure=measure)
-    if has_target(config):
-        settings = {**cut.plan.settings, "latency": record_of(config, job.parent, cut)}
-        cut = replace(cut, plan=replace(cut.plan, settings=settings))
+    settings = {**cut.plan.settings, **_runtime_settings(job, cut)}
+    cut = replace(cut, plan=replace(cut.plan, settings=settings))
     with space.stage("recover", "recovering without training"):
         module, stages = recover_by_stages(
             job.parent, cut, calibration, score, recalibrate=config.recalibrate_bn, folded=config.fold
@@ -117,6 +118,34 @@ def _cut(job: PruneJob, score: _Score) -> tuple[CutResult, Stages]:
     cut = replace(cut, module=module)
     _keep(job, cut, stages)
     return cut, stages
+
+
+@contextmanager
+def _watch(job: PruneJob) -> Iterator[Measure | None]:
+    """Yield what times the models of a run on the way to a target, None where nothing is timed."""
+    config, place = job.config, job.place
+    if place is None or not measures(config):
+        yield None
+        return
+    images = job.task.image_files(BENCH_IMAGES)
+    how = deployment_of(job.host, job.loaded, job.imgsz, images, trust=config.trust)
+    whole_ms = job.parent.amount(budget_of(config))
+    with stopwatch(place, how, job.space.weights / "parent.pt", whole_ms) as measure:
+        yield measure
+
+
+def _runtime_settings(job: PruneJob, cut: CutResult) -> dict[str, Any]:
+    """Return what a plan keeps of the runtime that it was made for: how a target was met, which widths it likes."""
+    found: dict[str, Any] = {}
+    if job.place is not None and has_target(job.config):
+        budget = budget_of(job.config)
+        whole_ms, limit_ms = job.parent.amount(budget), budget.limit(job.parent.cost)
+        predicted_ms = whole_ms * cut.steps[-1].kept if cut.steps else whole_ms
+        met = how_it_was_met(cut.reached, target_ms=limit_ms, parent_ms=whole_ms, predicted_ms=predicted_ms)
+        found["latency"] = {**job.place.where, **met}
+    if job.granularity is not None:
+        found["granularity"] = job.granularity.to_dict()
+    return found
 
 
 def _imitate(job: PruneJob, cut: CutResult, stages: Stages, score: _Score) -> tuple[CutResult, Stages]:

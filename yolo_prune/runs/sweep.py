@@ -11,10 +11,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.files import write_text
-from yolo_prune.options import PruneConfig, SweepConfig, to_yaml
+from yolo_prune.options import TARGETS, PruneConfig, SweepConfig, to_yaml
+from yolo_prune.options.places import AUTO, has_target
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import RunReport, report_from_json
 from yolo_prune.report.intervals import accuracy_interval
@@ -36,6 +39,12 @@ from yolo_prune.runs.trials import SweepResult, Trial, write_sweep
 from yolo_prune.runs.workspace import open_workspace
 from yolo_prune.words import counted
 
+_NAMES = {
+    "keep_macs": "{:g}",
+    "target_speedup": "{:g}x",
+    "target_latency_ms": "{:g}ms",
+    "target_fps": "{:g}fps",
+}
 _FREE = FREE_ON_RESUME - {"threads", "bench", "runtimes"}  # speeds of trials are compared with each other
 
 
@@ -104,24 +113,26 @@ def trials_of(config: SweepConfig, folder: Path) -> list[PruneConfig]:
         *("round_to", "min_width", "min_keep", "recover_seconds"),
     )
     shared = {key: getattr(config, key) for key in keys}
+    where: dict[str, Any] = {"runtime": config.runtime, "target_device": config.target_device}
     runtimes = ("torch",) if config.runtime == "torch" else ("torch", config.runtime)
     trials = []
     for criterion in config.criterion:
-        for keep in config.keep_macs:
-            name = f"{criterion}_{keep:g}"
-            started = (folder / name).is_dir()
+        for kind, value in config.budgets:
+            name = f"{criterion}_{_NAMES[kind].format(value)}"
+            own: dict[str, Any] = {kind: value, "criterion": criterion}
+            if config.round_to == AUTO or kind in TARGETS:
+                own |= where
             trials.append(
                 PruneConfig(
                     **shared,
-                    keep_macs=keep,
-                    criterion=criterion,
+                    **own,
                     runtimes=runtimes,
                     threads=config.threads,
                     trust=config.trust,
                     imports=config.imports,
                     project=str(folder),
                     name=name,
-                    resume=config.resume and started,
+                    resume=config.resume and (folder / name).is_dir(),
                     exist_ok=config.exist_ok,
                     train_args=config.train_args,
                 )
@@ -155,7 +166,7 @@ def _run_all(plans: Sequence[PruneConfig], config: SweepConfig) -> list[str]:
 def _read(plan: PruneConfig, error: str, runtime: str) -> tuple[Trial, RunReport | None]:
     """Read a trial's outcome from its folder."""
     folder = Path(plan.project, plan.name or "")
-    trial = Trial(folder.name, plan.keep_macs or 1.0, plan.criterion, error=error)
+    trial = Trial(folder.name, plan.keep_macs, plan.criterion, error=error)
     if error or not (folder / "report.json").is_file():
         return replace(trial, error=error or "it left no report"), None
     report = report_from_json(folder)
@@ -179,9 +190,17 @@ def _read(plan: PruneConfig, error: str, runtime: str) -> tuple[Trial, RunReport
             change_low=change.low if change else None,
             change_high=change.high if change else None,
             speedup=gain.ratio if gain else None,
+            **(_times(folder) if has_target(plan) else {}),
         ),
         report,
     )
+
+
+def _times(folder: Path) -> dict[str, Any]:
+    """Return how a trial met its target, from its plan."""
+    met = PrunePlan.from_json((folder / "plan.json").read_text(encoding="utf-8")).settings["latency"]
+    asked = {key: met[key] for key in ("target_ms", "parent_ms", "predicted_ms")}
+    return {**asked, "reached_ms": (met["measured"] or {}).get("ms")}
 
 
 def _parent(reports: Sequence[RunReport], config: SweepConfig) -> Trial:

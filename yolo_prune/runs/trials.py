@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from yolo_prune.files import replacing, write_text
 from yolo_prune.report.intervals import PERCENT
@@ -19,7 +21,7 @@ class Trial:
 
     Attributes:
         name: Folder of the trial in the sweep's.
-        keep_macs: Budget asked for; 1 for the parent.
+        keep_macs: Share of the MACs asked for; 1 for the parent, None where a time was.
         criterion: What a channel was worth.
         best: Checkpoint to use, empty after an error.
         kept_macs: What was kept, fraction of the parent's MACs.
@@ -33,10 +35,14 @@ class Trial:
         speedup: FPS over the parent's on the sweep's runtime, None where nothing was timed.
         fps: Images per second, comparable within the sweep.
         error: Why there is no model.
+        target_ms: Time of an image that was asked for, None where none was.
+        parent_ms: What the parent took when the trial began.
+        predicted_ms: What was predicted of the model at the end.
+        reached_ms: What was measured of it, in turns with the parent, None where nothing was.
     """
 
     name: str
-    keep_macs: float
+    keep_macs: float | None
     criterion: str
     best: str = ""
     kept_macs: float | None = None
@@ -50,6 +56,10 @@ class Trial:
     speedup: float | None = None
     fps: float | None = None
     error: str = ""
+    target_ms: float | None = None
+    parent_ms: float | None = None
+    predicted_ms: float | None = None
+    reached_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,14 +82,19 @@ class SweepResult:
 
 
 def render_sweep(result: SweepResult) -> str:
-    """Return the trials as a Markdown table; the front is marked with *, the choice with >."""
+    """Return the trials as a Markdown table; the front is marked with *, the choice with >.
+
+    Where a time was asked for, the last columns are what was asked for, predicted and reached in the trial itself.
+    """
     change = f"change, {PERCENT}"
-    titles = ("", "model", "MACs kept", "GMACs", "parameters (M)", result.metric, change, "speed-up", "FPS")
+    titles = ["", "model", "MACs kept", "GMACs", "parameters (M)", result.metric, change, "speed-up", "FPS"]
+    timed = any(trial.target_ms is not None for trial in result.trials)
+    titles += ["target (ms)", "predicted (ms)", "reached (ms)"] if timed else []
     lines = [table_row(titles), f"{'|---' * len(titles)}|"]
     for trial in result.trials:
         mark = (">" if trial.name == result.chosen else "") + ("*" if trial.name in result.front else "")
         if trial.error:
-            lines.append(table_row(["", trial.name, trial.error, *[""] * 6]))
+            lines.append(table_row(["", trial.name, trial.error, *[""] * (len(titles) - 3)]))
             continue
         values = (trial.kept_macs, trial.gmacs, trial.params_m, trial.ap, trial.speedup, trial.fps)
         cells = [
@@ -87,8 +102,17 @@ def render_sweep(result: SweepResult) -> str:
             for value, form in zip(values, (".3f", ".3g", ".3g", ".4f", ".2f", ".1f"), strict=True)
         ]
         cells.insert(4, _change(trial))
+        cells += _times(trial) if timed else []
         lines.append(table_row([mark, trial.name, *cells]))
     return "\n".join(lines)
+
+
+def _times(trial: Trial) -> list[str]:
+    """Return what was asked for, predicted and reached, with how many times as fast as the parent that is."""
+    if trial.target_ms is None or trial.parent_ms is None:
+        return ["", "", ""]
+    times = (trial.target_ms, trial.predicted_ms, trial.reached_ms)
+    return ["not measured" if ms is None else f"{ms:.1f} ({trial.parent_ms / ms:.2f}x)" for ms in times]
 
 
 def _change(trial: Trial) -> str:
@@ -101,6 +125,19 @@ def _change(trial: Trial) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "not measured" if value is None else format(value, form)
+
+
+def _draw_targets(axes: Any, trials: Sequence[Trial]) -> None:
+    """Draw the speeds that were asked for and predicted, on the line of the accuracy that was reached."""
+    parent_fps = trials[0].fps or 0.0
+    for mark, title, key in (("|", "asked for", "target_ms"), ("4", "predicted", "predicted_ms")):
+        points = [
+            (parent_fps * trial.parent_ms / getattr(trial, key), trial.ap)
+            for trial in trials
+            if trial.parent_ms and getattr(trial, key)
+        ]
+        axes.plot(*zip(*points, strict=True), mark, color="C2", markersize=11, label=title)
+    axes.legend(fontsize=8, loc="lower left")
 
 
 def write_sweep(result: SweepResult) -> None:
@@ -141,6 +178,8 @@ def _draw(result: SweepResult) -> None:
             axes.plot([x, x], bounds[name], "-", color="0.8", zorder=0)
         axes.plot(x, y, "o" if name in result.front else "x", color="C1" if name == result.chosen else "C0")
         axes.annotate(name, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+    if timed and any(trial.target_ms for trial in measured):
+        _draw_targets(axes, measured)
     axes.set_xlabel("FPS (images per second)" if timed else "GMACs")
     axes.set_ylabel(result.metric)
     axes.margins(x=0.15, y=0.1)  # the names stand right of the points

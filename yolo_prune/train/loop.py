@@ -11,6 +11,7 @@ from torch import nn
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.train.timing import Timekeeper
 
 
 class TrainingLoop(Protocol):
@@ -51,6 +52,10 @@ class TrainingLoop(Protocol):
     @property
     def is_first(self) -> bool:
         """Whether this process writes files: the only one, or the first of a distributed training."""
+
+    @property
+    def timekeeper(self) -> Timekeeper | None:
+        """What times its models on a runtime; None where no runtime can be handed any."""
 
     def rate_factor(self, epoch: int) -> float:
         """Return what the schedule makes of the initial rates in an epoch."""

@@ -26,6 +26,7 @@ from yolo_prune.recover.imitate import imitate_
 from yolo_prune.recover.one_step import Recipe
 from yolo_prune.recover.steps import cut_in_steps
 from yolo_prune.train.state import RunState
+from yolo_prune.train.timing import Target
 
 _Value = TypeVar("_Value")
 
@@ -44,14 +45,15 @@ class Recovered:
 
 
 def share_of_parent(settings: InRunSettings, state: RunState) -> float:
-    """Return what the budget leaves of the model that the run began with, as a share of its MACs or parameters."""
-    kind, value = settings.budget or ("keep_macs", 1.0)
-    return value / state.gmacs if kind == "gmacs" else value
+    """Return what the budget leaves of the model that the run began with, as a share of what it counts."""
+    budget = Budget(*(settings.budget or ("keep_macs", 1.0)))
+    whole = state.wholes[budget.gradient]
+    return budget.limit_of(whole) / whole
 
 
 def allowed_widths(settings: InRunSettings, state: RunState) -> tuple[Widths, Lineage | None]:
     """Return which widths are allowed, and after a cut how wide layers were when the run began."""
-    widths = Widths(settings.round_to, settings.min_width, settings.min_keep)
+    widths = Widths(int(state.round_to or settings.round_to), settings.min_width, settings.min_keep)
     lineage = Lineage(state.widths, PrunePlan.from_json(state.plan)) if state.plan and state.widths else None
     return widths.for_budget(share_of_parent(settings, state)), lineage
 
@@ -64,8 +66,9 @@ def recover(
     criterion: str,
     calibration: Calibration,
     *,
-    widths: Widths | None = None,
+    widths: Widths,
     lineage: Lineage | None = None,
+    target: Target | None = None,
 ) -> Recovered:
     """Cut a copy of the parent to a budget, fold, and let it imitate the parent.
 
@@ -76,8 +79,9 @@ def recover(
         settings: How.
         criterion: What a channel is worth, no longer "auto".
         calibration: What it is measured on; its seed is the cut's.
-        widths: Allowed widths; None: those of the settings.
+        widths: Allowed widths.
         lineage: Earlier cuts of the run; None: there are none.
+        target: A budget of time, and what measures it.
 
     Raises:
         BudgetError: The budget cannot be met.
@@ -86,7 +90,7 @@ def recover(
     recipe = Recipe(
         criterion=criterion,
         steps=max(settings.steps // settings.cuts, 1),
-        widths=widths or Widths(settings.round_to, settings.min_width, settings.min_keep),
+        widths=widths,
         fold=settings.fold,
         seed=calibration.seed,
     )
@@ -94,8 +98,11 @@ def recover(
     traced = Traced.of(parent, anatomy)
     graph = traced.cost.graph
     calibration = sized_for_memory(measured_at_heads(parent, graph, calibration), parent, graph)
-    cut = cut_in_steps(traced, budget, recipe, calibration, lineage=lineage)
+    measure, whole = (target.measure, target.whole_ms) if target else (None, None)
+    cut = cut_in_steps(traced, budget, recipe, calibration, lineage=lineage, measure=measure, whole=whole)
     plan = cut.plan
+    if target is not None:
+        plan = replace(plan, settings={**plan.settings, "latency": target.met_by(cut, traced)})
     if settings.imitation_steps and cut.steps:
         result = imitate_(cut.module, parent, calibration, steps=settings.imitation_steps)
         plan = replace(plan, settings={**plan.settings, "imitation": result.to_dict()})

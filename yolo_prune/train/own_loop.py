@@ -21,6 +21,7 @@ from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.train.imitate import HeadTeacher, OutputTeacher
 from yolo_prune.train.midcut import is_distributed
+from yolo_prune.train.timing import Timekeeper
 from yolo_prune.train.wrappers import average_inside, renew_wrappers_, restart_average_, unwrapped
 
 
@@ -45,6 +46,7 @@ class OwnLoop:
         teacher: The uncut network.
         labels: Says of batches what is in each of their images.
         last: What the last layer of each of its heads makes; None as long as nobody asked.
+        timekeeper: Times its models on a runtime, None where nothing can.
     """
 
     wrapped: nn.Module
@@ -63,6 +65,7 @@ class OwnLoop:
     teacher: OutputTeacher | None = None
     labels: ReadLabels | None = None
     last: HeadForward | None = None
+    timekeeper: Timekeeper | None = None
 
     @property
     def model(self) -> nn.Module:

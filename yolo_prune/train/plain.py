@@ -32,13 +32,14 @@ from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import OutputSelector
-from yolo_prune.options.inrun import make_settings, same_settings, settings_for
+from yolo_prune.options.inrun import make_settings, refuse_places, same_settings, settings_for
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.imitate import Lesson
 from yolo_prune.train.lowered import LoweredRates
 from yolo_prune.train.own_loop import OwnLoop
 from yolo_prune.train.session import Session
 from yolo_prune.train.state import RunState
+from yolo_prune.train.timing import Timekeeper
 from yolo_prune.train.wrappers import unwrapped
 
 _VERSION = 1
@@ -84,6 +85,7 @@ class PruningSession:
         operators: Mapping[str, Operator] | None = None,
         select_outputs: OutputSelector | None = None,
         seed: int = 0,
+        timekeeper: Timekeeper | None = None,
         **options: Any,
     ) -> None:
         """Check everything that can be checked now; nothing is changed before :meth:`before_train`.
@@ -108,6 +110,7 @@ class PruningSession:
             operators: As for :func:`yolo_prune.prune_module`.
             select_outputs: As for :func:`yolo_prune.prune_module`.
             seed: Of what is drawn at random.
+            timekeeper: Times models for a budget of time and ``round_to=auto``; None: these are refused.
             **options: Fields of :class:`yolo_prune.options.inrun.InRunSettings`: a budget, ``prune_at``, ``cuts``, ...
 
         Raises:
@@ -122,6 +125,7 @@ class PruningSession:
         if total < 1:
             raise ConfigError(f"total must be at least 1 epoch, got {total}.")
         settings = settings_for(options, images=are_given(calibration), labels=labels is not None)
+        refuse_places(settings, timekeeper)
         if isinstance(calibration, Iterator):  # it can be read once: now, and the cut is later
             calibration = gather_batches(calibration, settings.calibration_images)
         checked = calibration_of(network, calibration, 1, forward, projection, seed)
@@ -135,6 +139,7 @@ class PruningSession:
             *(model, optimizers, total, how, calibration, forward, felt, seed, average, settings.distill),
             counted=steps_per_epoch or 0,
             labels=labels,
+            timekeeper=timekeeper,
         )
         self._session = Session(settings, self._loop)
         self._per_epoch, self._iterations = steps_per_epoch, 0

@@ -92,20 +92,16 @@ def cut_is_due(
     return epoch >= _epochs_before(share, epochs)
 
 
-def cut_budget(budget: Budget, full_macs: float, full_params: int, number: int, cuts: int) -> Budget:
+def cut_budget(budget: Budget, whole: float, number: int, cuts: int) -> Budget:
     """Return the absolute budget of one cut: evenly on the way from the whole model to what was asked for.
 
     Args:
         budget: What was asked for, of the model that the run began with.
-        full_macs: Its MACs.
-        full_params: Its parameters.
+        whole: Its MACs, parameters or milliseconds, whatever the budget is of.
         number: Which cut, from 1.
         cuts: Number of cuts.
     """
-    full = float(full_params) if budget.gradient == "params" else full_macs
-    target = budget.value * full if budget.kind.startswith("keep_") else budget.value * 1e9
-    amount = full + (target - full) * number / cuts
-    return Budget.of(budget.gradient, amount)
+    return Budget.of(budget.gradient, whole + (budget.limit_of(whole) - whole) * number / cuts)
 
 
 def what_is_left(settings: InRunSettings, state: RunState) -> InRunSettings:
@@ -121,6 +117,9 @@ def what_is_left(settings: InRunSettings, state: RunState) -> InRunSettings:
     if settings.keep_macs is not None:
         share = min(settings.keep_macs * state.gmacs / state.current_gmacs, _NEARLY_ALL)
         return replace(settings, cuts=cuts, keep_macs=share)
+    if settings.target_speedup is not None and state.ms is not None:
+        left = settings.target_speedup * state.current_ms / state.ms
+        return replace(settings, cuts=cuts, target_speedup=max(left, 1 / _NEARLY_ALL))
     if settings.keep_params is not None:
         share = min(settings.keep_params * state.params / state.current_params, _NEARLY_ALL)
         return replace(settings, cuts=cuts, keep_params=share)

@@ -15,21 +15,26 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from yolo_prune.cost import count_parameters
+from yolo_prune.cost.latency import Latency
 from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.criteria.ranking import check_criterion
 from yolo_prune.cut.budget import Budget, one_budget
-from yolo_prune.cut.plan import check_possible
+from yolo_prune.cut.plan import check_not_met, check_possible
+from yolo_prune.cut.proven import Anatomy, Traced
 from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError
 from yolo_prune.graph.randomness import untouched_randomness
-from yolo_prune.options.inrun import InRunSettings
+from yolo_prune.options.inrun import InRunSettings, refuse_places
+from yolo_prune.options.places import has_place
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.loop import TrainingLoop
 from yolo_prune.train.midcut import (
@@ -44,6 +49,7 @@ from yolo_prune.train.scales import is_separated
 from yolo_prune.train.schedule import cut_budget, cut_is_due, cut_shares
 from yolo_prune.train.sparse import SparsePhase, free_scales
 from yolo_prune.train.state import CutRecord, RunState
+from yolo_prune.train.timing import Target, time_after
 
 _DENSE_SHARE = 0.1
 _FIRST_RATE = 0.1
@@ -75,6 +81,8 @@ class Session:
     def begin(self, state: RunState | None = None, picture: Path | None = None) -> None:
         """Check the budget before hours are spent, and pick up where a resumed training was.
 
+        For a budget of time layers are timed first; a resumed training has the times that it began with.
+
         Args:
             state: Of the training that goes on; None for a new one.
             picture: Where the scales are drawn; None draws none.
@@ -86,18 +94,41 @@ class Session:
         settings, loop = self.settings, self.loop
         check_criterion(settings.criterion)
         with untouched_randomness():
-            cost = loop.anatomy().cost_of(loop.averaged())
-        if state is None:
-            before = Lineage.of(cost.graph).widths if settings.cuts > 1 else {}
-            gmacs = cost.macs(cost.everything) / 1e9
-            state = RunState(gmacs, count_parameters(loop.model), widths=before)
-        self.state = state
+            traced = Traced.of(loop.averaged(), loop.anatomy())
+            is_new = state is None
+            self.state = state = self._first_state(traced) if state is None else state
+            if state.latency:
+                traced = Traced.of(traced.module, self._anatomy())
+        cost = traced.cost
+        if is_new and state.latency:
+            state.ms = cost.amount(cost.counts(cost.everything), "latency")
+            check_not_met(cost, self._asked)
         if not self.is_done:
             widths, lineage = allowed_widths(settings, state)
             wholes = lineage.wholes(cost.graph) if lineage else None
             check_possible(cost, self._budget(settings.cuts), widths, wholes)
         wanted = max(1.0 - share_of_parent(settings, state) ** 0.5, 0.0)
         self.sparse = SparsePhase(settings, state, free_scales(cost), wanted, picture)
+
+    def _first_state(self, traced: Traced) -> RunState:
+        """Return the state of a training that begins now, with what a runtime says of its model where one is asked."""
+        cost = traced.cost
+        before = Lineage.of(cost.graph).widths if self.settings.cuts > 1 else {}
+        gmacs = cost.macs(cost.everything) / 1e9
+        state = RunState(gmacs, count_parameters(self.loop.model), widths=before)
+        keeper = self.loop.timekeeper if has_place(self.settings) else None
+        refuse_places(self.settings, keeper)
+        if keeper is not None:
+            latency, granularity = from_first_process(lambda: keeper.ask(traced))
+            state.latency = latency.to_json() if latency else ""
+            if granularity is not None:
+                state.round_to, state.granularity = granularity.step, granularity.to_dict()
+        return state
+
+    def _anatomy(self) -> Anatomy:
+        """Return how to run the model, with the times of its layers where the budget is one of time."""
+        latency = Latency.from_json(self.state.latency) if self.state.latency else None
+        return replace(self.loop.anatomy(), latency=latency) if latency else self.loop.anatomy()
 
     def begin_epoch(self, around_cut: AbstractContextManager[None] | None = None) -> None:
         """Cut when it is time, and see that the hook of the sparse epochs is where it belongs.
@@ -153,11 +184,15 @@ class Session:
     def _separated(self, module: nn.Module) -> bool:
         return self.state.sparse_epochs > 0 and is_separated(self.sparse.scales(module), self.sparse.wanted)
 
+    @property
+    def _asked(self) -> Budget:
+        """The budget, of the model that the training began with."""
+        return one_budget(**dict([self.settings.budget or ("keep_macs", 1.0)]))
+
     def _budget(self, number: int) -> Budget:
         """Return the absolute budget of the cut with this number."""
-        asked = one_budget(**dict([self.settings.budget or ("keep_macs", 1.0)]))
-        state = self.state
-        return cut_budget(asked, state.gmacs * 1e9, state.params, number, self.settings.cuts)
+        asked = self._asked
+        return cut_budget(asked, self.state.wholes[asked.gradient], number, self.settings.cuts)
 
     def cut(self) -> None:
         """Cut the averaged weights, put them under the training, and tell the loop.
@@ -182,8 +217,10 @@ class Session:
             plan = state.whole_plan(recovered.plan, dict([self.settings.budget or ("keep_macs", 1.0)]))
             params = count_parameters(loop.model)
             used = str(recovered.plan.settings["criterion"])
-            state.cuts.append(CutRecord(loop.epoch, used, plan.gmacs, params))
+            ms = time_after(recovered.plan)
+            state.cuts.append(CutRecord(loop.epoch, used, plan.gmacs, params, ms=ms))
             state.plan = plan.to_json()
+            state.latency = "" if self.is_done else state.latency
             loop.after_cut(plan, parent if number == 1 else None)
         LOGGER.info(
             "cut done in %.0f s: %.2f of the MACs and %.2f of the parameters stay (%s -> %s)",
@@ -198,9 +235,9 @@ class Session:
         """Cut a copy; where layers are dead, so that no reconstruction ranks them, the scales have to do."""
         settings, loop = self.settings, self.loop
         widths, lineage = allowed_widths(settings, self.state)
-        anatomy, budget = loop.anatomy(), self._budget(number)
+        anatomy, budget = self._anatomy(), self._budget(number)
 
-        def attempt(criterion: str) -> Recovered:
+        def attempt(criterion: str, target: Target | None) -> Recovered:
             return recover(
                 parent,
                 anatomy,
@@ -210,15 +247,34 @@ class Session:
                 loop.calibration(settings.calibration_images),  # each attempt draws the same
                 widths=widths,
                 lineage=lineage,
+                target=target,
             )
 
-        try:
-            return attempt(criterion)
-        except BudgetError as error:
-            if settings.criterion != "auto" or criterion != RECONSTRUCTION:
-                raise
-            LOGGER.warning("%s Cutting by the scales instead.", error)
-            return attempt("bn_scale")
+        with self._target(parent, number) as target:
+            try:
+                return attempt(criterion, target)
+            except BudgetError as error:
+                if settings.criterion != "auto" or criterion != RECONSTRUCTION:
+                    raise
+                LOGGER.warning("%s Cutting by the scales instead.", error)
+                return attempt("bn_scale", target)
+
+    @contextmanager
+    def _target(self, parent: nn.Module, number: int) -> Iterator[Target | None]:
+        """Yield the budget of time of a cut, None of another one; models are timed in the last cut alone."""
+        state = self.state
+        keeper = self.loop.timekeeper if state.latency else None
+        if keeper is None or state.ms is None:
+            yield None
+            return
+        target = Target(self._budget(number).value, state.ms, keeper.where)
+        if number == 1:
+            keeper.keep(parent)
+        if number < self.settings.cuts:
+            yield target
+            return
+        with keeper.watch(state.ms, state.plan) as measure:
+            yield replace(target, measure=measure)
 
     def gentle(self, batches: int) -> float | None:
         """Return the factor on the rates of the next batch: rising from a tenth over the first epoch after a cut.

@@ -20,6 +20,7 @@ class CutRecord:
         gmacs: What stayed, in 1e9 MACs.
         params: What stayed, in parameters.
         fitness: Of the model right after it, None where it was not measured.
+        ms: Time of an image after it, measured where it was, else predicted; None without a budget of time.
     """
 
     epoch: int
@@ -27,6 +28,7 @@ class CutRecord:
     gmacs: float
     params: int
     fitness: float | None = None
+    ms: float | None = None
 
 
 @dataclass
@@ -49,6 +51,11 @@ class RunState:
         ramp_steps: Length of lambda's ramp in optimizer steps, None while the sparsifier is off.
         widths: Of the model that the run began with, for the floors of later cuts, see
             :class:`yolo_prune.cut.widths.Lineage`; empty when there is one cut.
+        latency: What its layers took before the first epoch, as JSON of :class:`yolo_prune.cost.latency.Latency`;
+            empty without a budget of time, and after the last cut.
+        ms: Time of an image that was measured then.
+        round_to: What widths are multiples of, where the runtime chose it.
+        granularity: What that was chosen by.
     """
 
     gmacs: float
@@ -65,11 +72,25 @@ class RunState:
     rest: int = 0
     ramp_steps: int | None = None
     widths: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    latency: str = ""
+    ms: float | None = None
+    round_to: int | None = None
+    granularity: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def current_params(self) -> int:
         """Parameters of the model that the run trains now."""
         return self.cuts[-1].params if self.cuts else self.params
+
+    @property
+    def current_ms(self) -> float:
+        """Time of an image of the model that the run trains now."""
+        return (self.cuts[-1].ms if self.cuts else None) or self.ms or 0.0
+
+    @property
+    def wholes(self) -> dict[str, float]:
+        """MACs, parameters and ms of the model that the run began with, by the names of what a budget counts."""
+        return {"macs": self.gmacs * 1e9, "params": float(self.params), "latency": self.ms or 0.0}
 
     @property
     def current_gmacs(self) -> float:
@@ -85,7 +106,8 @@ class RunState:
         """
         plan = PrunePlan.from_json(self.plan).then(made) if self.plan else made
         macs, params = plan.gmacs / self.gmacs, plan.params / self.params
-        return replace(plan, budget=budget, kept_macs=macs, kept_params=params)
+        settings = {**plan.settings, **({"granularity": dict(self.granularity)} if self.granularity else {})}
+        return replace(plan, budget=budget, kept_macs=macs, kept_params=params, settings=settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that a restricted loader reads."""

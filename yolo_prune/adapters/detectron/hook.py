@@ -36,7 +36,7 @@ from yolo_prune.criteria.calibration import Forward, Projection, call
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.graph.randomness import untouched_randomness
-from yolo_prune.options.inrun import make_settings
+from yolo_prune.options.inrun import make_settings, refuse_places
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.midcut import from_first_process
 from yolo_prune.train.plain import PruningSession
@@ -106,6 +106,7 @@ class PruningHook(HookBase):  # type: ignore[misc]
             raise ConfigError(f"parts must be at least 1, got {parts}.")
         self.parts, self._options = parts, options
         self._settings = make_settings(options)
+        refuse_places(self._settings)
         self._example, self._cost_input, self._calibration = example_input, cost_input, calibration
         self._forward, self._seed = forward, seed
         self._projection = projection

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
@@ -15,6 +12,7 @@ from yolo_prune.cut.record import PrunePlan
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.options import BUDGETS, TARGETS, PruneConfig
+from yolo_prune.recover.aim import target_sentence
 from yolo_prune.report import Histogram, LayerWidth, PlanSummary
 
 
@@ -38,29 +36,10 @@ def plan_summary(
         kept_params_m=count_parameters(pruned) / 1e6,
         groups=len(groups),
         frozen_groups=sum(bool(group.frozen) for group in groups),
-        round_to=config.round_to,
+        round_to=plan.settings.get("round_to"),
         steps=config.steps,
         imgsz=imgsz,
-        target=_target_sentence(plan.settings.get("latency")),
-    )
-
-
-def _target_sentence(met: Mapping[str, Any] | None) -> str | None:
-    """Say how a budget of time was met, None of another budget."""
-    if met is None:
-        return None
-    measured = met["measured"]
-    if measured is None:
-        return (
-            f"target {met['target_ms']:.4g} ms an image on {met['runtime']}, {met['device_name']}, {met['threads']} "
-            f"threads, by the table {met['table']} (the parent took {met['parent_ms']:.4g}); predicted "
-            f"{met['predicted_ms']:.4g}, not measured"
-        )
-    threads = f"{met['threads']} thread{'s' * (met['threads'] != 1)}"
-    return (
-        f"target {met['target_ms']:.4g} ms an image on {met['runtime']}, {met['device']}, {threads} (the parent took "
-        f"{met['parent_ms']:.4g}); predicted {met['predicted_ms']:.4g}, reached {measured['ms']:.4g} "
-        f"[{measured['low']:.4g}, {measured['high']:.4g}], {met['speedup']:.2f} times as fast"
+        target=target_sentence(plan.settings.get("latency")),
     )
 
 

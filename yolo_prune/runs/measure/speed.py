@@ -22,9 +22,9 @@ from yolo_prune.errors import YoloPruneError
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.options import PruneConfig
+from yolo_prune.options.places import measures, runtime_of
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import Row, Speedup, make_row, with_timing
-from yolo_prune.runs.preflight import measures, runtime_of
 from yolo_prune.runs.subject import size_mb
 
 BENCH_IMAGES = 16

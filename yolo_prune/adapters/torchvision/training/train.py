@@ -29,9 +29,14 @@ from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import read_size
 from yolo_prune.options import TrainConfig
 from yolo_prune.options.inrun import InRunSettings
+from yolo_prune.options.places import has_place
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.aim import target_sentence
 from yolo_prune.run_log import keep_log_in
 from yolo_prune.train.plain import PruningSession
+from yolo_prune.train.timing import Timekeeper
+
+_TIMED_IMAGES = 16
 
 
 def train_from_config(config: TrainConfig) -> list[str]:
@@ -147,6 +152,7 @@ def _session(training: Training, settings: Mapping[str, Any]) -> PruningSession:
     """Make the session that prunes in the loop."""
     module, recipe = training.module, training.recipe
     images, task = int(settings["calibration_images"]), _task(training)
+    options = InRunSettings(**settings)
     return PruningSession(
         module,
         training.optimizer,
@@ -155,18 +161,29 @@ def _session(training: Training, settings: Mapping[str, Any]) -> PruningSession:
         calibration=task.calibration_batches(recipe.imgsz, images, recipe.seed),
         labels=lambda batches: task.calibration_labels(recipe.imgsz, images, recipe.seed),
         seed=recipe.seed,
+        timekeeper=_timekeeper(training, options) if has_place(options) else None,
         **settings,
     )
 
 
+def _timekeeper(training: Training, settings: InRunSettings) -> Timekeeper:
+    """Return what times the models of a training on a runtime."""
+    from yolo_prune.runs.latency import Deployment
+    from yolo_prune.runs.timekeeper import RunTimekeeper
+
+    recipe, meta = training.recipe, {**training.record, "role": "timed"}
+
+    def write(module: nn.Module, file: Path, plan: PrunePlan | None) -> Path:
+        return files.save(file, module, train_args=recipe.to_dict(), meta=meta, plan=plan)
+
+    images = _task(training).image_files(_TIMED_IMAGES)
+    deployment = Deployment(write, recipe.imgsz, images or None)
+    return RunTimekeeper.of(settings, deployment, training.folder, writes_parent=True)
+
+
 def _task(training: Training) -> Task:
-    return open_task(
-        training.module,
-        str(training.record["data"]),
-        split="val",
-        batch=training.recipe.batch,
-        device=training.recipe.device,
-    )
+    recipe, data = training.recipe, str(training.record["data"])
+    return open_task(training.module, data, split="val", batch=recipe.batch, device=recipe.device)
 
 
 def _resumed(config: TrainConfig) -> Training:
@@ -205,8 +222,10 @@ def _closing(training: Training) -> list[str]:
     plan = training.session.finish()
     if plan is None:
         return ["nothing was cut"]
+    met = target_sentence(plan.settings.get("latency"))
     return [
-        f"kept: {100 * plan.kept_macs:.1f} % of the MACs, {100 * plan.kept_params:.1f} % of the parameters"
+        f"kept: {100 * plan.kept_macs:.1f} % of the MACs, {100 * plan.kept_params:.1f} % of the parameters",
+        *([met] if met else []),
     ]
 
 

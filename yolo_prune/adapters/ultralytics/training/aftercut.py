@@ -108,20 +108,26 @@ def soften_rates(trainer: Any) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
+def write_model(trainer: Any, module: nn.Module, file: Path, meta: Mapping[str, Any]) -> Path:
+    """Write a model of a training as it would be deployed."""
+    options = {key: value for key, value in vars(trainer.args).items() if key != "augmentations"}
+    return save_detector(
+        file,
+        module,
+        task=trainer.args.task,
+        train_args=options,
+        meta={**meta, "imgsz": plain_size(size_of(trainer))},
+        trust=True,  # it is being trained, so its classes are here
+    )
+
+
 def save_parent(trainer: Any, parent: nn.Module) -> None:
     """Write the model before the first cut, with which the teacher of a resumed run is made."""
     if not is_first_process():
         return
-    options = {key: value for key, value in vars(trainer.args).items() if key != "augmentations"}
+    meta = {"role": "parent", "cut": trainer.began_cut or None}
     try:
-        save_detector(
-            Path(trainer.wdir, "parent.pt"),
-            parent,
-            task=trainer.args.task,
-            train_args=options,
-            meta={"role": "parent", "cut": trainer.began_cut or None, "imgsz": plain_size(size_of(trainer))},
-            trust=True,  # it is being trained, so its classes are here
-        )
+        write_model(trainer, parent, Path(trainer.wdir, "parent.pt"), meta)
     except CheckpointError as error:
         LOGGER.warning("the uncut model is not kept: %s", error)
 

@@ -37,9 +37,10 @@ from yolo_prune.adapters.ultralytics.undisturbed import training_options
 from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import plain_size, read_size
-from yolo_prune.options import BUDGETS, TrainConfig
+from yolo_prune.options import BUDGETS, TARGETS, TrainConfig
 from yolo_prune.options.inrun import InRunSettings, make_settings, stored_settings
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.aim import target_sentence
 from yolo_prune.run_log import keep_log_in
 from yolo_prune.train import RunState, what_is_left
 
@@ -162,7 +163,7 @@ def attach(model: Any, **options: Any) -> Attachment:
         raise ConfigError(f"expected a YOLO object, got {type(model).__name__}.")
     if _LOADER in model.__dict__:
         raise ConfigError("pruning is attached to this object already: call remove() on its handle first.")
-    if any(options.get(key) is not None for key in BUDGETS):
+    if any(options.get(key) is not None for key in (*BUDGETS, *TARGETS)):
         return Attachment(model, make_settings(options))
     meta = meta_of(getattr(model, "ckpt", None))
     if RUN_KEY in meta and (model.ckpt or {}).get("optimizer") is not None:
@@ -209,8 +210,10 @@ def train_from_config(config: TrainConfig) -> list[str]:
     handle = attach(model, **({"threads": config.threads} if config.budget is None else options))
     model.train(**_host_arguments(config))
     result = handle.result
+    met = target_sentence(result.plan.settings.get("latency") if result.plan else None)
     return [
         f"parameters: {result.params_before:,} before, {result.params_after:,} after training",
+        *([met] if met else []),
         accuracy_line(result.best, _host_arguments(config), trust=config.trust),
         f"run folder: {result.folder}\nbest: {result.best}",
     ]

@@ -8,6 +8,8 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.progress import LOGGER
 from yolo_prune.train import check_schedule
 
+_ABSOLUTE = ("gmacs", "target_latency_ms", "target_fps")
+
 
 def refuse_what_cannot_work(trainer: Any) -> None:
     """Raise ConfigError for options that exclude each other."""
@@ -23,7 +25,7 @@ def refuse_what_cannot_work(trainer: Any) -> None:
 def say_what_the_budget_is_of(trainer: Any) -> None:
     """Say of a model that was cut before that the budget counts from what is left of it."""
     (kind, value), state = trainer.pruning.budget, trainer.state
-    if trainer.began_cut and kind != "gmacs":
+    if trainer.began_cut and kind not in _ABSOLUTE:
         LOGGER.info(
             "the model was pruned before: %s=%g is of what is left of it, %.3g GMACs and %s parameters.",
             kind,

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,15 @@ from torch import nn
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.closeness import calibration_of
+from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.training import aftercut, midrun
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.train.timing import Timekeeper
+
+_TIMED_IMAGES = 16
 
 
 class HostLoop:
@@ -72,6 +77,24 @@ class HostLoop:
     def is_first(self) -> bool:
         """Whether this process writes files."""
         return aftercut.is_first_process()
+
+    @property
+    def timekeeper(self) -> Timekeeper:
+        """Times checkpoints as the host writes and exports them; ``weights/parent.pt`` is written by the cut."""
+        from yolo_prune.runs.latency import Deployment
+        from yolo_prune.runs.timekeeper import RunTimekeeper
+
+        trainer = self._trainer
+
+        def write(module: nn.Module, file: Path, plan: PrunePlan | None) -> Path:
+            return aftercut.write_model(trainer, module, file, {"cut": plan is not None or trainer.began_cut})
+
+        images = midrun.files_of(trainer.train_loader.dataset)
+        deployment = Deployment(write, midrun.size_of(trainer), images and images[:_TIMED_IMAGES])
+        own = bool(own_classes(self.model))
+        return RunTimekeeper.of(
+            trainer.pruning, deployment, Path(trainer.save_dir), writes_parent=False, trust=own
+        )
 
     def rate_factor(self, epoch: int) -> float:
         """Return what the host's schedule makes of the initial rates."""
