@@ -9,8 +9,6 @@ from yolo_prune.adapters.hosts import find_host
 from yolo_prune.options import TrainConfig
 from yolo_prune.progress import LOGGER
 from yolo_prune.run_log import logged_run
-from yolo_prune.runs.outline import Memory, Stage, outline
-from yolo_prune.train.schedule import check_schedule
 from yolo_prune.words import counted
 
 
@@ -22,6 +20,9 @@ def train_from_config(config: TrainConfig) -> list[str]:
     """
     host = find_host(config.model)
     host.check_training(config.train_args)
+    # Behind that, as it needs torch: a host that is missing names its own extra.
+    from yolo_prune.runs.outline import Memory, Stage, outline
+
     given = config.train_args
     device = str(given.get("device") or "")
     memory = Memory("train", config.model, str(config.data), given.get("imgsz"), device, config.threads)
@@ -49,6 +50,8 @@ def _in_words(config: TrainConfig) -> str:
     goal = f"cut to {kind}={value:g}"
     if not epochs or config.train_args.get("time"):
         return f"{length}, {goal} on the way"
+    from yolo_prune.train.schedule import check_schedule
+
     cuts = check_schedule(config.prune_at, config.cuts, int(epochs))
     latest = " at the latest" if config.prune_at == "auto" else ""
     after = ", ".join(map(str, cuts))
