@@ -36,7 +36,7 @@ from yolo_prune import __version__
 from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.export import export_onnx
-from yolo_prune.bench.parity import onnx_parity
+from yolo_prune.bench.parity import file_parity
 from yolo_prune.cost import CostModel
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import choose_channels, least_channels
@@ -261,7 +261,7 @@ def onnx_difference(file: Path, name: str) -> float:
     difference = (
         dense_difference(file, exported, input_size(name))
         if dense
-        else onnx_parity(load_detector(file), exported, input_size(name)).relative
+        else file_parity(load_detector(file), exported, input_size(name)).relative
     )
     exported.unlink()
     return difference

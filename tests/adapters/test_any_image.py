@@ -19,7 +19,7 @@ from yolo_prune.adapters.ultralytics.data import calibration_batches
 from yolo_prune.adapters.ultralytics.evaluate import Evaluator, evaluate_detector
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.adapters.ultralytics.training.distill import distil_
-from yolo_prune.bench.parity import onnx_parity
+from yolo_prune.bench.parity import file_parity
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BenchmarkError, ConfigError, DataError
 from yolo_prune.runtimes.images import centre_crop, to_input
@@ -65,7 +65,7 @@ def test_export_eval_inspect_and_bench_take_any_channels_and_a_shape(few, tmp_pa
     assert cli.main(["export", f"model={file}", f"out={out}", "imgsz=32x64"]) == 0
     assert "MB, 32x64 px)" in capsys.readouterr().out
     assert onnxruntime.InferenceSession(str(out)).get_inputs()[0].shape == [1, channels, *SHAPE]
-    assert onnx_parity(load_detector(file), out, SHAPE).relative < 1e-4
+    assert file_parity(load_detector(file), out, SHAPE).relative < 1e-4
     words = [f"model={file}", f"data={data}", "imgsz=32,64", "workers=0", f"json={found}"]
     assert cli.main(["eval", *words]) == 0
     assert "8 boxes, 32x64 px" in capsys.readouterr().out

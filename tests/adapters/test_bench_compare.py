@@ -74,7 +74,9 @@ def test_checkpoints_and_files_are_compared_in_onnxruntime_each_at_its_own_resol
         exports=Exports(kept),
     )
     check(result, "onnxruntime", sizes)
-    assert sorted(path.name for path in kept.iterdir()) == ["0-tiny-64.onnx", "1-tiny-32.onnx"]
+    assert sorted(path.name for path in kept.glob("*.onnx")) == ["0-tiny-64.onnx", "1-tiny-32.onnx"]
+    assert result.parities.keys() == {"checkpoint", "low"}, "nobody says what a file was made from"
+    assert all(parity.relative < 1e-4 for parity in result.parities.values())
     assert (result.conditions["images"], result.conditions["image_count"]) == ("files", 1)
     assert sorted(path.name for path in weights.iterdir()) == ["tiny.onnx", "tiny.pt"]
     table = markdown_table([result])

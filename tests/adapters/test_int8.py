@@ -150,7 +150,7 @@ def test_the_command_exports_and_says_what_it_cost(checkpoint, tmp_path, capsys)
     assert [line.partition(":")[0] for line in lines] == ["checkpoint", "INT8", "export"]
     assert (tmp_path / "b.onnx").is_file()
     assert cli.main(["export", *words]) == 0
-    assert "largest difference to the checkpoint" in capsys.readouterr().out
+    assert "compared with the checkpoint in PyTorch: outputs differ by up to " in capsys.readouterr().out
     assert cli.main(["export", *words, "quantize=8"]) == 2
     assert "needs data=" in capsys.readouterr().err
 

@@ -13,9 +13,13 @@ from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import export
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.export import export_onnx
-from yolo_prune.bench.parity import Parity, compare_outputs, onnx_parity
+from yolo_prune.bench.parity import Parity, compare_outputs, file_parity
 from yolo_prune.cut.proven import drop_proven_, offered_blocks
-from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
+from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, MissingRuntimeError
+from yolo_prune.options import ExportConfig
+from yolo_prune.runs import exporting
+from yolo_prune.runs.configure import make_config
+from yolo_prune.runtimes import EXPORTS
 
 IMGSZ = 64
 
@@ -62,7 +66,7 @@ def exported(checkpoint, tmp_path_factory):
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_the_exported_file_computes_what_the_checkpoint_computes(checkpoint, exported, runtime):
     pytest.importorskip(runtime)
-    parity = onnx_parity(load_detector(checkpoint), exported, IMGSZ, runtime)
+    parity = file_parity(load_detector(checkpoint), exported, IMGSZ, runtime)
     assert parity.scale > 1.0
     assert parity.relative < 1e-4
 
@@ -71,7 +75,7 @@ def test_the_exported_file_computes_what_the_checkpoint_computes(checkpoint, exp
 def test_control_another_model_has_no_parity(architecture, exported, tmp_path, runtime):
     pytest.importorskip(runtime)
     path = save_lively(tmp_path / "other.pt", architecture, seed=1)
-    parity = onnx_parity(load_detector(path), exported, IMGSZ, runtime)
+    parity = file_parity(load_detector(path), exported, IMGSZ, runtime)
     assert parity.max_abs_diff > 1.0
     assert parity.score_diff > 0.05
 
@@ -83,13 +87,13 @@ def test_the_export_of_a_model_without_a_block_computes_the_same(checkpoint, exp
     drop_proven_(model, anatomy.cost_of(model), block, anatomy)
     file = save_detector(tmp_path / "less.pt", model, task="detect", train_args={"imgsz": IMGSZ}, meta={})
     assert (
-        onnx_parity(
+        file_parity(
             load_detector(file), export_onnx(file, tmp_path / "less.onnx", imgsz=IMGSZ), IMGSZ
         ).relative
         < 1e-4
     )
     assert (
-        onnx_parity(load_detector(file), exported, IMGSZ).relative > 1e-3
+        file_parity(load_detector(file), exported, IMGSZ).relative > 1e-3
     )  # the control: the export of the whole model
 
 
@@ -109,12 +113,12 @@ def test_of_two_heads_the_selected_one_is_exported(tmp_path, end2end):
     if load_detector(path).module.end2end != end2end:
         pytest.skip("this version of the host has no choice of heads")
     out = export_onnx(path, tmp_path / "e2e.onnx", imgsz=IMGSZ)
-    parity = onnx_parity(load_detector(path), out, IMGSZ)
+    parity = file_parity(load_detector(path), out, IMGSZ)
     assert parity.relative < 1e-3
     (shape,) = [output.shape for output in onnxruntime.InferenceSession(out).get_outputs()]
     assert (shape[2] == 6) == end2end
     other = save_lively(tmp_path / "other.pt", architecture, 1, end2end)
-    assert onnx_parity(load_detector(other), out, IMGSZ).relative > 1e-2
+    assert file_parity(load_detector(other), out, IMGSZ).relative > 1e-2
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxslim"])
@@ -194,3 +198,23 @@ def test_a_difference_in_a_score_is_not_hidden_by_boxes_in_pixels():
     parity = compare_outputs(ours, theirs, 3)
     assert parity == Parity(0.5, 640.0, 0.25)
     assert parity.relative == 0.25
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_an_export_that_computes_something_else_is_an_error_and_is_removed(
+    monkeypatch, architecture, checkpoint, tmp_path, format
+):
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    other = save_lively(tmp_path / "other.pt", architecture, seed=1)
+    real = exporting.write_export
+    monkeypatch.setattr(exporting, "write_export", lambda model, out, **more: real(other, out, **more))
+    out = tmp_path / f"out{EXPORTS[format]}"
+    config = make_config(ExportConfig, {"model": str(checkpoint), "format": format, "out": str(out)})
+    sentence = rf"^'{re.escape(str(out))}' was removed: the file does not compute what its checkpoint computes: outputs "
+    with pytest.raises(BenchmarkError, match=sentence):
+        exporting.export_float(config, load_detector(checkpoint), out, IMGSZ)
+    assert not out.exists()
+    monkeypatch.undo()
+    assert exporting.export_float(config, load_detector(checkpoint), out, IMGSZ).agrees
+    assert out.exists()

@@ -3,12 +3,15 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from yolo_prune.adapters import hosts
-from yolo_prune.bench import comparison, worker
+from yolo_prune.bench import comparison, exports, worker
 from yolo_prune.bench.clock import FIELDS
+from yolo_prune.bench.parity import Reference
 from yolo_prune.errors import BenchmarkError, ConfigError, YoloPruneError
 from yolo_prune.report.timings import markdown_table
 from yolo_prune.runtimes.runtime import DeviceUnavailableError, available_cpus
@@ -39,7 +42,8 @@ ANSWER = {
     "result": {
         "facts": {"slow": {**FACTS, "imgsz": 64}, "fast": {**FACTS, "imgsz": [32, 64]}},
         "samples": {"slow": samples(8.0), "fast": samples(2.0)},
-        **{"load1": 0.25, "images": 5, "phases": "all of it", "timed": 2, "untimed": 1},
+        **{"load1": 0.25, "images": 5, "phases": "all of it", "timed": 2, "untimed": 1, "rounds": 3},
+        **{"refused": {}, "parities": {}},
     }
 }
 
@@ -101,8 +105,8 @@ def test_the_worker_is_asked_for_what_was_asked_for(asked):
         "provider": "",
     }
     assert first["candidates"] == {
-        "slow": {"path": "slow.pt", "imgsz": 64},
-        "fast": {"path": "fast.pt", "imgsz": [32, 64]},
+        "slow": {"path": "slow.pt", "imgsz": 64, "reference": None},
+        "fast": {"path": "fast.pt", "imgsz": [32, 64], "reference": None},
     }
     assert (first["rounds"], first["seconds"], first["images"], first["imports"]) == (7, 1.5, None, ["a.py"])
     assert (first["started with"], second["started with"]) == (3, available_cpus())
@@ -119,7 +123,7 @@ def test_what_could_not_be_measured_has_no_numbers(monkeypatch):
 def test_a_checkpoint_is_exported_once_for_every_size_and_files_are_taken_as_they_are(
     asked, monkeypatch, tmp_path
 ):
-    exported = []
+    exported, run = [], []
 
     class Exporter:
         def takes(self, model):
@@ -129,7 +133,12 @@ def test_a_checkpoint_is_exported_once_for_every_size_and_files_are_taken_as_the
             exported.append((checkpoint.name, out.name, options))
             return out
 
+        def load(self, checkpoint, *, trust):
+            run.append((checkpoint.name, trust))
+            return checkpoint
+
     monkeypatch.setattr(hosts, "hosts", lambda: (Exporter(),))
+    monkeypatch.setattr(exports, "reference_of", made_up_reference)
     file = tmp_path / "own.onnx"
     file.touch()
     files = {"own": file, "a": "a.pt", "again": "a.pt", "low": "a.pt"}
@@ -144,6 +153,14 @@ def test_a_checkpoint_is_exported_once_for_every_size_and_files_are_taken_as_the
     assert paths["own"] == file
     assert paths["again"] == paths["a"]
     assert (paths["a"].name, paths["low"].name) == ("0-a-64.onnx", "1-a-32x64.onnx")
+    assert run == [("a.pt", True)] * 2, "in PyTorch, once for every size"
+    references = {name: one["reference"] for name, one in asked[0]["candidates"].items()}
+    assert references["own"] is None, "nobody says what it was made from"
+    assert references["a"] == references["again"] != references["low"]
+
+
+def made_up_reference(loaded, imgsz, images):
+    return Reference(np.zeros((1, 3, 8, 8), np.float32), (np.ones((1, 4), np.float32),), 4)
 
 
 class Talking:
@@ -165,10 +182,11 @@ class Talking:
         ),
         (Talking({"rounds": 2}, {"round": 1}, {"not_measured": "gone"}), {"not_measured": "gone"}),
         (Talking({"rounds": 2}, {"round": 1}), {}),
+        (Talking({"rounds": 2}, {"round": 1}, {"rounds": 1, "what": "x"}, {"round": 1}, ANSWER), ANSWER),
         (Talking({"rounds": 1}, {"round": 1}, last='{"result": {"samp'), {}),
         (Talking(), {}),
     ],
-    ids=["all", "an error", "gone in between", "died in between", "died in a word", "died at once"],
+    ids=["all", "an error", "gone", "died in between", "two bars", "died in a word", "died at once"],
 )
 def test_a_worker_is_followed_to_its_last_whole_word(said, answer):
     assert comparison.follow(said, {}) == answer
@@ -220,6 +238,8 @@ class MadeUpRuntime:
             raise ConfigError("no.")
         self.facts = {**FACTS, "threads": settings.threads}
         self.phases, self.channels, self.steps = f"phases of {name}", 4 if path.name == "four.pt" else 3, 0
+        self.file = SimpleNamespace(precision="int8") if path.name == "int8.onnx" else None
+        self.scores = 1.25 if path.name.startswith("other") else 1.0
 
     def preprocess(self, images):
         return images
@@ -227,6 +247,9 @@ class MadeUpRuntime:
     def infer(self, batch):
         self.steps += len(batch)
         return batch, 2.5
+
+    def as_array(self, output):
+        return np.full((len(output), 4), self.scores, np.float32)
 
     def postprocess(self, output):
         return []
@@ -243,7 +266,7 @@ def measured(monkeypatch):
     )
     monkeypatch.setattr("yolo_prune.bench.clock.WARM_UP_SECONDS", 0.0)
 
-    def measured(*files):
+    def measured(*files, references=None):
         out = io.StringIO()
         settings = {"device": "cpu", "threads": 1, "batch": 2}
         request = {
@@ -255,7 +278,10 @@ def measured(monkeypatch):
                 "images": None,
                 "imports": [],
             },
-            "candidates": {name: {"path": name, "imgsz": [32, 64]} for name in files},
+            "candidates": {
+                name: {"path": name, "imgsz": [32, 64], "reference": (references or {}).get(name)}
+                for name in files
+            },
         }
         answer = worker.run(request, out)
         return answer, [json.loads(line) for line in out.getvalue().splitlines()], loaded
@@ -272,16 +298,60 @@ def test_the_worker_reports_every_round_and_hands_over_every_timed_step(measured
         rounds = answer["samples"][name]
         assert [len(steps) for steps in rounds] == [answer["timed"]] * 4
         assert {step[FIELDS.index("net_ms")] for steps in rounds for step in steps} == {2.5}
-    assert answer["facts"]["a.pt"] == {**FACTS, "imgsz": [32, 64]}
+    assert answer["facts"]["a.pt"] == {**FACTS, "imgsz": [32, 64], "precision": "float32"}
     assert (answer["images"], answer["phases"]) == (3, "phases of torch")
-    found = comparison.read_answer(
-        ["a.pt", "b.pt"], {"result": answer}, {"images": "drawn", "cpus": 1}, {"a.pt": "int8"}
-    )
+    found = comparison.read_answer(["a.pt", "b.pt"], {"result": answer}, {"images": "drawn", "cpus": 1})
     assert found.timings["b.pt"].net_ms == 2.5
-    assert [each.precision for each in found.timings.values()] == ["int8", None]
-    table = [line.split(" | ") for line in markdown_table([found]).splitlines()]
-    assert [line[2] for line in table[:1] + table[2:4]] == ["precision", "INT8", "-"]
     assert found.ratios["b.pt"]["net"].value == 1.0
+
+
+def test_the_precision_is_that_of_the_file(measured):
+    answer, _, _ = measured("a.pt", "int8.onnx")
+    found = comparison.read_answer(["a.pt", "int8.onnx"], {"result": answer}, {"images": "drawn", "cpus": 1})
+    assert [each.precision for each in found.timings.values()] == ["float32", "int8"]
+    table = [line.split(" | ") for line in markdown_table([found]).splitlines()]
+    assert [line[2] for line in table[:1] + table[2:4]] == ["precision", "FP32", "INT8"]
+
+
+def test_a_file_that_computes_something_else_is_not_timed_and_the_others_are(measured, tmp_path):
+    reference = made_up_reference(None, 8, None).save(tmp_path / "a.npz")
+    files = ("same.onnx", "other.onnx", "int8.onnx", "other.pt")
+    references = dict.fromkeys(files[:3], str(reference))
+    answer, _, _ = measured(*files, references=references)
+    names = list(files)
+    found = comparison.read_answer(
+        names, {"result": answer}, {"images": "drawn", "cpus": 1, "runtime": "made up"}
+    )
+    sentence = (
+        "the file does not compute what its checkpoint computes: outputs differ by up to 0.25 of 1, scores by up to "
+        "0.25 (1 images; float32: 0.001 of each is allowed)"
+    )
+    assert found.refused == {"other.onnx": sentence}
+    assert [name for name in names if found.timings[name] is None] == ["other.onnx"]
+    assert found.ratios.keys() == {"same.onnx", "int8.onnx", "other.pt"}
+    assert found.parities.keys() == {"same.onnx", "other.onnx"}, (
+        "8 bits differ by intent, and a checkpoint is no file"
+    )
+    assert f"other.onnx: not measured: {sentence}." in markdown_table([found])
+    assert "furthest, same.onnx: outputs differ by up to 0 of 1" in markdown_table([found])
+
+
+def test_where_no_file_computes_what_it_should_nothing_is_timed(measured, tmp_path):
+    reference = str(made_up_reference(None, 8, None).save(tmp_path / "a.npz"))
+    with pytest.raises(
+        BenchmarkError, match=r"^nothing was timed: the file does not compute .* is allowed\)\.$"
+    ):
+        measured("other.onnx", references={"other.onnx": reference})
+
+
+def test_without_its_base_a_comparison_has_times_and_no_ratios(measured, tmp_path):
+    reference = str(made_up_reference(None, 8, None).save(tmp_path / "a.npz"))
+    answer, _, _ = measured("other.onnx", "b.onnx", references={"other.onnx": reference})
+    found = comparison.read_answer(
+        ["other.onnx", "b.onnx"], {"result": answer}, {"images": "drawn", "cpus": 1}
+    )
+    assert (found.ratios, found.timings["other.onnx"]) == ({}, None)
+    assert found.timings["b.onnx"].fps > 0
 
 
 def test_the_worker_loads_images_for_every_number_of_channels(measured):

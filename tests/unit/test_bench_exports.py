@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from yolo_prune.adapters import hosts
 from yolo_prune.bench import compare, comparison
 from yolo_prune.bench.exports import Exports, shared_exports
+from yolo_prune.bench.parity import Reference
 from yolo_prune.errors import BenchmarkError
+
+REFERENCE = Reference(np.zeros((1, 3, 8, 8), np.float32), (np.ones((1, 4), np.float32),), 4)
 
 
 class Exporter:
@@ -15,6 +19,9 @@ class Exporter:
 
     def __init__(self) -> None:
         self.made = []
+
+    def load(self, checkpoint, *, trust):
+        return checkpoint
 
     def export(self, checkpoint, out, *, imgsz, batch, trust):
         if "broken" in str(checkpoint):
@@ -28,6 +35,7 @@ class Exporter:
 def host(monkeypatch):
     exporter = Exporter()
     monkeypatch.setattr(hosts, "find_host", lambda _: exporter)
+    monkeypatch.setattr("yolo_prune.bench.exports.reference_of", lambda *_: REFERENCE)
     return exporter
 
 
@@ -44,6 +52,17 @@ def test_each_file_and_size_is_exported_once(host, tmp_path):
     assert len(set(first.values())) == 4
     exports.of(FILES, SIZES, batch=2)
     assert host.made[3:] == [("a.pt", 64, 2), ("a.pt", 32, 2), ("b.pt", 64, 2)]
+
+
+def test_each_checkpoint_is_run_once_in_pytorch_and_files_have_nothing_to_agree_with(host, tmp_path):
+    exports = Exports(tmp_path)
+    first = exports.references(FILES, SIZES)
+    assert exports.references(FILES, SIZES) == first
+    assert first.keys() == {"parent", "control", "pruned"}
+    assert len(set(first.values())) == 3
+    held = Reference.read(first["parent"])
+    assert (held.pixels.shape, held.classes) == ((1, 3, 8, 8), 4)
+    assert np.array_equal(held.outputs[0], REFERENCE.outputs[0])
 
 
 def test_a_failed_export_is_tried_again_and_the_others_are_not(host, tmp_path):

@@ -208,6 +208,7 @@ def made_up(monkeypatch):
         facts |= {"threads": threads, "batch": 1, "imgsz": 64}
         samples = {name: (steps * (1 + 0.001 * index)).tolist() for index, name in enumerate(names)}
         measured = {"load1": 7.0, "rounds": 100, "seconds": 9.0, "phases": "all of it"}
+        measured |= {"refused": {}, "parities": {}}
         machine = [calm, {**calm, "mhz": 1200.0}]
         memory = {"before": 50.0, "peak": 99.0}
         return {

@@ -13,7 +13,7 @@ from yolo_prune.adapters.checkpoint import load_detector, read_metadata, save_de
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.adapters.ultralytics.int8 import export_int8
 from yolo_prune.adapters.ultralytics.training.history import read_result
-from yolo_prune.bench.parity import onnx_parity
+from yolo_prune.bench.parity import file_parity
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.train import draw_scales
@@ -52,7 +52,7 @@ def test_labels_and_images_are_read_from_text_paths(tmp_path):
         (lambda: export_onnx("a.pt", "a.txt", imgsz=32), ConfigError, "ends in .onnx, got 'a.txt'"),
         (lambda: export_int8("a.pt", "a.txt", [], imgsz=32), ConfigError, "ends in .onnx, got 'a.txt'"),
         (
-            lambda: onnx_parity(load_detector("yolov8n.yaml"), "missing.onnx", 32),
+            lambda: file_parity(load_detector("yolov8n.yaml"), "missing.onnx", 32),
             CheckpointError,
             "missing.onnx",
         ),

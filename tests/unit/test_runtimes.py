@@ -28,10 +28,16 @@ from yolo_prune.runtimes.runtime import (
 )
 from yolo_prune.runtimes.tracing import trace_to_onnx, trace_to_torchscript
 
+
+def source(runtime):
+    """Return the ending of what a host writes for a runtime itself; for ncnn that is converted."""
+    return ".onnx" if runtime == "ncnn" else RUNTIMES[runtime].exported
+
+
 FILE_RUNTIMES = [
     name
     for name, entry in RUNTIMES.items()
-    if not entry.checkpoints and ":" not in name and entry.runs(f"a{entry.exported}")
+    if not entry.checkpoints and ":" not in name and entry.runs(f"a{source(name)}")
 ]
 FACTS = {"task": "detect", "names": "{0: 'a', 1: 'b', 2: 'c'}", "imgsz": "[64, 32]"}
 SIZE = (64, 32)
@@ -98,7 +104,7 @@ def runtime(request):
 @pytest.fixture
 def own(runtime, files):
     """The network as a file that the runtime runs."""
-    return files[RUNTIMES[runtime].exported]
+    return files[source(runtime)]
 
 
 @pytest.fixture(params=[name for name in FILE_RUNTIMES if RUNTIMES[name].runs("a.onnx")])
@@ -150,7 +156,7 @@ def test_images_become_boxes_of_the_file_s_classes(runtime, own):
 
 
 def test_a_classifier_is_known_by_its_output(runtime, tmp_path):
-    path = tmp_path / f"own{RUNTIMES[runtime].exported}"
+    path = tmp_path / f"own{source(runtime)}"
     model = opened(runtime, write(path, Detector(classify=True)))
     assert model.phases.endswith("best five classes")
 
@@ -225,7 +231,7 @@ def test_16_bits_are_refused_where_the_file_says_the_precision(name, files):
         f"^half=true applies to torch, openvino and ncnn; {name} runs a file in the precision that it has"
     )
     with pytest.raises(ConfigError, match=sentence):
-        opened(needed(name), files[RUNTIMES[name].exported], half=True)
+        opened(needed(name), files[source(name)], half=True)
 
 
 @pytest.mark.parametrize(("able", "sentence"), [(False, "ncnn computes in 16 bits on ARM"), (True, None)])
@@ -276,7 +282,7 @@ def test_openvino_computes_in_16_bits_where_the_cpu_can(able, file, monkeypatch)
 
 
 def test_a_damaged_file_is_named(runtime, tmp_path):
-    bad = tmp_path / f"bad{RUNTIMES[runtime].exported}"
+    bad = tmp_path / f"bad{source(runtime)}"
     bad.write_bytes(b"no model")
     sentence = rf"{re.escape(bad.name)}' is not an? ((ONNX )?model that \w+ can load|TorchScript file)"
     for read in (read_file, opened):
@@ -305,7 +311,7 @@ def test_a_runtime_that_is_not_installed_names_its_extra(name, files, monkeypatc
     sentence = f"the '{name}' runtime is not installed: pip install \"yolo-prune[{RUNTIMES[name].extra}]\"."
     for use in (opened, *([] if name == "torchscript" else [read_file])):
         with pytest.raises(MissingRuntimeError, match=f"^{re.escape(sentence)}$"):
-            use(name, files[RUNTIMES[name].exported])
+            use(name, files[source(name)])
 
 
 def test_the_first_runtime_of_a_file_runs_it_and_another_says_what_it_takes():
@@ -327,7 +333,7 @@ def test_only_runtimes_that_are_asked_for_need_to_be_installed():
 
 @pytest.mark.parametrize("runtime", [name for name in FILE_RUNTIMES if name not in DEFAULT_RUNTIMES])
 def test_bench_and_check_run_on_every_other_runtime(runtime, files, tmp_path, capsys):
-    file = files[RUNTIMES[needed(runtime)].exported]
+    file = files[source(needed(runtime))]
     table = tmp_path / "bench.json"
     assert (
         main(["bench", f"model={file}", f"runtimes={runtime}", "rounds=2", "threads=1", f"json={table}"]) == 0

@@ -17,6 +17,7 @@ import numpy as np
 
 import yolo_prune.errors
 from yolo_prune.bench.exports import Exports, shared_exports
+from yolo_prune.bench.parity import Parity
 from yolo_prune.bench.results import Comparison, Timing, compare_samples, summarise
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, YoloPruneError
 from yolo_prune.imgsz import ImageSize, height_width, read_size
@@ -28,7 +29,6 @@ from yolo_prune.runtimes.runtime import (
     check_runtime,
     cpu_name,
     parse_device,
-    read_file,
 )
 
 DEFAULT_SECONDS = 6.0
@@ -50,6 +50,7 @@ def compare(
     trust: bool = False,
     imports: Sequence[str] = (),
     exports: Exports | None = None,
+    references: Mapping[str, Path] | None = None,
 ) -> Comparison:
     """Time candidates against each other: A B, B A, A B, ... in one process, so that drift hits all of them.
 
@@ -68,9 +69,11 @@ def compare(
         trust: Load checkpoints that may run code of their own.
         imports: Python files or modules that hold their classes.
         exports: Exported files that several comparisons share; when None they are made for this one.
+        references: What :meth:`Reference.save` wrote, for exported files of which the caller knows what they are of.
 
     Returns:
-        Timings, ratios with intervals and the conditions. Timings are None where the device is not there.
+        Timings, ratios with intervals and the conditions. Timings are None where the device is not there, and of a
+        file that does not compute what its checkpoint computes in PyTorch.
 
     Raises:
         ConfigError: An argument is out of range or does not fit the files.
@@ -81,76 +84,70 @@ def compare(
     sizes = check_candidates(candidates, runtime, imgsz, batch, rounds, seconds)
     settings = Settings(parse_device(device), check_threads(threads), batch, half, compile, trust)
     with ExitStack() as stack:
-        files = {name: Path(path) for name, path in candidates.items()}
+        files, known = {name: Path(path) for name, path in candidates.items()}, dict(references or {})
         if ending := RUNTIMES[runtime].exported:
             exports = exports or stack.enter_context(shared_exports())
+            known |= exports.references(files, sizes, images=images, trust=trust)
             files = exports.of(files, sizes, ending=ending, batch=batch, trust=trust)
         request = {
             "runtime": runtime,
             "settings": asdict(settings),
-            "candidates": {name: {"path": str(path), "imgsz": sizes[name]} for name, path in files.items()},
+            "candidates": {
+                name: as_request(path, sizes[name], known.get(name)) for name, path in files.items()
+            },
             "images": None if images is None else [str(path) for path in images],
             "seconds": seconds,
             "rounds": rounds,
             "imports": list(imports),
         }
         answer = ask_worker(request, settings.threads)
-        measured = files if "result" in answer else {}
-        precisions = {name: precision_of(runtime, path, half) for name, path in measured.items()}
     conditions = {
         "images": "drawn" if images is None else "files",
         "cpu": cpu_name(),
         "cpus": available_cpus(),
+        "runtime": runtime,
         "half": half,
         "compile": compile,
     }
-    return read_answer(list(candidates), answer, conditions, precisions)
+    return read_answer(list(candidates), answer, conditions)
 
 
-def precision_of(runtime: str, file: Path, half: bool) -> str:
-    """Return the precision of a candidate: what an exported file says of its weights, unless half was asked for."""
-    if half:
-        return "float16"
-    if is_exported(str(file)) and not RUNTIMES[runtime].checkpoints:
-        return read_file(runtime, file).precision
-    return "float32"
+def as_request(file: Path, imgsz: ImageSize, reference: Path | None) -> dict[str, Any]:
+    """Return a candidate as the worker is asked for it."""
+    return {"path": str(file), "imgsz": imgsz, "reference": None if reference is None else str(reference)}
 
 
-def read_answer(
-    names: Sequence[str],
-    answer: Mapping[str, Any],
-    conditions: dict[str, Any],
-    precisions: Mapping[str, str],
-) -> Comparison:
-    """Turn the worker's last message, and the precision of each candidate, into a Comparison."""
+def read_answer(names: Sequence[str], answer: Mapping[str, Any], conditions: dict[str, Any]) -> Comparison:
+    """Turn the worker's last message into a Comparison."""
     base = names[0]
     if "not_measured" in answer:
         LOGGER.info("not measured: %s", answer["not_measured"])
         nothing: dict[str, Timing | None] = dict.fromkeys(names)
         return Comparison(base, nothing, {}, conditions, not_measured=answer["not_measured"])
     result = answer["result"]
-    samples = {name: np.array(result["samples"][name], dtype=np.float64) for name in names}
-    timings: dict[str, Timing | None] = {
-        name: summarise(
-            samples[name],
-            facts
-            | {
-                "imgsz": read_size(facts["imgsz"]),
-                "load1": result["load1"],
-                "precision": precisions.get(name),
-            },
-        )
-        for name, facts in result["facts"].items()
+    samples = {name: np.array(steps, dtype=np.float64) for name, steps in result["samples"].items()}
+    timings: dict[str, Timing | None] = dict.fromkeys(names)
+    for name, facts in result["facts"].items():
+        known = {**facts, "imgsz": read_size(facts["imgsz"]), "load1": result["load1"]}
+        timings[name] = summarise(samples[name], known)
+    ratios = {
+        name: compare_samples(samples[base], steps) for name, steps in samples.items() if base in samples
     }
-    ratios = {name: compare_samples(samples[base], samples[name]) for name in names}
     measured = {
         "image_count": result["images"],
         "timed": result["phases"],
-        "rounds": len(samples[base]),
+        "rounds": result["rounds"],
         "timed_steps": result["timed"],
         "untimed_steps": result["untimed"],
     }
-    return Comparison(base, timings, ratios, {**conditions, **measured})
+    return Comparison(
+        base,
+        timings,
+        ratios,
+        {**conditions, **measured},
+        refused=dict(result["refused"]),
+        parities={name: Parity(**values) for name, values in result["parities"].items()},
+    )
 
 
 def check_candidates(
@@ -283,12 +280,13 @@ def follow(worker: subprocess.Popen[str], request: Mapping[str, Any]) -> dict[st
         return {}
     messages = (json.loads(line) for line in worker.stdout if line.endswith("\n"))
     last: dict[str, Any] = next(messages, {})
-    if "rounds" in last:
-        for _ in track(range(last["rounds"]), "measure", total=last["rounds"]):
+    while "rounds" in last:
+        for _ in track(range(last["rounds"]), last.get("what", "measure"), total=last["rounds"]):
             last = next(messages, {})
             if "round" not in last:
-                return last
-        last = next(messages, {})
+                break
+        else:
+            last = next(messages, {})
     return last
 
 

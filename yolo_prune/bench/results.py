@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.bench.clock import FIELDS, Ratio, frames_per_second, paired_ratio, percentiles
+from yolo_prune.bench.parity import Parity
 from yolo_prune.imgsz import ImageSize
 
 RATIO_FIELDS = {"latency": "latency_ms", "net": "net_ms", "cpu": "cpu_ms"}
@@ -68,6 +69,8 @@ class Comparison:
             when not measured.
         conditions: What else was true: images, rounds, steps per turn, processor.
         not_measured: Why there are no timings, or None.
+        refused: Candidate -> why its file was not timed: it does not compute what its checkpoint computes.
+        parities: Of the files that were made here, how far they are from their checkpoints in PyTorch.
     """
 
     base: str
@@ -75,6 +78,8 @@ class Comparison:
     ratios: dict[str, dict[str, Ratio]]
     conditions: dict[str, Any]
     not_measured: str | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+    parities: dict[str, Parity] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain JSON values."""
@@ -112,8 +117,8 @@ def compare_samples(base: NDArray[np.float64], other: NDArray[np.float64]) -> di
     A ratio is left out where a clock was too coarse to see a step, so that its time is 0.
     """
     ratios = {}
-    for name, field in RATIO_FIELDS.items():
-        ours, theirs = base[..., FIELDS.index(field)], other[..., FIELDS.index(field)]
+    for name, column in RATIO_FIELDS.items():
+        ours, theirs = base[..., FIELDS.index(column)], other[..., FIELDS.index(column)]
         if (np.median(ours, axis=1) > 0).all() and (np.median(theirs, axis=1) > 0).all():
             ratios[name] = paired_ratio(ours, theirs)
     return ratios

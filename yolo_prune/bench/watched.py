@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.bench.clock import FIELDS
-from yolo_prune.bench.comparison import ask_worker
+from yolo_prune.bench.comparison import as_request, ask_worker
 from yolo_prune.bench.limits import Limit, Samples
 from yolo_prune.bench.machine import MachineState
+from yolo_prune.bench.parity import Parity
 from yolo_prune.bench.results import Timing, summarise
 from yolo_prune.errors import BenchmarkError
 from yolo_prune.imgsz import ImageSize, read_size
@@ -21,10 +22,11 @@ from yolo_prune.runtimes.runtime import Settings
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file, and the size of its input in pixels."""
+    """A file, the size of its input in pixels, and what it must agree with where it was made from a checkpoint."""
 
     path: Path
     imgsz: ImageSize
+    reference: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Watched:
         machine: The machine when measuring began, and when it ended.
         memory_mb: Most memory of the process in 1e6 bytes, and what it held before the model was loaded.
         ended_early: Whether everything was decided before the time was over.
+        parities: Of the files that were made here, how far they are from their checkpoints in PyTorch.
     """
 
     samples: Samples = field(repr=False)
@@ -50,6 +53,7 @@ class Watched:
     machine: tuple[MachineState, MachineState]
     memory_mb: tuple[float | None, float | None]
     ended_early: bool
+    parities: dict[str, Parity] = field(default_factory=dict)
 
 
 def measure_until_decided(
@@ -74,13 +78,16 @@ def measure_until_decided(
         imports: Python files or modules that hold classes of checkpoints.
 
     Raises:
-        BenchmarkError: The device is not there, or the measuring process died.
+        BenchmarkError: The device is not there, the measuring process died, or a file does not compute what its
+            checkpoint computes.
         ConfigError: A file does not take such an input.
     """
     request: dict[str, Any] = {
         "runtime": runtime,
         "settings": asdict(settings),
-        "candidates": {name: {"path": str(one.path), "imgsz": one.imgsz} for name, one in candidates.items()},
+        "candidates": {
+            name: as_request(one.path, one.imgsz, one.reference) for name, one in candidates.items()
+        },
         "images": None,
         "source": source,
         "seconds": seconds,
@@ -91,6 +98,10 @@ def measure_until_decided(
     answer = ask_worker(request, settings.threads)
     if "not_measured" in answer:
         raise BenchmarkError(f"not measured: {answer['not_measured']}.")
+    if refused := answer["result"]["refused"]:
+        raise BenchmarkError(
+            "; ".join(f"'{candidates[name].path.name}': {why}" for name, why in refused.items()) + "."
+        )
     return _read(answer["result"], source is not None)
 
 
@@ -113,4 +124,5 @@ def _read(result: Mapping[str, Any], streamed: bool) -> Watched:
         machine=(before, after),
         memory_mb=(result["memory_mb"]["before"], result["memory_mb"]["peak"]),
         ended_early=len(first) < result["rounds"],
+        parities={name: Parity(**values) for name, values in result["parities"].items()},
     )

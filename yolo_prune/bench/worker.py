@@ -3,8 +3,8 @@
 A process of its own, because waiting policy and number of OpenMP threads are fixed when torch or onnxruntime
 is first imported, and because a crash must not take the run with it. Only ``comparison.py`` starts it.
 
-Lines out: {"rounds": n} once warm, {"round": k} after each round, then one of {"result": ...},
-{"not_measured": reason} or {"error": {"type", "text"}}.
+Lines out: {"rounds": n} once warm, {"round": k} after each round, the same for what is evaluated, then one of
+{"result": ...}, {"not_measured": reason} or {"error": {"type", "text"}}.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,11 +24,12 @@ from yolo_prune.bench.clock import Schedule, Stepper, make_stepper, measure, pla
 from yolo_prune.bench.layer_rounds import signs, time_layers, together
 from yolo_prune.bench.limits import Limit, all_decided, look_after
 from yolo_prune.bench.machine import peak_memory_mb, read_machine
-from yolo_prune.errors import YoloPruneError
+from yolo_prune.bench.parity import TOLERANCE, Parity, Reference, parity_of
+from yolo_prune.errors import BenchmarkError, YoloPruneError
 from yolo_prune.imgsz import read_size
 from yolo_prune.layers import LayerShape
 from yolo_prune.runtimes.images import load_images, use_threads
-from yolo_prune.runtimes.runtime import DeviceUnavailableError, Settings, open_runtime
+from yolo_prune.runtimes.runtime import DeviceUnavailableError, Runtime, Settings, open_runtime
 from yolo_prune.runtimes.sources import Held, Source, open_source
 
 
@@ -63,19 +64,23 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
     """Warm every candidate up, run the rounds and report each.
 
     Args:
-        request: runtime, settings, candidates (name -> path, imgsz), images, seconds, rounds, imports; where measuring
-            may end early, limits (fields of :class:`Limit`); where images come from a stream, source.
+        request: runtime, settings, candidates (name -> path, imgsz, and what its file must agree with: reference),
+            images, seconds, rounds, imports; where measuring may end early, limits (fields of :class:`Limit`); where
+            images come from a stream, source.
         out: Where progress goes.
 
     Returns:
         facts and samples [rounds][timed][field] in ms per candidate, load1, timed and untimed steps, what a step
-        does, the machine before and after, memory in 1e6 bytes and seconds of measuring.
+        does, the machine before and after, memory in 1e6 bytes and seconds of measuring. A file that disagrees with
+        its reference is not timed: why is in refused.
     """
     settings = prepared(request)
     began_mb = peak_memory_mb()
     opened = open_candidates(request, settings)
     load1 = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     step_seconds = [warm_up(stepper, time.perf_counter) for stepper in opened.steppers.values()]
+    if not step_seconds:
+        raise BenchmarkError(f"nothing was timed: {'; '.join(opened.refused.values())}.")
     schedule = plan_schedule(
         step_seconds, request["seconds"], request["rounds"], fill=request.get("limits") is not None
     )
@@ -86,6 +91,8 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
     )
     return {
         "facts": opened.facts,
+        "parities": opened.parities,
+        "refused": opened.refused,
         "samples": {name: np.round(steps, 5).tolist() for name, steps in samples.items()},
         "load1": load1,
         "images": opened.images,
@@ -147,12 +154,18 @@ class Opened:
     Attributes:
         steppers: By name.
         facts: Of each: runtime, device, threads, batch, imgsz.
+        runtimes: By name.
+        parities: Of each that was compared with its checkpoint, how far it is from it: fields of :class:`Parity`.
+        refused: Name -> why a file is not timed.
         phases: What their steps do, in words, each once.
         images: How many images they run on; None for a stream.
     """
 
     steppers: dict[str, Stepper] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runtimes: dict[str, Runtime] = field(default_factory=dict)
+    parities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     phases: dict[str, None] = field(default_factory=dict)
     images: int | None = None
 
@@ -174,6 +187,16 @@ def open_candidates(request: dict[str, Any], settings: Settings) -> Opened:
         runtime = open_runtime(
             request["runtime"], Path(candidate["path"]), read_size(candidate["imgsz"]), settings, load
         )
+        precision = _precision_of(runtime, settings)
+        parity = _compared(runtime, candidate, precision, settings.batch)
+        if parity is not None:
+            opened.parities[name] = asdict(parity)
+            if not parity.agrees:
+                opened.refused[name] = (
+                    f"the file does not compute what its checkpoint computes: {parity.sentence}"
+                )
+                continue
+        opened.runtimes[name] = runtime
         if request.get("source"):
             source: Source = open_source(request["source"], runtime.channels)
         else:
@@ -182,10 +205,25 @@ def open_candidates(request: dict[str, Any], settings: Settings) -> Opened:
             source = held[runtime.channels]
             opened.images = len(held[runtime.channels].images)
         opened.phases[f"{'reading and decoding, ' if source.timed else ''}{runtime.phases}"] = None
-        opened.facts[name] = {**runtime.facts, "batch": settings.batch, "imgsz": candidate["imgsz"]}
+        facts = {"batch": settings.batch, "imgsz": candidate["imgsz"], "precision": precision}
+        opened.facts[name] = {**runtime.facts, **facts}
         clocks = time.perf_counter, time.process_time
         opened.steppers[name] = make_stepper(runtime, source, settings.batch, *clocks)
     return opened
+
+
+def _precision_of(runtime: Runtime, settings: Settings) -> str:
+    """Return what a candidate computes in: what an exported file says of its weights, unless half was asked for."""
+    if settings.half:
+        return "float16"
+    return "float32" if runtime.file is None else runtime.file.precision
+
+
+def _compared(runtime: Runtime, candidate: dict[str, Any], precision: str, batch: int) -> Parity | None:
+    """Compare a file with its checkpoint, where one is given; rounding to 8 bits differs by intent."""
+    if candidate.get("reference") is None or precision not in TOLERANCE:
+        return None
+    return parity_of(runtime, Reference.read(Path(candidate["reference"])), precision, batch)
 
 
 def run_rounds(

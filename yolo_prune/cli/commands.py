@@ -196,10 +196,7 @@ def export(config: ExportConfig) -> None:
             say(f"{name}: {METRICS[task.metric].sentence(result.scores)} ({result.images} images)")
     else:
         parity = export_float(config, loaded, out, imgsz)
-        say(
-            f"largest difference to the checkpoint: {parity.max_abs_diff:.2g} on outputs up to {parity.scale:.4g}, "
-            f"{parity.score_diff:.2g} in scores"
-        )
+        say(f"compared with the checkpoint in PyTorch: {parity.sentence}")
     say(f"export: {out} ({size_mb(out):.1f} MB, {size_text(imgsz)} px)")
 
 

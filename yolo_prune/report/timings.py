@@ -47,8 +47,23 @@ def markdown_table(comparisons: Sequence[Comparison]) -> str:
         for name, timing in comparison.timings.items():
             cells = [name, *timing_cells(timing), *ratio_cells(comparison, name)]
             lines.append(table_row(cells))
-    notes = dict.fromkeys(describe(comparison) for comparison in comparisons)
+    notes = dict.fromkeys(
+        note for comparison in comparisons for note in (*_proofs(comparison), describe(comparison))
+    )
     return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _proofs(comparison: Comparison) -> list[str]:
+    """Say of files that were made here how far they are from their checkpoints, and which were not timed for it."""
+    found = [f"{name}: not measured: {why}." for name, why in comparison.refused.items()]
+    compared = {name: one for name, one in comparison.parities.items() if name not in comparison.refused}
+    if compared:
+        name, worst = max(compared.items(), key=lambda pair: pair[1].relative)
+        found.append(
+            f"{comparison.conditions['runtime']}: every file was compared with its checkpoint in PyTorch; furthest, "
+            f"{name}: {worst.sentence}."
+        )
+    return found
 
 
 def timing_cells(timing: Timing | None) -> list[str]:

@@ -121,7 +121,7 @@ def _watch(
     limits: Sequence[Limit],
 ) -> Watched:
     return measure_until_decided(
-        {name: Candidate(one.file, one.imgsz) for name, one in subjects.items()},
+        {name: Candidate(one.file, one.imgsz, one.reference) for name, one in subjects.items()},
         runtime=runtime,
         settings=settings,
         seconds=config.seconds,
@@ -222,6 +222,8 @@ def _details(own: Subject, alone: Watched, accuracy: Accuracy | None, size: floa
         "machine": ", ".join(f"{name} {text}" for name, text in machine.items() if text),
         "size": f"{own.file.name} {size:.2f} MB{memory}",
     }
+    if _OWN in alone.parities:
+        found["compared"] = f"with its checkpoint in PyTorch: {alone.parities[_OWN].sentence}"
     if accuracy is not None:
         found["accuracy"] = (
             f"{accuracy.images} images, {accuracy.source}; bounds: 95 % over the choice of images"

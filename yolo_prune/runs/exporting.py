@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from pathlib import Path
 
 from yolo_prune.accuracy.task import Result, Task
 from yolo_prune.adapters.hosts import find_host
 from yolo_prune.adapters.stored import LoadedModel
-from yolo_prune.bench.parity import Parity, onnx_parity
+from yolo_prune.bench.exports import write_export
+from yolo_prune.bench.parity import Parity, file_parity
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.options import ExportConfig
 from yolo_prune.runtimes import EXPORTS
-from yolo_prune.runtimes.converted import to_ncnn, to_openvino
 from yolo_prune.runtimes.runtime import runtime_for
+
+_IMAGES = 4
 
 
 def path_of_export(config: ExportConfig, checkpoint: Path) -> Path:
@@ -37,27 +39,23 @@ def export_float(config: ExportConfig, loaded: LoadedModel, out: Path, imgsz: Im
     """Export a checkpoint in floating point, and compare what the file puts out with it, on the file's runtime.
 
     Args:
-        config: The options.
+        config: The options; with data, its images are among those that outputs are compared on.
         loaded: The checkpoint.
         out: The file or folder to create or replace, whole or not at all.
         imgsz: Size of the input in pixels.
 
     Raises:
         MissingRuntimeError: What writes or runs the file is not installed.
-        BenchmarkError: The host cannot export it.
-        CheckpointError: What was written cannot be loaded, or is another network.
+        BenchmarkError: The host cannot export it, or what was written computes something else; it is removed.
+        CheckpointError: What was written cannot be loaded.
     """
-    host = find_host(config.model)
-    if config.format in ("onnx", "torchscript"):
-        host.export(config.model, out, imgsz=imgsz, trust=config.trust)
-    else:
-        with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
-            whole = host.export(config.model, Path(folder, "whole.onnx"), imgsz=imgsz, trust=config.trust)
-            if config.format == "openvino":
-                to_openvino(whole, out, half=config.half)
-            else:
-                to_ncnn(whole, out, imgsz=imgsz, half=config.half)
-    return onnx_parity(loaded, out, imgsz, runtime_for(out))
+    images = None if config.data is None else _task(config, loaded).image_files(_IMAGES)
+    write_export(config.model, out, imgsz=imgsz, half=config.half, trust=config.trust)
+    parity = file_parity(loaded, out, imgsz, runtime_for(out), images)
+    if not parity.agrees:
+        shutil.rmtree(out) if out.is_dir() else out.unlink()
+    parity.check(f"'{out}' was removed: the file")
+    return parity
 
 
 def export_int8(
@@ -68,16 +66,8 @@ def export_int8(
     Raises:
         YoloPruneError: As the host's export.
     """
-    host = find_host(config.model)
-    task = host.open_task(
-        loaded,
-        config.data or "",
-        split=config.split,
-        batch=config.batch,
-        device="cpu",
-        workers=config.workers,
-    )
-    quantised = host.export_int8(
+    task = _task(config, loaded)
+    quantised = find_host(config.model).export_int8(
         loaded.path,
         loaded.module,
         out,
@@ -88,3 +78,14 @@ def export_int8(
         trust=config.trust,
     )
     return task, quantised
+
+
+def _task(config: ExportConfig, loaded: LoadedModel) -> Task:
+    return find_host(config.model).open_task(
+        loaded,
+        config.data or "",
+        split=config.split,
+        batch=config.batch,
+        device="cpu",
+        workers=config.workers,
+    )

@@ -34,7 +34,7 @@ from yolo_prune.options.places import Placed, runtime_of
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.aim import Timed
 from yolo_prune.runtimes import RUNTIMES
-from yolo_prune.runtimes.ncnn import convert
+from yolo_prune.runtimes.files import the_file_in
 from yolo_prune.runtimes.runtime import Settings, parse_device
 
 SECONDS = 8.0
@@ -164,8 +164,8 @@ def open_model(
     layers = layers_of(graph_at(Traced.of(loaded.module, host.anatomy(loaded.module, imgsz))))
     runtime, how = config.runtime, deployment_of(host, loaded, imgsz, None, trust=config.trust)
     with _as_deployed(how, loaded.module, runtime, trust=config.trust) as file:
-        if config.layers is not None and runtime == "ncnn":
-            file = convert(file, imgsz, file.parent / "ncnn")
+        if config.layers is not None:  # they are written beside it, as one folder
+            file = the_file_in(file, ".param")
         yield layers, probes(layers), Network(file, imgsz, None, config.imports)
 
 

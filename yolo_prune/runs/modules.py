@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from yolo_prune.accuracy.task import Result
 from yolo_prune.bench import Comparison, compare
 from yolo_prune.bench.comparison import DEFAULT_SECONDS, check_threads
+from yolo_prune.bench.parity import Reference
 from yolo_prune.cost import count_macs, count_parameters
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BenchmarkError, ConfigError, YoloPruneError
@@ -83,11 +85,13 @@ def report_modules(
     check_threads(threads)
     out = Path(out)
     measured = [_measure(name, models[name], image, accuracy) for name in _NAMES if name in models]
-    timed = [
-        _exported(one.row, models[one.row.model], image, out) if bench else Timed(one.row, None)
-        for one in measured
-    ]
-    comparisons = [_timings(timed, threads, seconds)] if bench else []
+    with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
+        scratch = Path(folder)
+        timed = [
+            _exported(one.row, models[one.row.model], image, out, scratch) if bench else Timed(one.row, None)
+            for one in measured
+        ]
+        comparisons = [_timings(timed, threads, seconds, scratch)] if bench else []
     result = measured[0].result
     facts = Conditions(data=data, machine=cpu_name(), **speed_conditions(comparisons))
     if result is not None:
@@ -175,22 +179,25 @@ class _InOneRow(nn.Module):
         return torch.cat([out.reshape(image.shape[0], -1) for out in found], 1)
 
 
-def _exported(row: Row, module: nn.Module, image: Tensor, out: Path) -> Timed:
-    """Export a module to ONNX, float32, or say in its row why there is no file."""
+def _exported(row: Row, module: nn.Module, image: Tensor, out: Path, scratch: Path) -> Timed:
+    """Export a module to ONNX, float32, or say in its row why there is no file; write what it must agree with."""
     file = out / "weights" / f"{row.model}.onnx"
     file.parent.mkdir(parents=True, exist_ok=True)
-    network = _InOneRow(copy_as(module, torch.float32))
+    network, pixels = _InOneRow(copy_as(module, torch.float32)).eval(), image.cpu().float()
     try:
         with replacing(file) as temporary:
-            trace_to_onnx(network, image.cpu().float(), temporary, what=row.model)
+            trace_to_onnx(network, pixels, temporary, what=row.model)
+        with torch.inference_mode():
+            output = network(pixels).numpy()
+        Reference(pixels.numpy(), (output,), 0).save(scratch / f"{row.model}.npz")
     except (BenchmarkError, OSError) as error:
         LOGGER.warning("%s It was not timed.", error)
         return Timed(replace(row, not_measured=str(error)), None)
     return Timed(replace(row, size_mb=file.stat().st_size / 1e6), file)
 
 
-def _timings(timed: Sequence[Timed], threads: int | None, seconds: float) -> Comparison:
-    """Time the exports alternately, the parent first."""
+def _timings(timed: Sequence[Timed], threads: int | None, seconds: float, scratch: Path) -> Comparison:
+    """Time the exports alternately, the parent first, where they compute what their modules do."""
     files = {one.name: one.file for one in timed if one.file}
     sizes = {one.name: one.row.imgsz or 0 for one in timed}
     where = {"runtime": "onnxruntime", "device": "cpu", "threads": check_threads(threads)}
@@ -203,6 +210,7 @@ def _timings(timed: Sequence[Timed], threads: int | None, seconds: float) -> Com
             imgsz={n: sizes[n] for n in files},
             threads=threads,
             seconds=seconds,
+            references={n: scratch / f"{n}.npz" for n in files},
         )
     except YoloPruneError as error:
         LOGGER.warning("speed was not measured: %s", error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,11 @@ from yolo_prune.runtimes.runtime import (
 
 if TYPE_CHECKING:
     from yolo_prune.accuracy.deployed import Accuracy, DeployedModel
+    from yolo_prune.accuracy.task import Task
+    from yolo_prune.adapters.stored import LoadedModel
 
 _BATCH = 16  # images that a host evaluates a checkpoint with at once
+_COMPARED = 4  # images that an exported file is compared with its checkpoint on
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Subject:
         precision: Of its weights.
         task: The host's name of what it does; None where the file does not say.
         deployed: What an exported file says that its output means.
+        loaded: The checkpoint that was given.
+        reference: What a file that was exported from it must agree with.
     """
 
     name: str
@@ -49,6 +54,8 @@ class Subject:
     precision: str
     task: str | None
     deployed: DeployedModel | None = None
+    loaded: LoadedModel | None = field(default=None, repr=False)
+    reference: Path | None = None
 
 
 def open_subject(name: str, runtime: str, config: CheckConfig, exports: Exports, stack: ExitStack) -> Subject:
@@ -73,14 +80,14 @@ def open_subject(name: str, runtime: str, config: CheckConfig, exports: Exports,
     loaded = find_host(name).load(name, trust=config.trust)
     imgsz, batch = config.imgsz or loaded.imgsz, config.batch or 1
     if entry.checkpoints:
-        return Subject(name, loaded.path, imgsz, batch, "float32", loaded.task)
+        return Subject(name, loaded.path, imgsz, batch, "float32", loaded.task, loaded=loaded)
     if not entry.exported:
         raise ConfigError(f"the '{runtime}' runtime does not run '{name}': export it first.")
-    made = exports.of(
-        {name: loaded.path}, {name: imgsz}, ending=entry.exported, batch=batch, trust=config.trust
-    )
-    file = made[name]
-    return _exported(name, file, runtime, config)
+    files, sizes = {name: loaded.path}, {name: imgsz}
+    made = exports.of(files, sizes, ending=entry.exported, batch=batch, trust=config.trust)
+    images = None if config.data is None else _task(name, loaded, config, "cpu").image_files(_COMPARED)
+    references = exports.references(files, sizes, images=images, loaded={name: loaded})
+    return replace(_exported(name, made[name], runtime, config), loaded=loaded, reference=references[name])
 
 
 def _exported(name: str, file: Path, runtime: str, config: CheckConfig) -> Subject:
@@ -118,23 +125,27 @@ def accuracy_of(own: Subject, runtime: str, settings: Settings, config: CheckCon
         except DeviceUnavailableError as error:
             raise BenchmarkError(f"not measured: {error}.") from error
         return file_accuracy(opened, own.deployed, data, imgsz=own.imgsz, batch=own.batch, split=config.split)
-    host = find_host(own.name)
-    loaded = host.load(own.name, trust=config.trust)
-    task = host.open_task(
-        loaded,
-        data,
-        split=config.split,
-        batch=_BATCH,
-        device=settings.device,
-        workers=0,
-        rect=False,  # padded to the input that is timed
-    )
-    result = task.evaluate(loaded.module, own.imgsz)
+    if own.loaded is None:
+        raise CheckpointError(f"'{own.name}' does not say its task, classes and image size.")
+    result = _task(own.name, own.loaded, config, settings.device).evaluate(own.loaded.module, own.imgsz)
     metric = "top1" if own.task == "classify" else "ap"
     value = result.scores[metric]
     if value is None:
         raise BenchmarkError(f"'{own.name}' has no {metric} on {data}.")
     return Accuracy(metric, value, result.images, result.evaluator, result.sample, result.notes)
+
+
+def _task(name: str, loaded: LoadedModel, config: CheckConfig, device: str) -> Task:
+    """Find the data that a checkpoint is measured on."""
+    return find_host(name).open_task(
+        loaded,
+        config.data or "",
+        split=config.split,
+        batch=_BATCH,
+        device=device,
+        workers=0,
+        rect=False,  # padded to the input that is timed
+    )
 
 
 def size_mb(file: Path) -> float:

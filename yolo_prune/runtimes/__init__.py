@@ -50,7 +50,9 @@ RUNTIMES = {
         "openvino",
         int8="_int8_openvino_model",
     ),
-    "ncnn": RuntimeEntry("yolo_prune.runtimes.ncnn", (".param", "_ncnn_model", ".onnx"), "ncnn"),
+    "ncnn": RuntimeEntry(
+        "yolo_prune.runtimes.ncnn", (".param", "_ncnn_model", ".onnx"), "ncnn", exported="_ncnn_model"
+    ),
     "opencv": RuntimeEntry("yolo_prune.runtimes.opencv", (".onnx",), "opencv", package="cv2"),
     "torchscript": RuntimeEntry(
         "yolo_prune.runtimes.torchscript",

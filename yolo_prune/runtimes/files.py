@@ -15,7 +15,7 @@ from yolo_prune.errors import CheckpointError, ConfigError, one_line
 from yolo_prune.imgsz import ImageSize, height_width, read_size, size_text
 from yolo_prune.runtimes.detections import Detections, detect
 from yolo_prune.runtimes.images import CLASSIFIER, DETECTOR, Image, to_input
-from yolo_prune.runtimes.runtime import DeviceUnavailableError, Settings
+from yolo_prune.runtimes.runtime import DeviceUnavailableError, FileFacts, Settings
 
 
 class FileRuntime:
@@ -27,7 +27,7 @@ class FileRuntime:
         *,
         imgsz: ImageSize,
         channels: int,
-        classes: int | None,
+        file: FileFacts,
         classifies: bool,
         facts: dict[str, Any],
         dtype: Any = np.float32,
@@ -38,19 +38,20 @@ class FileRuntime:
             run: Turns [B, C, H, W] of ``dtype`` into the file's first output, an array of its own.
             imgsz: Size of the network input, in pixels.
             channels: C.
-            classes: How many the model tells apart; None where the file does not say.
+            file: What the file says of itself, and in it how many classes the model tells apart.
             classifies: Whether the output is scores of classes alone.
             facts: See :class:`Runtime`.
             dtype: Of its input.
         """
         self.facts = facts
+        self.file = file
         self.channels = channels
         around = CLASSIFIER if classifies else DETECTOR
         self.phases = around.phases
         self._resize = around.resize
         self._run = run
         self._imgsz = imgsz
-        self._classes = classes
+        self._classes = class_count(file.metadata)
         self._dtype = dtype
 
     def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
@@ -59,7 +60,7 @@ class FileRuntime:
 
     def infer(self, batch: NDArray[Any]) -> tuple[NDArray[Any], float | None]:
         """Run the file; the host's clock measures it, because it returns when the output is there."""
-        return self._run(batch), None
+        return self._run(batch.astype(self._dtype, copy=False)), None
 
     def postprocess(self, output: NDArray[Any]) -> list[Detections]:
         """Suppress overlapping boxes."""

@@ -65,7 +65,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         run,
         imgsz=imgsz,
         channels=facts.channels or 3,
-        classes=None,
+        file=facts,
         classifies=len(found["shape"]) == 2,
         facts=facts_of("litert", version, settings),
     )

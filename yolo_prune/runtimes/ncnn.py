@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
@@ -20,7 +19,6 @@ from yolo_prune.runtimes import onnxruntime as reference
 from yolo_prune.runtimes.files import (
     FileRuntime,
     check_input,
-    class_count,
     metadata_beside,
     refuse_options_of_torch,
     refuse_other_devices,
@@ -81,7 +79,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         run,
         imgsz=imgsz,
         channels=channels,
-        classes=class_count(facts.metadata),
+        file=facts,
         classifies=run(image).ndim == 2,
         facts=facts_of("ncnn", ncnn.__version__, settings),
     )
@@ -151,24 +149,6 @@ def _loaded(ncnn: Any, file: Path, settings: Settings) -> Any:
             return np.array(found)[None]
 
     return run
-
-
-def convert(path: Path, imgsz: ImageSize, folder: Path) -> Path:
-    """Write an .onnx file as a network of ncnn into a folder of its own, with its size beside it; return the .param.
-
-    Raises:
-        MissingRuntimeError: pnnx is not installed, or what reads an .onnx file.
-        CheckpointError: It cannot be converted.
-    """
-    facts = read_file(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="yolo-prune-") as scratch:
-        made = converted(path, (1, facts.channels or 3, *height_width(imgsz)), Path(scratch))
-        for ending in (".param", ".bin"):
-            shutil.copyfile(made.with_suffix(ending), folder / f"network{ending}")
-    stated = {**facts.metadata, "imgsz": str(list(height_width(imgsz)))}
-    (folder / "metadata.yaml").write_text(yaml.safe_dump(stated), encoding="utf-8")
-    return folder / "network.param"
 
 
 def converted(path: Path, shape: tuple[int, ...], folder: Path, *, half: bool = False) -> Path:

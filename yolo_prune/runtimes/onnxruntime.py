@@ -16,7 +16,6 @@ from yolo_prune.runtimes.files import (
     FileRuntime,
     channel_count,
     check_input,
-    class_count,
     refuse_options_of_torch,
 )
 from yolo_prune.runtimes.runtime import (
@@ -60,14 +59,14 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
     session = _usable_session(onnxruntime, path, settings)
     image = session.get_inputs()[0]
     check_input(image.shape, path, imgsz, settings.batch)
-    metadata = session.get_modelmeta().custom_metadata_map
+    facts = _facts(session, path)
     wanted = _wanted(settings)
     name = f"onnxruntime:{settings.provider}" if settings.provider else "onnxruntime"
     return FileRuntime(
         _runner(session),
         imgsz=imgsz,
-        channels=channel_count(image.shape, metadata),
-        classes=class_count(metadata),
+        channels=facts.channels or 3,
+        file=facts,
         classifies=len(session.get_outputs()[0].shape) == 2,
         facts=facts_of(name, onnxruntime.__version__, settings, None if settings.device == "cpu" else wanted),
         dtype=np.float16 if "float16" in image.type else np.float32,
@@ -144,7 +143,11 @@ def read_file(path: Path) -> FileFacts:
         CheckpointError: The file is missing or no ONNX model.
         ConfigError: It has several inputs, or one that is no batch of images.
     """
-    session = open_session(import_runtime("onnxruntime"), path, Settings("cpu", 1, 1))
+    return _facts(open_session(import_runtime("onnxruntime"), path, Settings("cpu", 1, 1)), path)
+
+
+def _facts(session: Any, path: Path) -> FileFacts:
+    """Return what an opened file takes, and what it says of itself."""
     inputs = session.get_inputs()
     shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
     if len(inputs) != 1 or len(shape) != 4 or inputs[0].type not in _IMAGES:

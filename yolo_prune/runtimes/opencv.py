@@ -15,7 +15,6 @@ from yolo_prune.runtimes.files import (
     FileRuntime,
     channel_count,
     check_input,
-    class_count,
     refuse_options_of_torch,
     refuse_other_devices,
 )
@@ -55,7 +54,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         run,
         imgsz=imgsz,
         channels=channels,
-        classes=class_count(facts.metadata),
+        file=facts,
         classifies=first.ndim == 2,
         facts=facts_of("opencv", cv2.__version__, settings),
     )

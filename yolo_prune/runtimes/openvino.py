@@ -16,7 +16,6 @@ from yolo_prune.runtimes.files import (
     FileRuntime,
     channel_count,
     check_input,
-    class_count,
     metadata_beside,
     refuse_options_of_torch,
     refuse_other_devices,
@@ -65,16 +64,16 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
     refuse_other_devices("openvino", settings)
     core = openvino.Core()
     model, metadata = _read(core, path)
-    shape = _shape(model)
+    facts = _facts(model, metadata, path)
+    shape, channels = _shape(model), facts.channels or 3
     check_input(shape, path, imgsz, settings.batch)
-    channels = channel_count(shape, metadata)
     fixed = [settings.batch, channels, *height_width(imgsz)] if None in shape else None
     compiled = _compiled(core, model, path, settings, fixed)
     return FileRuntime(
         _runner(compiled),
         imgsz=imgsz,
         channels=channels,
-        classes=class_count(metadata),
+        file=facts,
         classifies=compiled.output(0).partial_shape.rank.get_length() == 2,
         facts=facts_of("openvino", openvino.__version__.partition("-")[0], settings),
         dtype=model.input(0).get_element_type().to_dtype(),
@@ -133,7 +132,11 @@ def read_file(path: Path) -> FileFacts:
         CheckpointError: OpenVINO cannot read it.
         ConfigError: It has several inputs, or one that is no batch of images.
     """
-    model, metadata = _read(import_runtime("openvino").Core(), path)
+    return _facts(*_read(import_runtime("openvino").Core(), path), path)
+
+
+def _facts(model: Any, metadata: dict[str, str], path: Path) -> FileFacts:
+    """Return what a network that was read takes."""
     shape, kind = _shape(model), model.input(0).get_element_type().get_type_name()
     if len(model.inputs) != 1 or len(shape) != 4 or kind not in ("f32", "f16"):
         raise ConfigError(

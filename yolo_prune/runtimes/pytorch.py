@@ -52,6 +52,7 @@ class TorchRuntime:
         self.channels = channels
         self._imgsz = imgsz
         self._classes = classes
+        self.file = None
         self._device = torch.device(facts["device"])
         self._dtype = torch.float16 if half else torch.float32
 

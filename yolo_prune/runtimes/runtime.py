@@ -94,6 +94,8 @@ class Runtime(Protocol):
     """What a step does, in words: all of it is timed."""
     channels: int
     """Of the images that the network takes."""
+    file: FileFacts | None
+    """What an exported file says of itself; None of a checkpoint."""
 
     def preprocess(self, images: Sequence[Image]) -> Any:
         """Turn uint8 [H, W, channels] images, three of them in BGR order, into the network's input, on its device."""

@@ -18,7 +18,6 @@ from yolo_prune.imgsz import ImageSize
 from yolo_prune.runtimes.files import (
     FileRuntime,
     check_input,
-    class_count,
     refuse_options_of_torch,
     stated_channels,
     stated_size,
@@ -69,7 +68,7 @@ class EngineRuntime(FileRuntime):
         """Run the engine; return its output, on the GPU, and the milliseconds between the events."""
         cuda, (reads, makes) = self._torch.cuda, self._names
         if isinstance(batch, np.ndarray):
-            batch = self._torch.from_numpy(batch).to(self._device)
+            batch = self._torch.from_numpy(batch.astype(self._dtype, copy=False)).to(self._device)
         shape = tuple(self._context.get_tensor_shape(makes))
         output = self._torch.empty(shape, dtype=self._makes, device=self._device)
         start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
@@ -119,7 +118,7 @@ def open_runtime(
     except ImportError as error:
         raise missing_runtime("torch") from error
     check_device(torch, settings.device)
-    metadata, content = _parts(path)
+    _, content = _parts(path)
     torch.cuda.set_device(settings.device)
     engine = trt.Runtime(trt.Logger(trt.Logger.WARNING)).deserialize_cuda_engine(content)
     if engine is None:
@@ -140,7 +139,7 @@ def open_runtime(
         settings.device,
         imgsz=imgsz,
         channels=int(shape[1] or 3),
-        classes=class_count(metadata),
+        file=read_file(path),
         classifies=len(output) == 2,
         facts=facts_of("tensorrt", trt.__version__, settings, torch.cuda.get_device_name(settings.device)),
         dtype=trt.nptype(engine.get_tensor_dtype(reads)),

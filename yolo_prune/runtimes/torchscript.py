@@ -21,7 +21,6 @@ from yolo_prune.runtimes import pytorch
 from yolo_prune.runtimes.files import (
     FileRuntime,
     check_input,
-    class_count,
     refuse_options_of_torch,
     stated_channels,
     stated_size,
@@ -66,7 +65,7 @@ def open_runtime(path: Path, imgsz: ImageSize, settings: Settings, load: Loader 
         run,
         imgsz=imgsz,
         channels=channels,
-        classes=class_count(facts.metadata),
+        file=facts,
         classifies=first.ndim == 2,
         facts=facts_of("torchscript", torch.__version__, settings, gpu),
         dtype=dtype,

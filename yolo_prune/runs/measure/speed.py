@@ -180,7 +180,8 @@ def model_rows(models: Sequence[Timed], comparisons: Sequence[Comparison]) -> li
             if timing is not None:
                 rows.append(with_timing(model.row, timing))
             else:
-                why = model.row.not_measured or comparison.not_measured
+                why = comparison.refused.get(model.name, comparison.not_measured)
+                why = model.row.not_measured or why
                 rows.append(replace(model.row, **where, not_measured=why))
     return rows
 
@@ -190,7 +191,7 @@ def speed_warnings(comparisons: Sequence[Comparison], folder: Path) -> list[str]
     warnings = []
     if not any(str(one.conditions["device"]).startswith("cuda") for one in comparisons):
         warnings.append(_NO_GPU)
-    if any(one.not_measured for one in comparisons):
+    if any(one.not_measured or one.refused for one in comparisons):
         warnings.append(f"{_MISSING}. To measure it again: yolo-prune report run={folder} bench=true")
     return warnings
 
