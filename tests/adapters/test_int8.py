@@ -169,7 +169,7 @@ def test_every_format_computes_what_the_checkpoint_computes_and_says_of_itself(
     for _ in range(2):  # the second time the folder is there
         assert cli.main(["export", *words]) == 0
     said = capsys.readouterr().out
-    pixels, scores = re.search(r"checkpoint: (\S+) on outputs up to \S+, (\S+) in scores", said).groups()
+    pixels, scores = re.search(r"differ by up to (\S+) of \S+, scores by up to (\S+) \(", said).groups()
     assert float(pixels) < (2 if half else 0.02)
     assert float(scores) < (2e-2 if half else 1e-4)
     assert f"export: {out} (" in said
