@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,10 @@ class ClassificationData:
             name = file.relative_to(self.root).parts[0]
             sizes[name] = sizes.get(name, 0) + 1
         return sizes
+
+    def part(self, count: int) -> ClassificationData:
+        """Return at most ``count`` images, spread over the classes."""
+        return replace(self, image_files=tuple(self.spread(count)))
 
     def spread(self, count: int) -> list[Path]:
         """Return at most ``count`` images, spread over the classes."""

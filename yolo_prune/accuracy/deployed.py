@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.accuracy.bootstrap import ImageSample
-from yolo_prune.accuracy.box_data import read_boxes
-from yolo_prune.accuracy.classes import read_class_folders, score_classes
+from yolo_prune.accuracy.box_data import BoxData, read_boxes
+from yolo_prune.accuracy.classes import ClassificationData, read_class_folders, score_classes
 from yolo_prune.errors import ConfigError, DataError, MissingRuntimeError
 from yolo_prune.imgsz import ImageSize, height_width
 from yolo_prune.progress import track
@@ -23,6 +23,7 @@ from yolo_prune.runtimes.images import check_reader, read_image
 from yolo_prune.runtimes.runtime import Runtime
 
 _WITHOUT_BOXES = ("obb",)
+_Watch = Callable[[range, str], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,14 @@ class Accuracy:
 
 
 def file_accuracy(
-    runtime: Runtime, model: DeployedModel, data: str, *, imgsz: ImageSize, batch: int, split: str = "val"
+    runtime: Runtime,
+    model: DeployedModel,
+    data: str | BoxData | ClassificationData,
+    *,
+    imgsz: ImageSize,
+    batch: int,
+    split: str = "val",
+    watch: _Watch = track,
 ) -> Accuracy:
     """Run a file on a split of data and score what it finds: COCO AP of boxes, of a classifier top-1.
 
@@ -80,10 +88,11 @@ def file_accuracy(
     Args:
         runtime: The file, opened for ``imgsz`` and ``batch``.
         model: What its output means.
-        data: What :func:`read_boxes` takes; for a classifier a folder of folders of images.
+        data: What :func:`read_boxes` takes; for a classifier a folder of folders of images; or a split of either.
         imgsz: Size of its input in pixels.
         batch: Images at once.
-        split: ``train``, ``val`` or ``test``.
+        split: ``train``, ``val`` or ``test``, of data that is read.
+        watch: Shows how far it is: goes through a range under a few words.
 
     Raises:
         ConfigError: The file finds what has no upright boxes.
@@ -91,12 +100,14 @@ def file_accuracy(
         MissingRuntimeError: What reads images is not installed.
     """
     if model.task == "classify":
-        return _top1(runtime, model, data, batch, split)
+        folders = data if isinstance(data, ClassificationData) else read_class_folders(str(data), split)
+        return _top1(runtime, model, folders, batch, watch)
     if model.task in _WITHOUT_BOXES:
         raise ConfigError(
-            f"min_ap= is of upright boxes, and this file is a model of the task '{model.task}'."
+            f"AP of a file is of upright boxes, and this file is a model of the task '{model.task}'."
         )
-    return _box_ap(runtime, model, data, imgsz, batch, split)
+    boxes = data if isinstance(data, BoxData) else read_boxes(str(data), split)
+    return _box_ap(runtime, model, boxes, imgsz, batch, watch)
 
 
 def check_installed(task: str) -> None:
@@ -117,17 +128,16 @@ def check_installed(task: str) -> None:
 
 
 def _box_ap(
-    runtime: Runtime, model: DeployedModel, data: str, imgsz: ImageSize, batch: int, split: str
+    runtime: Runtime, model: DeployedModel, boxes: BoxData, imgsz: ImageSize, batch: int, watch: _Watch
 ) -> Accuracy:
     from yolo_prune.accuracy.coco import coco_ap_by_image
 
-    boxes = read_boxes(data, split)
-    notes = _matched(model, boxes.names, data)
+    notes = _matched(model, boxes.names, str(boxes.file))
     category = {label: boxes.category_ids[index] for index, label in enumerate(model.labels)}
     scale = np.tile(height_width(imgsz)[::-1], 2) if model.layout == QUERIES else np.ones(4)
     found: list[dict[str, Any]] = []
     ids = iter(boxes.image_ids)
-    for files in _batches(boxes.image_files, batch):
+    for files in _batches(boxes.image_files, batch, watch):
         pairs = [
             framed(read_image(file, runtime.channels), imgsz, stretched=model.stretched) for file in files
         ]
@@ -159,11 +169,12 @@ def _as_coco(
             yield {"image_id": image_id, "category_id": category[label], "bbox": box, "score": score}
 
 
-def _top1(runtime: Runtime, model: DeployedModel, data: str, batch: int, split: str) -> Accuracy:
-    folders = read_class_folders(data, split)
-    notes = _matched(model, folders.names, data)
+def _top1(
+    runtime: Runtime, model: DeployedModel, folders: ClassificationData, batch: int, watch: _Watch
+) -> Accuracy:
+    notes = _matched(model, folders.names, str(folders.folder))
     scores = []
-    for files in _batches(folders.image_files, batch):
+    for files in _batches(folders.image_files, batch, watch):
         images = [read_image(file, runtime.channels) for file in files]
         scores.append(_run(runtime, images, batch)[: len(files), list(model.labels)])
     result = score_classes(
@@ -172,8 +183,8 @@ def _top1(runtime: Runtime, model: DeployedModel, data: str, batch: int, split: 
     return Accuracy("top1", result.top1, result.images, result.evaluator, result.sample, notes)
 
 
-def _batches(files: Sequence[Path], batch: int) -> Iterator[Sequence[Path]]:
-    for start in track(range(0, len(files), batch), "Evaluating"):
+def _batches(files: Sequence[Path], batch: int, watch: _Watch) -> Iterator[Sequence[Path]]:
+    for start in watch(range(0, len(files), batch), "Evaluating"):
         yield files[start : start + batch]
 
 

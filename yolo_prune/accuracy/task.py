@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from yolo_prune.accuracy.bootstrap import ImageSample
+from yolo_prune.accuracy.box_data import BoxData
+from yolo_prune.accuracy.classes import ClassificationData
 from yolo_prune.accuracy.looks import Look
 from yolo_prune.criteria.calibration import Labels
 from yolo_prune.imgsz import ImageSize
@@ -54,6 +56,17 @@ class Result(Protocol):
         """What computed the accuracy."""
 
 
+class Split(Protocol):
+    """Images of one split, with what is on them."""
+
+    def part(self, count: int) -> BoxData | ClassificationData:
+        """Return at most so many images, spread over the split, to judge deployed files by.
+
+        Raises:
+            DataError: They hold nothing to find.
+        """
+
+
 class Task(Protocol):
     """A split of data, and how models of one task are measured on it.
 
@@ -66,6 +79,10 @@ class Task(Protocol):
     metric: str
     counted: str
     device: str
+
+    @property
+    def split(self) -> Split:
+        """The images of the split, with what is on them."""
 
     def check_training_images(self) -> None:
         """Raise DataError when there are no training images, which recovery needs."""

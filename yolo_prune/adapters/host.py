@@ -168,6 +168,9 @@ class Host(Protocol):
     def read_export(self, metadata: Mapping[str, Any]) -> DeployedModel | None:
         """Return what a file of this host's says in its metadata, without torch; None where another exported it."""
 
+    def deployed_model(self, loaded: LoadedModel, imgsz: ImageSize) -> DeployedModel:
+        """Return what a checkpoint puts out as it is deployed, at an input size in pixels."""
+
     def open_export(self, path: str | Path) -> ExportedFile | None:
         """Return a file that the host exported, None for a path that names no export."""
 

@@ -17,6 +17,7 @@ import numpy as np
 
 import yolo_prune.errors
 from yolo_prune.bench.exports import Exports, shared_exports
+from yolo_prune.bench.judged import FileAccuracy, Judged
 from yolo_prune.bench.parity import Parity
 from yolo_prune.bench.results import Comparison, Timing, compare_samples, summarise
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, YoloPruneError
@@ -51,6 +52,7 @@ def compare(
     imports: Sequence[str] = (),
     exports: Exports | None = None,
     references: Mapping[str, Path] | None = None,
+    judged: Judged | None = None,
 ) -> Comparison:
     """Time candidates against each other: A B, B A, A B, ... in one process, so that drift hits all of them.
 
@@ -70,6 +72,7 @@ def compare(
         imports: Python files or modules that hold their classes.
         exports: Exported files that several comparisons share; when None they are made for this one.
         references: What :meth:`Reference.save` wrote, for exported files of which the caller knows what they are of.
+        judged: What the accuracy of candidates is measured on, each as it is timed, when the clock has stopped.
 
     Returns:
         Timings, ratios with intervals and the conditions. Timings are None where the device is not there, and of a
@@ -89,7 +92,7 @@ def compare(
             exports = exports or stack.enter_context(shared_exports())
             known |= exports.references(files, sizes, images=images, trust=trust)
             files = exports.of(files, sizes, ending=ending, batch=batch, trust=trust)
-        request = {
+        request: dict[str, Any] = {
             "runtime": runtime,
             "settings": asdict(settings),
             "candidates": {
@@ -100,6 +103,9 @@ def compare(
             "rounds": rounds,
             "imports": list(imports),
         }
+        if judged is not None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yolo-prune-")))
+            request["judged"] = judged.save(folder / "judged.pickle")
         answer = ask_worker(request, settings.threads)
     conditions = {
         "images": "drawn" if images is None else "files",
@@ -146,6 +152,7 @@ def read_answer(names: Sequence[str], answer: Mapping[str, Any], conditions: dic
         ratios,
         {**conditions, **measured},
         refused=dict(result["refused"]),
+        accuracies={name: FileAccuracy.read(values) for name, values in result["accuracies"].items()},
         parities={name: Parity(**values) for name, values in result["parities"].items()},
     )
 

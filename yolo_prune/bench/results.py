@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.bench.clock import FIELDS, Ratio, frames_per_second, paired_ratio, percentiles
+from yolo_prune.bench.judged import FileAccuracy
 from yolo_prune.bench.parity import Parity
 from yolo_prune.imgsz import ImageSize
 
@@ -71,6 +72,7 @@ class Comparison:
         not_measured: Why there are no timings, or None.
         refused: Candidate -> why its file was not timed: it does not compute what its checkpoint computes.
         parities: Of the files that were made here, how far they are from their checkpoints in PyTorch.
+        accuracies: Of the candidates that were judged.
     """
 
     base: str
@@ -80,6 +82,7 @@ class Comparison:
     not_measured: str | None = None
     refused: dict[str, str] = field(default_factory=dict)
     parities: dict[str, Parity] = field(default_factory=dict)
+    accuracies: dict[str, FileAccuracy] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain JSON values."""

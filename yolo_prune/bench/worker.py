@@ -13,24 +13,30 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.bench.clock import Schedule, Stepper, make_stepper, measure, plan_schedule, warm_up
+from yolo_prune.bench.judged import FileAccuracy, judge
 from yolo_prune.bench.layer_rounds import signs, time_layers, together
 from yolo_prune.bench.limits import Limit, all_decided, look_after
 from yolo_prune.bench.machine import peak_memory_mb, read_machine
 from yolo_prune.bench.parity import TOLERANCE, Parity, Reference, parity_of
 from yolo_prune.errors import BenchmarkError, YoloPruneError
-from yolo_prune.imgsz import read_size
+from yolo_prune.imgsz import ImageSize, read_size
 from yolo_prune.layers import LayerShape
 from yolo_prune.runtimes.images import load_images, use_threads
 from yolo_prune.runtimes.runtime import DeviceUnavailableError, Runtime, Settings, open_runtime
 from yolo_prune.runtimes.sources import Held, Source, open_source
+
+if TYPE_CHECKING:
+    from yolo_prune.accuracy.deployed import DeployedModel
 
 
 def main() -> int:
@@ -66,13 +72,13 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
     Args:
         request: runtime, settings, candidates (name -> path, imgsz, and what its file must agree with: reference),
             images, seconds, rounds, imports; where measuring may end early, limits (fields of :class:`Limit`); where
-            images come from a stream, source.
+            images come from a stream, source; what is evaluated afterwards, judged.
         out: Where progress goes.
 
     Returns:
         facts and samples [rounds][timed][field] in ms per candidate, load1, timed and untimed steps, what a step
         does, the machine before and after, memory in 1e6 bytes and seconds of measuring. A file that disagrees with
-        its reference is not timed: why is in refused.
+        its reference is not timed: why is in refused. Those that are judged have an entry in accuracies.
     """
     settings = prepared(request)
     began_mb = peak_memory_mb()
@@ -89,7 +95,9 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
     samples = run_rounds(
         opened.steppers, schedule, tuple(Limit(**one) for one in request.get("limits", ())), out
     )
+    seconds, after, peak_mb = time.perf_counter() - start, read_machine(), peak_memory_mb()
     return {
+        "accuracies": {name: asdict(one) for name, one in judged(request, opened, settings, out).items()},
         "facts": opened.facts,
         "parities": opened.parities,
         "refused": opened.refused,
@@ -100,10 +108,27 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
         "timed": schedule.timed,
         "untimed": schedule.untimed,
         "phases": "; ".join(opened.phases),
-        "seconds": time.perf_counter() - start,
-        "machine": [before.to_dict(), read_machine().to_dict()],
-        "memory_mb": {"before": began_mb, "peak": peak_memory_mb()},
+        "seconds": seconds,
+        "machine": [before.to_dict(), after.to_dict()],
+        "memory_mb": {"before": began_mb, "peak": peak_mb},
     }
+
+
+def judged(
+    request: dict[str, Any], opened: Opened, settings: Settings, out: IO[str]
+) -> dict[str, FileAccuracy]:
+    """Evaluate the candidates that are to be, after the clock has stopped."""
+    if not request.get("judged"):
+        return {}
+
+    def watch(items: range, what: str) -> Iterator[int]:
+        send(out, {"rounds": len(items), "what": what})
+        for number, item in enumerate(items, 1):
+            yield item
+            send(out, {"round": number})
+
+    sizes = {name: read_size(facts["imgsz"]) for name, facts in opened.facts.items()}
+    return judge(request["judged"], opened.runtimes, opened.models, sizes, settings.batch, watch)
 
 
 def run_layers(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
@@ -155,6 +180,7 @@ class Opened:
         steppers: By name.
         facts: Of each: runtime, device, threads, batch, imgsz.
         runtimes: By name.
+        models: What the output of each means, where somebody knows.
         parities: Of each that was compared with its checkpoint, how far it is from it: fields of :class:`Parity`.
         refused: Name -> why a file is not timed.
         phases: What their steps do, in words, each once.
@@ -164,6 +190,7 @@ class Opened:
     steppers: dict[str, Stepper] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     runtimes: dict[str, Runtime] = field(default_factory=dict)
+    models: dict[str, Callable[[], DeployedModel | None]] = field(default_factory=dict)
     parities: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     phases: dict[str, None] = field(default_factory=dict)
@@ -172,13 +199,15 @@ class Opened:
 
 def open_candidates(request: dict[str, Any], settings: Settings) -> Opened:
     """Load every candidate, and the images that each is fed with."""
+    loaded: dict[Path, Any] = {}
 
     def load(path: Path) -> Any:
         from yolo_prune.adapters.checkpoint import (
             load_detector,  # torch and a host, which a file does without
         )
 
-        return load_detector(path, trust=settings.trust)
+        loaded[path] = load_detector(path, trust=settings.trust)
+        return loaded[path]
 
     paths = None if request["images"] is None else [Path(path) for path in request["images"]]
     held: dict[int, Held] = {}
@@ -197,6 +226,8 @@ def open_candidates(request: dict[str, Any], settings: Settings) -> Opened:
                 )
                 continue
         opened.runtimes[name] = runtime
+        path, imgsz = Path(candidate["path"]), read_size(candidate["imgsz"])
+        opened.models[name] = partial(_meaning, runtime, path, loaded.get(path), imgsz)
         if request.get("source"):
             source: Source = open_source(request["source"], runtime.channels)
         else:
@@ -210,6 +241,16 @@ def open_candidates(request: dict[str, Any], settings: Settings) -> Opened:
         clocks = time.perf_counter, time.process_time
         opened.steppers[name] = make_stepper(runtime, source, settings.batch, *clocks)
     return opened
+
+
+def _meaning(runtime: Runtime, path: Path, loaded: Any, imgsz: ImageSize) -> DeployedModel | None:
+    """Return what a candidate puts out: what its exporter wrote into a file, of a checkpoint what its host knows."""
+    from yolo_prune.adapters.hosts import find_host, hosts
+
+    if runtime.file is None:
+        return find_host(path).deployed_model(loaded, imgsz)
+    stated = (host.read_export(runtime.file.metadata) for host in hosts())
+    return next((each for each in stated if each is not None), None)
 
 
 def _precision_of(runtime: Runtime, settings: Settings) -> str:

@@ -81,6 +81,12 @@ class PruneConfig:
         choices=(8,),
     )
     bench: bool = option("measure latency and FPS of parent and pruned model", True, group=MEASURING)
+    file_images: int = option(
+        "images of split= that timed files of parent and final model are evaluated on; 0: on none",
+        500,
+        group=MEASURING,
+        low=0,
+    )
     pictures: bool = option(
         "show in the report the images of the data where parent and final model differ most",
         True,

@@ -40,12 +40,34 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Deployed:
+    """What was found of the very file that ran, on its runtime; None means "not measured".
+
+    ``accuracy`` in [0, 1] is AP of boxes (``metric`` is ``ap``) or ``top1``, on ``images`` images, each padded (or cropped)
+    to the file's input; ``low`` and ``high`` bound its 95 % interval. ``difference`` is how far its outputs were from the
+    checkpoint's in PyTorch on ``compared`` images, of which ``tolerance`` is allowed.
+    """
+
+    metric: str | None = None
+    accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
+    images: int | None = None
+    not_measured: str | None = None
+    """Why there is no accuracy."""
+    difference: float | None = None
+    tolerance: float | None = None
+    compared: int | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One model on one runtime and device. None means "not measured", never zero.
 
     ``model`` is ``parent``, ``pruned``, ``retrained``, ``int8`` (the final one quantised) or ``control`` (the parent at
     fewer pixels). ``ap*`` are COCO AP of boxes, ``mask_ap*`` and ``keypoint_ap*`` of masks and key points,
     ``oriented_ap*`` the host's mAP of oriented boxes, ``top1`` and ``top5`` the accuracy of a classifier, in [0, 1];
+    All of these are of the model, evaluated by its host; ``deployed`` is of the file that was timed.
     ``gmacs`` and ``params_m`` count 1e9 and 1e6; ``size_mb`` is 1e6 bytes; ``fps`` is images per second at the median
     latency; ``pre_ms``, ``net_ms``, ``post_ms`` are its parts.
     """
@@ -82,6 +104,7 @@ class Row:
     """It ran in ``float32``, ``float16`` or ``int8``; None in older reports."""
     not_measured: str | None = None
     """Why there are no times: what the benchmark or the export said."""
+    deployed: Deployed | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "a report row") -> Row:

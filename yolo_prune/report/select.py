@@ -28,6 +28,13 @@ def metric_of(report: RunReport) -> Metric:
     return replace(AP, title=f"{AP.title} of {boxes}") if boxes else AP
 
 
+def file_title(report: RunReport) -> str:
+    """Return the head of the column of what the files themselves reach."""
+    found = next((row.deployed.metric for row in report.rows if row.deployed and row.deployed.metric), None)
+    short = METRICS[found].short if found else metric_of(report).short
+    return f"{'box ' if found == 'ap' and metric_of(report).field != 'ap' else ''}{short} of the file"
+
+
 def parent_imgsz(report: RunReport) -> ImageSize | None:
     """Return the parent's input size in pixels."""
     return next((row.imgsz for row in report.rows if row.model == "parent"), None)

@@ -10,11 +10,12 @@ from yolo_prune.imgsz import pixels, size_text
 from yolo_prune.report.intervals import METHOD, PERCENT, accuracy_interval, count_resamples
 from yolo_prune.report.markdown import cell
 from yolo_prune.report.metric import METRICS
-from yolo_prune.report.rows import Row, RunReport
+from yolo_prune.report.rows import Deployed, Row, RunReport
 from yolo_prune.report.select import (
     accuracy_change,
     change_interval,
     count_threads,
+    file_title,
     kept_macs,
     label,
     merged,
@@ -84,10 +85,19 @@ def _columns(report: RunReport) -> dict[str, Callable[[Row], str]]:
             accuracy_change(report, row), change_interval(report, row), "+.3f"
         ),
         metric.second_title: lambda row: _text(getattr(merged(report, row), metric.second), ".3f"),
+        file_title(report): _of_file,
         "p50 ms": lambda row: _text(row.p50_ms, ".1f" if (row.p50_ms or 0.0) >= 10 else ".2f"),
         "FPS": lambda row: _text(row.fps, ".1f"),
         "speed-up": lambda row: _speedup(report, row),
     }
+
+
+def _of_file(row: Row) -> str:
+    found = row.deployed
+    if found is None or found.accuracy is None:
+        return NOT_MEASURED
+    bounds = f" [{found.low:.3f}, {found.high:.3f}]" if None not in (found.low, found.high) else ""
+    return f"{found.accuracy:.3f}{bounds}"
 
 
 def make_table(report: RunReport, runtime_column: bool = True) -> Table:
@@ -111,6 +121,8 @@ def make_table(report: RunReport, runtime_column: bool = True) -> Table:
     for i, row in enumerate(report.rows):
         if row.not_measured:
             cells["FPS"][i] = f"{NOT_MEASURED} ({1 + notes.index(_reason(row))})"
+        if why := _reason_of_file(row):
+            cells[file_title(report)][i] = f"{NOT_MEASURED} ({1 + notes.index(why)})"
     columns = {"model": [label(report, row) for row in report.rows]}
     if several:
         columns["runtime"] = [setting_text(row) for row in report.rows]
@@ -127,8 +139,14 @@ def make_table(report: RunReport, runtime_column: bool = True) -> Table:
 
 
 def _reasons(report: RunReport) -> list[str]:
-    """Return once each why rows have no times."""
-    return list(dict.fromkeys(_reason(row) for row in report.rows if row.not_measured))
+    """Return once each why rows have no times, or their files no accuracy."""
+    found = [_reason(row) for row in report.rows if row.not_measured]
+    return list(dict.fromkeys([*found, *filter(None, map(_reason_of_file, report.rows))]))
+
+
+def _reason_of_file(row: Row) -> str:
+    why = row.deployed.not_measured if row.deployed else None
+    return f"{setting_text(row)}: accuracy of the file {NOT_MEASURED}: {why}" if why else ""
 
 
 def _reason(row: Row) -> str:
@@ -183,7 +201,8 @@ def grid(table: Table) -> str:
 
 def conditions_lines(report: RunReport) -> list[str]:
     """Return the sentences that every number of the table depends on."""
-    return [line for line in (_timing_line(report), _accuracy_line(report), _host_line(report)) if line]
+    lines = (_timing_line(report), _accuracy_line(report), _file_line(report), _host_line(report))
+    return [line for line in lines if line]
 
 
 def _timing_line(report: RunReport) -> str:
@@ -219,6 +238,36 @@ def _accuracy_line(report: RunReport) -> str:
     count = count_resamples(report)
     bounds = f"In brackets: {PERCENT} intervals, {METHOD}, {count:,} resamples" if count else "No intervals"
     return f"{metric.definition}: {'; '.join(parts) or 'data not stated'}. {bounds}."
+
+
+def _file_line(report: RunReport) -> str:
+    """Say what is of the model and what of the file, and how far files were from PyTorch."""
+    files = [row.deployed for row in report.rows if row.deployed is not None]
+    metric, parts = metric_of(report), []
+    counts = sorted({one.images for one in files if one.images})
+    if counts:
+        parts.append(
+            f"{metric.title} is of the model as its host evaluates it. {_capital(file_title(report))} is of the very file "
+            f"that was timed, on its runtime, each of {', '.join(map(str, counts))} images fitted to its input (torch: "
+            "the checkpoint, likewise)."
+        )
+    far = max((one for one in files if one.difference is not None), key=_distance, default=None)
+    if far is not None:
+        parts.append(
+            f"Every exported file was compared with its checkpoint in PyTorch before it was timed ({far.compared} images): "
+            f"outputs are at most {far.difference:.1g} of their scale apart, {far.tolerance:g} is allowed."
+        )
+    if any(row.precision == "int8" for row in report.rows) and parts:
+        parts.append("INT8 differs by intent: its own accuracy says by how much.")
+    return " ".join(parts)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _distance(one: Deployed) -> float:
+    return (one.difference or 0.0) / (one.tolerance or 1.0)
 
 
 def _host_line(report: RunReport) -> str:

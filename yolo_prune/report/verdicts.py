@@ -11,6 +11,7 @@ from yolo_prune.report.rows import Row, RunReport, Speedup
 from yolo_prune.report.select import (
     count_threads,
     equal_cost_control,
+    file_title,
     final_row,
     identity,
     kept_macs,
@@ -25,6 +26,8 @@ from yolo_prune.report.select import (
 
 NO_GAIN = 1.05
 """A speed-up up to this is reported as no speed gained."""
+SAME_ACCURACY = 0.005
+"""Files in floating point reach PyTorch's accuracy within this."""
 SAME_COST = 0.1
 """Controls within this fraction of the MACs count as the same cost."""
 
@@ -49,6 +52,7 @@ def verdicts(report: RunReport) -> tuple[Verdict, ...]:
         judge_control,
         judge_retraining,
         judge_int8,
+        judge_files,
         judge_intervals,
         judge_proof,
     )
@@ -224,6 +228,24 @@ def _judge_int8_of(report: RunReport, final: Row, rows: Sequence[Row]) -> list[V
     slower = any(gain.ratio < 1 for _, gain in gains)
     lost = bounds is not None and bounds.high < 0
     return [Verdict(f"{text}.", "bad" if slower or lost else "good" if gains else "plain")]
+
+
+def judge_files(report: RunReport, final: Row) -> list[Verdict]:
+    """Say what the final model reaches as it is deployed, and where a file does not reach what PyTorch does."""
+    rows = [
+        row for row in report.rows if _is(row, final) and row.deployed and row.deployed.accuracy is not None
+    ]
+    if not rows:
+        return []
+    reached = {row.runtime: row.deployed.accuracy for row in rows if row.deployed}
+    listed = ", ".join(f"{value:.3f} on {runtime}" for runtime, value in reached.items())
+    found = [Verdict(f"As deployed, the {final.model} model has {file_title(report)} {listed}.")]
+    ours = reached.get("torch")
+    for runtime, value in reached.items():
+        if ours is not None and value is not None and abs(value - ours) > SAME_ACCURACY:
+            text = f"On {runtime} the {final.model} model has {value - ours:+.3f} of what PyTorch reaches on the same "
+            found.append(Verdict(f"{text}images, fitted in the same way: the file is not the model.", "bad"))
+    return found
 
 
 def judge_intervals(report: RunReport, final: Row) -> list[Verdict]:

@@ -15,7 +15,7 @@ ARGS_FILE = "args.yaml"
 FREE_ON_RESUME = frozenset(
     {
         *("device", "workers", "threads", "project", "name", "exist_ok", "resume", "trust", "imports"),
-        *("verbose", "debug", "bench", "pictures", "runtimes", "quantize", "cache", "plots"),
+        *("verbose", "debug", "bench", "file_images", "pictures", "runtimes", "quantize", "cache", "plots"),
     }
 )
 """What may change when a run goes on: where and how it computes, and what is measured when all is done."""

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from yolo_prune.accuracy.deployed import DeployedModel
 from yolo_prune.adapters.torchvision.deployed import Boxes, deployed
 from yolo_prune.adapters.torchvision.described import CLASSIFY, described
 from yolo_prune.adapters.torchvision.detector import is_stretched
 from yolo_prune.adapters.torchvision.files import load
 from yolo_prune.adapters.torchvision.names import FORMAT
-from yolo_prune.errors import ConfigError, MissingRuntimeError
+from yolo_prune.adapters.torchvision.stated import read_export
+from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, height_width, plain_size
 from yolo_prune.runtimes.tracing import trace_to_onnx, trace_to_torchscript
@@ -50,15 +53,7 @@ def export_file(checkpoint: Path | str, out: Path | str, *, imgsz: ImageSize, ba
     loaded = load(checkpoint)
     what = described(loaded.module)
     pixels = torch.rand(batch, 3, *height_width(imgsz), generator=torch.Generator().manual_seed(0))
-    facts = {
-        "task": what.task,
-        "classes": json.dumps(list(what.numbered.values())),
-        "labels": json.dumps(list(what.every_label)),
-        "imgsz": json.dumps(plain_size(imgsz)),
-        "architecture": what.architecture,
-        "stretched": json.dumps(what.task != CLASSIFY and is_stretched(loaded.module)),
-        "format": FORMAT,
-    }
+    facts = facts_of(loaded.module, imgsz)
     network = deployed(loaded.module)
     with replacing(out) as temporary:
         if out.suffix == ".onnx":
@@ -68,6 +63,28 @@ def export_file(checkpoint: Path | str, out: Path | str, *, imgsz: ImageSize, ba
         else:
             trace_to_torchscript(network, pixels, temporary, what=what.architecture, facts=facts)
     return out
+
+
+def facts_of(module: nn.Module, imgsz: ImageSize) -> dict[str, str]:
+    """Return what an exported file says of its network."""
+    what = described(module)
+    return {
+        "task": what.task,
+        "classes": json.dumps(list(what.numbered.values())),
+        "labels": json.dumps(list(what.every_label)),
+        "imgsz": json.dumps(plain_size(imgsz)),
+        "architecture": what.architecture,
+        "stretched": json.dumps(what.task != CLASSIFY and is_stretched(module)),
+        "format": FORMAT,
+    }
+
+
+def describe(module: nn.Module, imgsz: ImageSize) -> DeployedModel:
+    """Return what a network puts out as it is deployed."""
+    found = read_export(facts_of(module, imgsz))
+    if found is None:
+        raise CheckpointError("the network does not say its task, classes and image size.")
+    return found
 
 
 def _write_facts(file: Path, facts: dict[str, str]) -> None:

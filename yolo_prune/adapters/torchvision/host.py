@@ -155,6 +155,12 @@ class TorchvisionHost:
 
         return read_export(metadata)
 
+    def deployed_model(self, loaded: LoadedModel, imgsz: ImageSize) -> DeployedModel:
+        """Return what a checkpoint puts out as it is deployed, at an input size in pixels."""
+        from yolo_prune.adapters.torchvision.deploy import describe
+
+        return describe(loaded.module, imgsz)
+
     def open_export(self, path: str | Path) -> ExportedFile | None:
         """Open an ONNX file of this host, None for another path."""
         if not is_export_of_ours(path):

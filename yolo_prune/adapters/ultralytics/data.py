@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from yolo_prune.accuracy.annotations import annotation_files, read_annotations, without_shape
+from yolo_prune.accuracy.box_data import BoxData
 from yolo_prune.accuracy.labels import coco_from_yolo
 from yolo_prune.adapters.ultralytics.anatomy import input_channels
 from yolo_prune.adapters.ultralytics.verify import LabelRules, label_files_of, load_drawn, usable_images
@@ -53,6 +54,16 @@ class DetectionData:
     image_ids: dict[str, int] = field(repr=False)
     category_ids: dict[int, int] = field(repr=False)
     task: str = "detect"
+
+    def part(self, count: int) -> BoxData:
+        """Return at most so many images, as they are known without the host.
+
+        Raises:
+            DataError: They hold no box.
+        """
+        ids = tuple(self.image_ids[os.fspath(path)] for path in self.image_files)
+        found = (self.names, self.category_ids, self.ground_truth, self.source)
+        return BoxData(self.file, self.split, self.image_files, ids, *found).part(count)
 
 
 def resolve_data(

@@ -7,13 +7,16 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yolo_prune.accuracy.deployed import DeployedModel
 from yolo_prune.errors import CheckpointError, ConfigError, DataError, MissingRuntimeError
-from yolo_prune.imgsz import ImageSize, read_size, size_text
+from yolo_prune.imgsz import ImageSize, plain_size, read_size, size_text
 from yolo_prune.runtimes.detections import ANCHORS, QUERIES, RANKED
 from yolo_prune.runtimes.torchscript import read_facts
+
+if TYPE_CHECKING:
+    from yolo_prune.adapters.stored import LoadedModel
 
 _OPENVINO = "_openvino_model"
 _NEEDED = {  # modules that a format runs on, and the extra that installs them
@@ -172,6 +175,22 @@ def read_export(metadata: Mapping[str, Any]) -> DeployedModel | None:
         stretched=queries,
         suppresses=suppresses,
     )
+
+
+def describe(loaded: LoadedModel, imgsz: ImageSize) -> DeployedModel:
+    """Return what a checkpoint puts out as it is deployed: what a file says that is exported from it."""
+    layers: Any = getattr(loaded.module, "model", None)
+    facts = {
+        "task": loaded.task,
+        "names": loaded.names,
+        "imgsz": plain_size(imgsz),
+        "end2end": bool(getattr(loaded.module, "end2end", False)),
+        "head": type(layers[-1]).__name__ if layers is not None else "",
+    }
+    found = read_export(facts)
+    if found is None:
+        raise CheckpointError(f"'{loaded.path}' does not say its task, classes and image size.")
+    return found
 
 
 def _holds_queries(found: Mapping[str, Any]) -> bool:

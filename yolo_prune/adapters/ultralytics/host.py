@@ -149,6 +149,12 @@ class UltralyticsHost:
 
         return read_export(metadata)
 
+    def deployed_model(self, loaded: LoadedModel, imgsz: ImageSize) -> DeployedModel:
+        """Return what a checkpoint puts out as it is deployed, at an input size in pixels."""
+        from yolo_prune.adapters.ultralytics.exported import describe
+
+        return describe(loaded, imgsz)
+
     def open_export(self, path: str | Path) -> ExportedFile | None:
         """Read what an exported file says of itself; None for a path that names none."""
         from yolo_prune.adapters.ultralytics.exported import is_export, open_export

@@ -20,6 +20,7 @@ from yolo_prune.runs.measure.speed import (
     bench_models,
     evaluated_in,
     is_speed_warning,
+    judged_by,
     model_rows,
     model_speedups,
     speed_conditions,
@@ -70,7 +71,8 @@ def _timed_again(report: RunReport, folder: Path, config: PruneConfig) -> RunRep
     )
     report = _with_precisions(report)
     timed = [_from_files(row, folder / "weights") for row in models_of(report)]
-    comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), device)
+    judged = judged_by(config, task, timed)
+    comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), device, judged)
     conditions = replace(report.conditions, machine=cpu_name(), **speed_conditions(comparisons))
     kept = [text for text in report.warnings if not is_speed_warning(text)]
     return replace(
@@ -101,7 +103,7 @@ def _from_files(row: Row, weights: Path) -> Timed:
     file = next((weights / name for name in names if (weights / name).exists()), None)
     never = row.not_measured if row.size_mb is None else None  # there was no such file, and the row says why
     why = never or f"its file in {weights} is missing"
-    cleared: dict[str, Any] = dict.fromkeys(SPEED)
+    cleared: dict[str, Any] = dict.fromkeys((*SPEED, "deployed"))
     if row.model == "int8":
         cleared["runtime"] = row.runtime  # that it is made for
     return Timed(replace(row, **cleared, not_measured=None if file else why), file)

@@ -39,6 +39,7 @@ from yolo_prune.runs.measure.speed import (
     BENCH_IMAGES,
     Evaluated,
     bench_models,
+    judged_by,
     model_rows,
     model_speedups,
     models_to_time,
@@ -81,8 +82,9 @@ def measure_run(
     comparisons: list[Comparison] = []
     warnings: list[str] = []
     if config.bench:
-        with space.stage("bench", "measuring speed, alternately"):
-            comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), job.device)
+        with space.stage("bench", "measuring speed, alternately, and the files themselves"):
+            judged = judged_by(config, task, timed)
+            comparisons = bench_models(config, timed, task.image_files(BENCH_IMAGES), job.device, judged)
         warnings = speed_warnings(comparisons, space.root)
     _show(job, models)
     parent, pruned = models[0], models[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.accuracy.task import Result
+from yolo_prune.accuracy.task import Result, Task
 from yolo_prune.adapters.host import Host
 from yolo_prune.bench import Comparison, compare
 from yolo_prune.bench.comparison import check_threads
 from yolo_prune.bench.exports import Exports, shared_exports
+from yolo_prune.bench.judged import Judged
 from yolo_prune.cost import count_parameters
 from yolo_prune.cost.macs import count_macs_per_operation
 from yolo_prune.errors import YoloPruneError
@@ -25,6 +27,8 @@ from yolo_prune.options import PruneConfig
 from yolo_prune.options.places import measures, runtime_of
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import Row, Speedup, make_row, with_timing
+from yolo_prune.report.rows import Deployed
+from yolo_prune.report.select import FINAL_ORDER
 from yolo_prune.runs.subject import size_mb
 
 BENCH_IMAGES = 16
@@ -116,8 +120,21 @@ def models_to_time(models: Sequence[Evaluated], failed: Mapping[str, str], host:
     return [*found, *missing]
 
 
+def judged_by(config: PruneConfig, task: Task, models: Sequence[Timed]) -> Judged | None:
+    """Return what the files of the parent and of the final model, also in INT8, are evaluated on; None: on nothing."""
+    if not config.file_images:
+        return None
+    final = next((name for name in FINAL_ORDER if any(one.row.model == name for one in models)), None)
+    names = [one.name for one in models if one.row.model in ("parent", final, "int8")]
+    return Judged(task.split.part(config.file_images), tuple(dict.fromkeys(names)))
+
+
 def bench_models(
-    config: PruneConfig, models: Sequence[Timed], images: Sequence[Path], device: str
+    config: PruneConfig,
+    models: Sequence[Timed],
+    images: Sequence[Path],
+    device: str,
+    judged: Judged | None = None,
 ) -> list[Comparison]:
     """Time all models on every runtime, on the CPU and on a GPU where there is one.
 
@@ -128,7 +145,7 @@ def bench_models(
     target = [runtime_of(config)] if measures(config) else []
     with shared_exports() as exports:
         return [
-            _timed_on(runtime, place, config, models, images, exports)
+            _timed_on(runtime, place, config, models, images, exports, judged)
             for runtime in dict.fromkeys((*config.runtimes, *target))
             for place in places
         ]
@@ -141,6 +158,7 @@ def _timed_on(
     models: Sequence[Timed],
     images: Sequence[Path],
     exports: Exports,
+    judged: Judged | None,
 ) -> Comparison:
     """Time the models on one runtime and device."""
     timed = {model.name: model for model in models if model.file and model.runs_on(runtime, place)}
@@ -155,6 +173,7 @@ def _timed_on(
             trust=config.trust,
             imports=config.imports,
             exports=exports,
+            judged=judged,
         )
     except (YoloPruneError, OSError) as error:
         LOGGER.warning("%s on %s was not measured: %s", runtime, place, error)
@@ -178,12 +197,37 @@ def model_rows(models: Sequence[Timed], comparisons: Sequence[Comparison]) -> li
                 continue
             timing = comparison.timings.get(model.name)
             if timing is not None:
-                rows.append(with_timing(model.row, timing))
+                rows.append(
+                    replace(with_timing(model.row, timing), deployed=_deployed(comparison, model.name))
+                )
             else:
                 why = comparison.refused.get(model.name, comparison.not_measured)
                 why = model.row.not_measured or why
-                rows.append(replace(model.row, **where, not_measured=why))
+                found = _deployed(comparison, model.name)
+                rows.append(replace(model.row, **where, not_measured=why, deployed=found))
     return rows
+
+
+def _deployed(comparison: Comparison, name: str) -> Deployed | None:
+    """Return what a comparison found of a candidate's file beside its speed."""
+    parity, accuracy = comparison.parities.get(name), comparison.accuracies.get(name)
+    if parity is None and accuracy is None:
+        return None
+    found = Deployed()
+    if accuracy is not None:
+        found = Deployed(
+            *(
+                accuracy.metric,
+                accuracy.value,
+                accuracy.low,
+                accuracy.high,
+                accuracy.images,
+                accuracy.not_measured,
+            )
+        )
+    if parity is not None and parity.images and math.isfinite(parity.relative):
+        found = replace(found, difference=parity.relative, tolerance=parity.tolerance, compared=parity.images)
+    return found
 
 
 def speed_warnings(comparisons: Sequence[Comparison], folder: Path) -> list[str]:
