@@ -54,14 +54,11 @@ def test_openvino_gets_8_bits_of_its_own_that_compute_nearly_the_same(checkpoint
     class Task:
         metric = "ap"
 
-        def calibration_batches(self, imgsz, count, seed):
-            return images
-
         def evaluate(self, module, imgsz, exported):
             asked.append(read_file("openvino", exported))
             return "what it found"
 
-    options = {"imgsz": IMGSZ, "images": 4, "seed": 0}
+    options = {"imgsz": IMGSZ, "batches": images}
     assert int8.export_measured_int8(checkpoint, module, out, Task(), **options) == "what it found"
     assert (asked[0].imgsz, asked[0].precision) == (None, "int8"), "accuracy is that of a twin of open size"
     facts = read_file("openvino", out)

@@ -43,7 +43,7 @@ ANSWER = {
         "facts": {"slow": {**FACTS, "imgsz": 64}, "fast": {**FACTS, "imgsz": [32, 64]}},
         "samples": {"slow": samples(8.0), "fast": samples(2.0)},
         **{"load1": 0.25, "images": 5, "phases": "all of it", "timed": 2, "untimed": 1, "rounds": 3},
-        **{"refused": {}, "parities": {}},
+        **{"refused": {}, "parities": {}, "accuracies": {}},
     }
 }
 

@@ -1,11 +1,16 @@
 """AP of an exported file: every layout that exporters write is read as what it is, without a host."""
 
+import json
+from dataclasses import asdict
+
 import cv2
 import numpy as np
 import pytest
 
+from yolo_prune.accuracy.box_data import read_boxes
 from yolo_prune.accuracy.deployed import DeployedModel, file_accuracy
 from yolo_prune.adapters.hosts import hosts
+from yolo_prune.bench.judged import FileAccuracy, Judged, judge
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.imgsz import height_width
 from yolo_prune.runtimes.detections import ANCHORS, CLASSES, QUERIES, RANKED
@@ -156,9 +161,36 @@ def test_other_classes_are_refused_and_other_names_are_said(data):
 
 def test_oriented_boxes_have_no_ap_here(data):
     with pytest.raises(
-        ConfigError, match="min_ap= is of upright boxes, and this file is a model of the task 'obb'"
+        ConfigError, match="AP of a file is of upright boxes, and this file is a model of the task 'obb'"
     ):
         ap(Seer(ANCHORS), data, task="obb")
+
+
+def test_timed_files_are_judged_one_after_the_other_and_what_fails_is_why(data, tmp_path):
+    seen = []
+
+    def watch(items, what):
+        seen.append((len(items), what))
+        yield from items
+
+    names = ("right", "moved", "oriented", "of nobody", "never timed")
+    request = json.loads(json.dumps(Judged(read_boxes(data).part(4), names).save(tmp_path / "data")))
+    runtimes = {name: Seer(ANCHORS, moved=0.06 * (name == "moved")) for name in names[:4]}
+    models = {name: lambda: model(ANCHORS) for name in names}
+    models |= {"oriented": lambda: model(ANCHORS, task="obb"), "of nobody": lambda: None}
+    found = judge(request, runtimes, models, dict.fromkeys(names, IMGSZ), 1, watch)
+    assert list(found) == list(names[:4])
+    right = found["right"]
+    assert (right.metric, right.value, right.images) == ("ap", pytest.approx(1.0), 4)
+    assert right.low <= right.value <= right.high + 1e-9
+    assert found["moved"].value < 0.7
+    assert found["oriented"].not_measured == (
+        "AP of a file is of upright boxes, and this file is a model of the task 'obb'"
+    )
+    assert found["of nobody"].not_measured == "the file does not say its task, classes and image size"
+    assert seen == [(4, "Evaluating")] * 2
+    sent = json.loads(json.dumps(asdict(right)))
+    assert FileAccuracy.read(sent) == right
 
 
 def test_a_classifier_is_scored_by_its_best_class(tmp_path):

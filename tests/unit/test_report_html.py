@@ -212,7 +212,7 @@ def test_the_front_leaves_out_what_another_beats_in_both():
         Point(str(fps), "parent", fps, ap)
         for fps, ap in ((10, 0.6), (20, 0.5), (15, 0.5), (30, 0.55), (40, 0.2))
     ]
-    assert [point.fps for point in front(points)] == [10, 30, 40]
+    assert [point.fps for point in front(points, lambda one: (one.fps, one.accuracy))] == [10, 30, 40]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ ROW_KEYS = {
         "batch",
         "imgsz",
         "not_measured",
+        "deployed",
     ),
 }
 

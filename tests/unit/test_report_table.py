@@ -118,7 +118,7 @@ def test_what_was_judged_by_its_boxes_in_an_earlier_release_still_is():
 
 def test_a_missing_cell_says_so_and_a_missing_column_is_named_once():
     assert cells(report())[2]["FPS"] == "not measured"
-    assert "Not measured: size MB, AP50, p50 ms." in render_table(report())
+    assert "Not measured: size MB, AP50, AP of the file, p50 ms." in render_table(report())
 
 
 def test_the_alternating_measurement_beats_the_quotient_of_two_fps():
@@ -188,3 +188,57 @@ def test_a_classifier_has_columns_of_its_own():
     assert (pruned["top-1 change"], pruned["top-5"]) == ("-0.100", "not measured")
     assert "COCO AP" not in parent
     assert "AP" not in render_table(RunReport.from_dict({"rows": rows}))
+
+
+FILES = {
+    "parent": {"metric": "ap", "accuracy": 0.59, "low": 0.55, "high": 0.62, "images": 87},
+    "pruned": {
+        "metric": "ap",
+        "accuracy": 0.54,
+        "images": 87,
+        "difference": 2e-5,
+        "tolerance": 1e-3,
+        "compared": 6,
+    },
+    "control": {"not_measured": "the file is of another task"},
+}
+
+
+def test_what_the_files_reach_stands_beside_what_the_model_reaches_and_says_whose_number_it_is():
+    rows = [{**row.to_dict(), "deployed": FILES[row.model]} for row in report().rows]
+    made = RunReport.from_dict({"rows": rows})
+    assert RunReport.from_dict(made.to_dict()) == made
+    found = cells(made)
+    assert [one["AP of the file"] for one in found] == ["0.590 [0.550, 0.620]", "0.540", "not measured (1)"]
+    assert [one["COCO AP"] for one in found] == ["0.600", "0.550", "0.510"]
+    text = render_table(made)
+    assert "(1) onnxruntime 2 thr: accuracy of the file not measured: the file is of another task" in text
+    assert (
+        "COCO AP is of the model, as its host evaluates it. AP of the file is of the very file that was timed"
+        in text
+    )
+    assert "on 6 images: outputs are at most 2e-05 of their scale apart, 0.001 is allowed." in text
+    assert "AP of the file, as the pruned model is deployed: 0.540 (the parent 0.590) on onnxruntime." in text
+    header, *lines = csv.reader(render_csv(made).splitlines())
+    assert [line[header.index("deployed_accuracy")] for line in lines] == ["0.59", "0.54", ""]
+    assert [line[header.index("latency_ms_p50")] for line in lines] == ["", "", ""]
+
+
+def test_a_report_that_measured_no_file_says_so():
+    assert "AP of the file" in render_table(report()).split("Not measured: ")[1].splitlines()[0]
+    assert "very file" not in render_table(report())
+
+
+def test_of_a_model_that_finds_masks_the_file_is_judged_by_its_boxes():
+    rows = [{**row.to_dict(), "mask_ap": 0.4, "deployed": FILES[row.model]} for row in report().rows]
+    assert cells(RunReport.from_dict({"rows": rows}))[0]["box AP of the file"] == "0.590 [0.550, 0.620]"
+
+
+@pytest.mark.parametrize(("reached", "said"), [(0.536, False), (0.534, True), (0.546, True)])
+def test_a_file_that_does_not_reach_what_pytorch_does_is_named(reached, said):
+    pruned = report().rows[1].to_dict()
+    rows = [{**pruned, "runtime": "torch", "deployed": FILES["pruned"]}]
+    rows.append({**pruned, "deployed": {**FILES["pruned"], "accuracy": reached}})
+    text = render_table(RunReport.from_dict({"rows": rows}))
+    sentence = f"On onnxruntime the file of the pruned model has {reached - 0.54:+.3f} of what PyTorch reaches on the same"
+    assert (sentence in text) == said

@@ -18,8 +18,10 @@ from stand_in import ONE_PIXEL_LESS, SCORES, StandIn, Tiny, Weighted
 from yolo_prune.adapters import hosts
 from yolo_prune.bench import Comparison, Timing
 from yolo_prune.bench.clock import Ratio
+from yolo_prune.bench.judged import FileAccuracy
 from yolo_prune.bench.layer_table import write_table
 from yolo_prune.bench.layers import LayerTimes
+from yolo_prune.bench.parity import Parity
 from yolo_prune.cost import count_macs
 from yolo_prune.cut.proven import Traced
 from yolo_prune.cut.widths import Widths
@@ -28,6 +30,7 @@ from yolo_prune.layers import shapes_to_time
 from yolo_prune.options import PruneConfig
 from yolo_prune.recover.imitate import Imitation
 from yolo_prune.report import Resampled, report_from_json, write, write_json
+from yolo_prune.report.deployed import Deployed
 from yolo_prune.report.intervals import accuracy_interval
 from yolo_prune.runs import latency, recovery
 from yolo_prune.runs.configure import make_config
@@ -134,6 +137,7 @@ def test_a_run_does_one_thing_after_the_other_and_each_once(whole):
         "evaluate pruned at 64",
         "retrain",
         "evaluate retrained at 64",
+        "read calibration images",
         "export int8",
         "evaluate int8 at 64",
         "evaluate parent at 32",
@@ -309,7 +313,10 @@ def test_a_run_that_fails_anywhere_leaves_whole_files_and_goes_on(
     host.diary.entries.clear()
     host.retrained_with.clear()
     result = prune_from_config(options(epochs=1, quantize=8, resume=True))
-    cut_again = host.diary.count("read calibration", "open the scorer", "score", "save pruned.pt")
+    cut_again = host.diary.count("open the scorer", "score", "save pruned.pt")
+    assert host.diary.count("read calibration") == 1 + 2 * (again == "cut"), (
+        "once for the 8 bits, whatever is cut"
+    )
     assert (cut_again > 0) == (again == "cut"), "what is finished is not done again"
     assert host.diary.count(PARENT) == host.diary.count(PRUNED) == 1
     assert [one["resume"] for one in host.retrained_with] == [True], "the host knows how far it came"
@@ -547,7 +554,9 @@ def test_a_quantisation_that_is_a_mistake_of_ours_is_no_row(host, options):
 def test_the_final_model_is_quantised(host, options):
     folder = prune_from_config(options(quantize=8)).folder
     prune_from_config(options(quantize=8, epochs=1, name="b"))
-    assert [(one["checkpoint"].name, one["out"].name, one["images"]) for one in host.quantised_with] == [
+    assert [
+        (one["checkpoint"].name, one["out"].name, len(one["batches"][0])) for one in host.quantised_with
+    ] == [
         ("pruned.pt", "pruned_int8.onnx", 4),
         ("best.pt", "best_int8.onnx", 4),
     ]
@@ -605,6 +614,7 @@ class Stopwatch:
 
     def __init__(self, host):
         self.diary, self.asked, self.failing = host.diary, [], {}
+        self.accuracies, self.parities, self.refused = {}, {}, {}
 
     def __call__(self, candidates, *, runtime, device, imgsz, **options):
         self.asked.append(
@@ -619,7 +629,9 @@ class Stopwatch:
             name: {"latency": Ratio(1.0 + index, 0.9 + index, 1.1 + index, 0.95, 6)}
             for index, name in enumerate(candidates)
         }
-        return Comparison(next(iter(candidates)), timings, ratios, {"timed": "preprocess + network"})
+        timings |= dict.fromkeys(self.refused)
+        found = {"accuracies": self.accuracies, "parities": self.parities, "refused": self.refused}
+        return Comparison(next(iter(candidates)), timings, ratios, {"timed": "preprocess + network"}, **found)
 
 
 @pytest.fixture
@@ -838,6 +850,55 @@ def test_a_benchmark_that_fails_costs_its_rows_and_no_accuracy(host, options, st
     assert rows["pruned", "onnxruntime"].not_measured == "'onnxruntime' is not installed."
     assert rows["pruned", "onnxruntime"].ap == SCORES["pruned"]
     assert f"To measure it again: yolo-prune report run={host.diary.root} bench=true" in report.warnings[-1]
+
+
+def test_files_of_parent_and_final_model_are_judged_and_rows_say_what_they_reach(host, options, stopwatch):
+    stopwatch.accuracies = {
+        "parent": FileAccuracy("ap", 0.4375, 0.375, 0.5, 8),
+        "int8": FileAccuracy(not_measured="the file finds no boxes"),
+    }
+    stopwatch.parities = {"pruned": Parity(0.25, 500.0, 1e-5, 6)}
+    more = {"bench": True, "epochs": 1, "quantize": 8, "runtimes": ("onnxruntime",), "threads": 1}
+    report = prune_from_config(options(**more, file_images=5)).report
+    (asked,) = stopwatch.asked
+    assert (asked["judged"].data, asked["judged"].names) == ("5 images", ("parent", "retrained", "int8"))
+    assert row_of(report, "parent").deployed == Deployed("ap", 0.4375, 0.375, 0.5, 8)
+    assert row_of(report, "int8").deployed.not_measured == "the file finds no boxes"
+    pruned = row_of(report, "pruned").deployed
+    assert (pruned.accuracy, pruned.difference, pruned.tolerance, pruned.compared) == (None, 0.0005, 0.001, 6)
+    assert row_of(report, "retrained").deployed is None
+    assert row_of(report, "parent").ap == SCORES["parent"], "of the model, whatever its file reaches"
+    stopwatch.accuracies = {}
+    again = measure_speed_again(host.diary.root)
+    assert stopwatch.asked[-1]["judged"].names == ("parent", "retrained", "int8")
+    assert row_of(again, "parent").deployed is None, "what an earlier measurement found is forgotten"
+
+
+def test_the_final_model_is_the_pruned_one_without_retraining_and_nobody_has_to_judge(
+    host, options, stopwatch
+):
+    more = {"bench": True, "runtimes": ("torch",), "threads": 1}
+    prune_from_config(options(**more))
+    assert stopwatch.asked[-1]["judged"].names == ("parent", "pruned")
+    assert stopwatch.asked[-1]["judged"].data == "500 images"
+    prune_from_config(options(**more, file_images=0, exist_ok=True))
+    assert stopwatch.asked[-1]["judged"] is None
+
+
+def test_a_run_goes_on_with_another_number_of_judged_images(host, options, stopwatch):
+    more = {"bench": True, "runtimes": ("torch",), "threads": 1}
+    prune_from_config(options(**more))
+    prune_from_config(options(**more, resume=True, file_images=3))
+    assert stopwatch.asked[-1]["judged"].data == "3 images"
+
+
+def test_a_file_that_was_refused_is_why_its_row_has_no_time(host, options, stopwatch):
+    stopwatch.refused = {"pruned": "the file does not compute what its checkpoint computes: no"}
+    report = prune_from_config(options(bench=True, runtimes=("onnxruntime",), threads=1)).report
+    row = row_of(report, "pruned")
+    assert (row.fps, row.not_measured) == (None, stopwatch.refused["pruned"])
+    assert row_of(report, "parent").fps is not None
+    assert any("bench=true" in text for text in report.warnings)
 
 
 def test_a_benchmark_that_is_stopped_leaves_what_was_trained_and_goes_on(host, options, stopwatch):

@@ -199,11 +199,10 @@ class Host(Protocol):
         task: Task,
         *,
         imgsz: ImageSize,
-        images: int,
-        seed: int,
+        batches: Sequence[Tensor],
         trust: bool = False,
     ) -> Result:
-        """Export a checkpoint in 8 bits, calibrated on training images, and return its accuracy.
+        """Export a checkpoint in 8 bits, calibrated on training images as validation sees them; return its accuracy.
 
         For ONNX Runtime, ``out`` ends in ``.onnx``, for OpenVINO in ``_openvino_model``.
         """

@@ -7,16 +7,16 @@ import io
 from dataclasses import fields
 
 from yolo_prune.imgsz import size_text
+from yolo_prune.report.deployed import Deployed
 from yolo_prune.report.intervals import accuracy_interval
-from yolo_prune.report.rows import Deployed, Latency, Row, RunReport
+from yolo_prune.report.rows import Latency, Row, RunReport
 from yolo_prune.report.select import change_interval
 
 _NESTED: dict[str, type[Latency] | type[Deployed]] = {"latency_ms": Latency, "deployed": Deployed}
 
 
 def render_csv(report: RunReport) -> str:
-    """Return the rows as CSV text with a header; ``latency_ms`` becomes ``latency_ms_p10`` and so on,
-    ``deployed`` likewise.
+    """Return the rows as CSV text with a header; ``latency_ms`` becomes ``latency_ms_p10`` and so on, ``deployed`` too.
 
     Four more columns are the bounds of the 95 % intervals of the accuracy and of its change against the parent.
     """

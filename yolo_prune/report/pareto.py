@@ -6,12 +6,13 @@ import html
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from yolo_prune.report.intervals import accuracy_interval
 from yolo_prune.report.rows import RunReport
 from yolo_prune.report.select import label, merged, metric_of, series_of, series_titles
 
+_Item = TypeVar("_Item")
 COLOURS = 8
 """How many colours the page has for series: ``--s0`` and so on; more of them begin again."""
 MARKERS = {
@@ -105,7 +106,7 @@ def draw(series: Sequence[Series], metric: str, shared: str = "", joined: bool =
     heights = [value for p in points for value in (p.accuracy, p.low, p.high) if value is not None]
     down, marks_down = _scale(heights, _HEIGHT - _BOTTOM, _TOP)
     parts = [*_axes(across, marks_across, down, marks_down, metric)]
-    best = front(points) if joined else []
+    best = front(points, lambda one: (one.fps, one.accuracy)) if joined else []
     if len(best) > 1:
         way = " ".join(f"{across(p.fps):.1f},{down(p.accuracy):.1f}" for p in best)
         parts.append(f'<polyline class="front" points="{way}"/>')
@@ -128,13 +129,19 @@ def _spoken(series: Sequence[Series], metric: str) -> str:
     return f"{metric} against FPS: {'; '.join(said)}"
 
 
-def front(points: Iterable[Point]) -> list[Point]:
-    """Return the points that no other beats in both speed and accuracy, the fastest last."""
-    found: list[Point] = []
-    for point in sorted(points, key=lambda one: (-one.fps, -one.accuracy)):
-        if not found or point.accuracy > found[-1].accuracy:
-            found.append(point)
-    return found[::-1]
+def front(items: Iterable[_Item], of: Callable[[_Item], tuple[float, float]]) -> list[_Item]:
+    """Return what nothing else beats in both speed and accuracy, the fastest last.
+
+    Args:
+        items: Anything.
+        of: Speed and accuracy of one of them, the larger the better.
+    """
+    values = sorted(((of(item), item) for item in items), key=lambda pair: pair[0])
+
+    def beaten(mine: tuple[float, float]) -> bool:
+        return any(fast >= mine[0] and good >= mine[1] and (fast, good) != mine for (fast, good), _ in values)
+
+    return [item for mine, item in values if not beaten(mine)]
 
 
 def _scale(

@@ -12,6 +12,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.report.codec import decode, encode
+from yolo_prune.report.deployed import Deployed
 from yolo_prune.report.metric import METRICS
 from yolo_prune.report.resampled import Resampled
 
@@ -37,27 +38,6 @@ class Latency:
     p50: float | None = None
     p90: float | None = None
     p99: float | None = None
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """What was found of the very file that ran, on its runtime; None means "not measured".
-
-    ``accuracy`` in [0, 1] is AP of boxes (``metric`` is ``ap``) or ``top1``, on ``images`` images, each padded (or cropped)
-    to the file's input; ``low`` and ``high`` bound its 95 % interval. ``difference`` is how far its outputs were from the
-    checkpoint's in PyTorch on ``compared`` images, of which ``tolerance`` is allowed.
-    """
-
-    metric: str | None = None
-    accuracy: float | None = None
-    low: float | None = None
-    high: float | None = None
-    images: int | None = None
-    not_measured: str | None = None
-    """Why there is no accuracy."""
-    difference: float | None = None
-    tolerance: float | None = None
-    compared: int | None = None
 
 
 @dataclass(frozen=True)

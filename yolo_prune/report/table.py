@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from yolo_prune.imgsz import pixels, size_text
+from yolo_prune.report.deployed import Deployed
 from yolo_prune.report.intervals import METHOD, PERCENT, accuracy_interval, count_resamples
 from yolo_prune.report.markdown import cell
 from yolo_prune.report.metric import METRICS
-from yolo_prune.report.rows import Deployed, Row, RunReport
+from yolo_prune.report.rows import Row, RunReport
 from yolo_prune.report.select import (
     accuracy_change,
     change_interval,
@@ -243,27 +244,23 @@ def _accuracy_line(report: RunReport) -> str:
 def _file_line(report: RunReport) -> str:
     """Say what is of the model and what of the file, and how far files were from PyTorch."""
     files = [row.deployed for row in report.rows if row.deployed is not None]
-    metric, parts = metric_of(report), []
+    title, parts = file_title(report), list[str]()
     counts = sorted({one.images for one in files if one.images})
     if counts:
         parts.append(
-            f"{metric.title} is of the model as its host evaluates it. {_capital(file_title(report))} is of the very file "
-            f"that was timed, on its runtime, each of {', '.join(map(str, counts))} images fitted to its input (torch: "
-            "the checkpoint, likewise)."
+            f"{metric_of(report).title} is of the model, as its host evaluates it. {title[:1].upper()}{title[1:]} is "
+            "of the very file that was timed, on its runtime (torch: of the checkpoint), "
+            f"{' or '.join(map(str, counts))} images, each fitted to the input."
         )
     far = max((one for one in files if one.difference is not None), key=_distance, default=None)
     if far is not None:
         parts.append(
-            f"Every exported file was compared with its checkpoint in PyTorch before it was timed ({far.compared} images): "
+            f"Every file was compared with its checkpoint in PyTorch before it was timed, on {far.compared} images: "
             f"outputs are at most {far.difference:.1g} of their scale apart, {far.tolerance:g} is allowed."
         )
-    if any(row.precision == "int8" for row in report.rows) and parts:
-        parts.append("INT8 differs by intent: its own accuracy says by how much.")
+    if parts and any(row.precision == "int8" for row in report.rows):
+        parts.append("INT8 differs by intent: its own accuracy says what that costs.")
     return " ".join(parts)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _distance(one: Deployed) -> float:

@@ -231,20 +231,33 @@ def _judge_int8_of(report: RunReport, final: Row, rows: Sequence[Row]) -> list[V
 
 
 def judge_files(report: RunReport, final: Row) -> list[Verdict]:
-    """Say what the final model reaches as it is deployed, and where a file does not reach what PyTorch does."""
-    rows = [
-        row for row in report.rows if _is(row, final) and row.deployed and row.deployed.accuracy is not None
-    ]
-    if not rows:
+    """Say what parent and final model reach as they are deployed, and where a file does not reach what PyTorch does."""
+    ours, name = _reached(report, final), file_title(report)
+    if not ours:
         return []
-    reached = {row.runtime: row.deployed.accuracy for row in rows if row.deployed}
-    listed = ", ".join(f"{value:.3f} on {runtime}" for runtime, value in reached.items())
-    found = [Verdict(f"As deployed, the {final.model} model has {file_title(report)} {listed}.")]
-    ours = reached.get("torch")
-    for runtime, value in reached.items():
-        if ours is not None and value is not None and abs(value - ours) > SAME_ACCURACY:
-            text = f"On {runtime} the {final.model} model has {value - ours:+.3f} of what PyTorch reaches on the same "
-            found.append(Verdict(f"{text}images, fitted in the same way: the file is not the model.", "bad"))
+    parent = model_row(report, "parent")
+    before = _reached(report, parent) if parent else {}
+    listed = ", ".join(
+        f"{value:.3f}{f' (the parent {before[where]:.3f})' if where in before else ''} on {where}"
+        for where, value in ours.items()
+    )
+    found = [Verdict(f"{name[:1].upper()}{name[1:]}, as the {final.model} model is deployed: {listed}.")]
+    for model, reached in ((final.model, ours), ("parent", before)):
+        for where, value in reached.items():
+            change = value - reached.get("torch", value)
+            if abs(change) > SAME_ACCURACY:
+                text = f"On {where} the file of the {model} model has {change:+.3f} of what PyTorch reaches on the "
+                found.append(Verdict(f"{text}same images, fitted alike: it is not what was pruned.", "bad"))
+    return found
+
+
+def _reached(report: RunReport, model: Row) -> dict[str, float]:
+    """Return what the files of a model reach, by runtime and device."""
+    found: dict[str, float] = {}
+    for row in report.rows:
+        if _is(row, model) and row.deployed is not None and row.deployed.accuracy is not None:
+            where = row.runtime or "this runtime"
+            found[where if row.device in (None, "cpu") else f"{where}, {row.device}"] = row.deployed.accuracy
     return found
 
 

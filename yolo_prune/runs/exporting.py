@@ -73,8 +73,7 @@ def export_int8(
         out,
         task,
         imgsz=imgsz,
-        images=config.calibration_images,
-        seed=config.seed,
+        batches=task.calibration_batches(imgsz, config.calibration_images, config.seed),
         trust=config.trust,
     )
     return task, quantised

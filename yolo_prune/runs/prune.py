@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,9 @@ def _quantised(final: Evaluated, job: PruneJob) -> tuple[list[Evaluated], dict[s
     """
     config, found, failed = job.config, list[Evaluated](), dict[str, str]()
     runtimes = [name for name in config.runtimes if RUNTIMES[name].int8] or ["onnxruntime"]
+    images = functools.cache(
+        lambda: job.task.calibration_batches(final.imgsz, config.calibration_images, config.seed)
+    )  # once for all of them, and when needed
     for runtime in runtimes:
         out = job.space.weights / f"{final.file.stem}{RUNTIMES[runtime].int8}"
         try:
@@ -191,8 +195,7 @@ def _quantised(final: Evaluated, job: PruneJob) -> tuple[list[Evaluated], dict[s
                 out,
                 job.task,
                 imgsz=final.imgsz,
-                images=config.calibration_images,
-                seed=config.seed,
+                batches=images(),
                 trust=config.trust,
             )
         except (YoloPruneError, OSError) as error:

@@ -21,6 +21,7 @@ from yolo_prune.options.places import AUTO, has_target
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import RunReport, report_from_json
 from yolo_prune.report.intervals import accuracy_interval
+from yolo_prune.report.pareto import front
 from yolo_prune.report.select import (
     change_interval,
     final_row,
@@ -248,12 +249,7 @@ def pareto_front(trials: Sequence[Trial]) -> tuple[str, ...]:
     def speed(trial: Trial) -> float:
         return float(trial.fps or 0.0) if timed else -float(trial.kept_macs or 0.0)
 
-    def beaten(trial: Trial) -> bool:
-        mine = (float(trial.ap or 0.0), speed(trial))
-        others = [(float(other.ap or 0.0), speed(other)) for other in measured]
-        return any(ap >= mine[0] and fast >= mine[1] and (ap, fast) != mine for ap, fast in others)
-
-    return tuple(trial.name for trial in sorted(measured, key=speed) if not beaten(trial))
+    return tuple(trial.name for trial in front(measured, lambda one: (speed(one), float(one.ap or 0.0))))
 
 
 def choose(trials: Sequence[Trial], *, min_fps: float | None, max_ap_drop: float | None) -> Trial | None:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yolo_prune.accuracy.deployed import DeployedModel
+from yolo_prune.accuracy.task import Result, Task
 from yolo_prune.adapters.torchvision.deployed import Boxes, deployed
 from yolo_prune.adapters.torchvision.described import CLASSIFY, described
 from yolo_prune.adapters.torchvision.detector import is_stretched
+from yolo_prune.adapters.torchvision.exported import ExportedNetwork
 from yolo_prune.adapters.torchvision.files import load
 from yolo_prune.adapters.torchvision.names import FORMAT
 from yolo_prune.adapters.torchvision.stated import read_export
-from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
+from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, height_width, plain_size
+from yolo_prune.runtimes.converted import quantise_onnx
+from yolo_prune.runtimes.onnxruntime import read_file
 from yolo_prune.runtimes.tracing import trace_to_onnx, trace_to_torchscript
 
 _ENDINGS = (".onnx", ".torchscript")
@@ -63,6 +69,43 @@ def export_file(checkpoint: Path | str, out: Path | str, *, imgsz: ImageSize, ba
         else:
             trace_to_torchscript(network, pixels, temporary, what=what.architecture, facts=facts)
     return out
+
+
+def export_int8(
+    checkpoint: Path, out: Path, task: Task, *, imgsz: ImageSize, batches: Sequence[Tensor]
+) -> Result:
+    """Export a file of this host with its convolutions and linear layers in 8 bits, and evaluate that very file.
+
+    What decides (boxes, thresholds, suppression) stays in float32.
+
+    Args:
+        checkpoint: The file.
+        out: The .onnx file to create or replace, whole or not at all.
+        task: What to evaluate on.
+        imgsz: Size of the input in pixels.
+        batches: Training images to calibrate on.
+
+    Returns:
+        Its accuracy.
+
+    Raises:
+        MissingRuntimeError: onnx or onnxruntime is not installed.
+        BenchmarkError: It is for another runtime, or cannot be quantised.
+    """
+    if out.suffix != ".onnx":
+        raise BenchmarkError(
+            "models of torchvision and timm have INT8 for ONNX Runtime alone: the detectors' suppression is in the "
+            "network, and OpenVINO's quantiser was not tried on it"
+        )
+    with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
+        whole = export_file(checkpoint, Path(folder, "float32.onnx"), imgsz=imgsz)
+        facts = read_file(whole).metadata
+        with replacing(out) as temporary:
+            quantise_onnx(
+                whole, temporary, (image[None].cpu().numpy() for batch in batches for image in batch)
+            )
+            _write_facts(temporary, dict(facts))
+    return task.evaluate(ExportedNetwork(out), imgsz)
 
 
 def facts_of(module: nn.Module, imgsz: ImageSize) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from yolo_prune.adapters.host import ExportedFile, Host
 from yolo_prune.adapters.torchvision.keys import KEYS
 from yolo_prune.adapters.torchvision.names import LIBRARIES, is_export_of_ours, is_ours, names_architecture
-from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError
+from yolo_prune.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -191,14 +191,13 @@ class TorchvisionHost:
         task: Task,
         *,
         imgsz: ImageSize,
-        images: int,
-        seed: int,
+        batches: Sequence[Tensor],
         trust: bool = False,
     ) -> Result:
-        """Refuse: 8 bits are not measured for this host."""
-        raise BenchmarkError(
-            "quantize=8 is for models of the first host: export to ONNX and quantise the file."
-        )
+        """Export a file of this host in 8 bits for ONNX Runtime, and return its accuracy."""
+        from yolo_prune.adapters.torchvision.deploy import export_int8
+
+        return export_int8(checkpoint, out, task, imgsz=imgsz, batches=batches)
 
     def check_training(self, train_args: Mapping[str, Any], *, of_cut_model: bool = False) -> None:
         """Refuse options that the training loop does not know or whose values it would not take."""

@@ -183,16 +183,13 @@ class UltralyticsHost:
         task: Task,
         *,
         imgsz: ImageSize,
-        images: int,
-        seed: int,
+        batches: Sequence[Tensor],
         trust: bool = False,
     ) -> Result:
         """Export a checkpoint in 8 bits and return the accuracy of the file."""
         from yolo_prune.adapters.ultralytics.int8 import export_measured_int8
 
-        return export_measured_int8(
-            checkpoint, module, out, task, imgsz=imgsz, images=images, seed=seed, trust=trust
-        )
+        return export_measured_int8(checkpoint, module, out, task, imgsz=imgsz, batches=batches, trust=trust)
 
     def check_training(self, train_args: Mapping[str, Any], *, of_cut_model: bool = False) -> None:
         """Refuse arguments that the installed host does not know or whose values it would not take."""

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.adapters.ultralytics.validator import is_stretched
-from yolo_prune.errors import BenchmarkError, ConfigError, MissingRuntimeError
+from yolo_prune.errors import ConfigError, MissingRuntimeError
 from yolo_prune.files import replacing
 from yolo_prune.imgsz import ImageSize, is_square
-from yolo_prune.runtimes.converted import quantised, write_openvino
+from yolo_prune.runtimes.converted import quantise_onnx, quantised, write_openvino
 
 if TYPE_CHECKING:
     from yolo_prune.accuracy.task import Result, Task
-
-_WEIGHTED = ("Conv", "Gemm")
 
 
 def export_int8(
@@ -73,7 +71,7 @@ def export_int8(
             checkpoint, Path(folder, "float32.onnx"), imgsz=imgsz, trust=trust, dynamic=dynamic
         )
         with replacing(out) as temporary:
-            _quantise(whole, temporary, batches, Path(folder))
+            quantise_onnx(whole, temporary, images_in(batches))
     return out
 
 
@@ -84,8 +82,7 @@ def export_measured_int8(
     task: Task,
     *,
     imgsz: ImageSize,
-    images: int,
-    seed: int,
+    batches: Sequence[Tensor],
     trust: bool = False,
 ) -> Result:
     """Export a checkpoint to INT8 and evaluate it as the checkpoint itself is evaluated.
@@ -98,10 +95,9 @@ def export_measured_int8(
         checkpoint: The file.
         module: The model that is in it.
         out: The .onnx file to create or replace, of fixed size; for OpenVINO a folder ``*_openvino_model``.
-        task: What to calibrate and evaluate on.
+        task: What to evaluate on.
         imgsz: Size of the input, in pixels.
-        images: Training images to calibrate on.
-        seed: Of their choice.
+        batches: Training images to calibrate on, as validation sees them.
         trust: Load a checkpoint that may run code of its own.
 
     Returns:
@@ -110,7 +106,6 @@ def export_measured_int8(
     Raises:
         YoloPruneError: As :func:`export_int8` and the evaluation.
     """
-    batches = task.calibration_batches(imgsz, images, seed)
     fixed = task.metric == "top1" or is_stretched(module) or not is_square(imgsz)
     with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
         if out.suffix == ".onnx":
@@ -123,7 +118,7 @@ def export_measured_int8(
         whole = export_onnx(
             checkpoint, Path(folder, "float32.onnx"), imgsz=imgsz, trust=trust, dynamic=not fixed
         )
-        pixels = [image[None].cpu().numpy() for batch in batches for image in batch]
+        pixels = list(images_in(batches))
         network = quantised(whole, pixels, len(pixels))
         twin = write_openvino(network, Path(folder, "twin_openvino_model"))
         result = task.evaluate(module, imgsz, twin)
@@ -131,45 +126,6 @@ def export_measured_int8(
         return result
 
 
-def _quantise(source: Path, out: Path, batches: Sequence[Tensor], folder: Path) -> None:
-    import onnxruntime
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    name = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"]).get_inputs()[0].name
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.images = ({name: image[None].cpu().numpy()} for batch in batches for image in batch)
-
-        def get_next(self) -> Any:
-            return next(self.images, None)
-
-    prepared = folder / "prepared.onnx"
-    try:
-        with _quiet_library():
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
-            quantize_static(
-                prepared,
-                out,
-                Reader(),
-                op_types_to_quantize=list(_WEIGHTED),
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                reduce_range=True,  # 7 bits: without VNNI the sum of two products of 8 bits saturates
-            )
-    except (RuntimeError, ValueError, AttributeError) as error:
-        raise BenchmarkError(f"ONNX Runtime cannot quantise '{source.name}': {error}") from error
-
-
-@contextmanager
-def _quiet_library() -> Iterator[None]:
-    """Silence the library's advice, which goes to the root logger."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
+def images_in(batches: Sequence[Tensor]) -> Iterator[NDArray[np.float32]]:
+    """Yield the images of batches one by one, each (1, C, H, W)."""
+    return (image[None].cpu().numpy() for batch in batches for image in batch)

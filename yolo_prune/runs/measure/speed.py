@@ -27,7 +27,7 @@ from yolo_prune.options import PruneConfig
 from yolo_prune.options.places import measures, runtime_of
 from yolo_prune.progress import LOGGER
 from yolo_prune.report import Row, Speedup, make_row, with_timing
-from yolo_prune.report.rows import Deployed
+from yolo_prune.report.deployed import Deployed
 from yolo_prune.report.select import FINAL_ORDER
 from yolo_prune.runs.subject import size_mb
 
