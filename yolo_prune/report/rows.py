@@ -46,10 +46,9 @@ class Row:
 
     ``model`` is ``parent``, ``pruned``, ``retrained``, ``int8`` (the final one quantised) or ``control`` (the parent at
     fewer pixels). ``ap*`` are COCO AP of boxes, ``mask_ap*`` and ``keypoint_ap*`` of masks and key points,
-    ``oriented_ap*`` the host's mAP of oriented boxes, ``top1`` and ``top5`` the accuracy of a classifier, in [0, 1];
-    All of these are of the model, evaluated by its host; ``deployed`` is of the file that was timed.
-    ``gmacs`` and ``params_m`` count 1e9 and 1e6; ``size_mb`` is 1e6 bytes; ``fps`` is images per second at the median
-    latency; ``pre_ms``, ``net_ms``, ``post_ms`` are its parts.
+    ``oriented_ap*`` the host's mAP of oriented boxes, ``top1`` and ``top5`` the accuracy of a classifier, in [0, 1],
+    all of the model (``deployed``: of the file). ``gmacs``, ``params_m`` count 1e9 and 1e6; ``size_mb`` 1e6 bytes;
+    ``fps`` is images per second at the median latency; ``pre_ms``, ``net_ms``, ``post_ms`` are its parts.
     """
 
     model: str

@@ -257,9 +257,8 @@ def stopwatch(place: Place, deployment: Deployment, parent: Path, whole_ms: floa
             ratios = found.ratios.get("cut", {})
             ratio = ratios.get("cpu") if alone and "cpu" in ratios else ratios.get("latency")
             if ratio is None:
-                raise BenchmarkError(
-                    f"the target cannot be measured: {found.not_measured or 'the clock is too coarse'}."
-                )
+                why = "; ".join(found.refused.values()) or found.not_measured or "the clock is too coarse"
+                raise BenchmarkError(f"the target cannot be measured: {why}.")
             return Timed(whole_ms / ratio.value, whole_ms / ratio.high, whole_ms / ratio.low)
 
         yield measure

@@ -49,6 +49,9 @@ def stages_of(config: PruneConfig, budget: str, criterion: str) -> list[Stage]:
     teacher = ", the parent as teacher" if config.distill else ""
     cut = f"to {budget} in {counted(config.steps, 'step')} by {criterion}, {config.calibration_images} training images"
     pictures = "the images where parent and final model differ most"
+    files = (
+        f"; AP of the files on at most {counted(config.file_images, 'image')}" if config.file_images else ""
+    )
     asked: list[tuple[str, str, object]] = [
         ("evaluate parent", judged, True),
         ("cut", cut, True),
@@ -64,7 +67,7 @@ def stages_of(config: PruneConfig, budget: str, criterion: str) -> list[Stage]:
         ),
         ("controls", "the parent at lower resolutions", True),
         ("intervals", "of accuracies and their differences, by bootstrap", True),
-        ("bench", f"speed, alternately, on {', '.join(config.runtimes)}", config.bench),
+        ("bench", f"speed, alternately, on {', '.join(config.runtimes)}{files}", config.bench),
         ("examples", pictures, config.pictures),
     ]
     return [Stage(name, what) for name, what, wanted in asked if wanted]
