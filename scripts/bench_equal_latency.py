@@ -38,7 +38,7 @@ from yolo_prune.progress import log_to_console
 from yolo_prune.recover import Recipe
 from yolo_prune.recover.aim import Aim, waypoints
 from yolo_prune.recover.one_step import Advance, Cut
-from yolo_prune.runs.latency import with_times
+from yolo_prune.runs.latency import Place, ask_runtime, deployment_of
 
 DEFAULTS: dict[str, Any] = {
     "imgsz": 320,
@@ -80,7 +80,9 @@ def measured(given: dict[str, Any]) -> dict[str, Any]:
         runtime=runtime,
         threads=1,
     )
-    timed = with_times(config, host, loaded, parent, imgsz, task.image_files(16))
+    place = Place.of(config, 1, trust=False)
+    how = deployment_of(host, loaded, imgsz, task.image_files(16), trust=False)
+    timed = ask_runtime(place, how, parent, target=True, auto=False)[1]
     batches = task.calibration_batches(imgsz, int(given["images"]), 0)
     calibration = host.calibration(loaded.module, batches, imgsz=imgsz, classes=len(loaded.names), seed=0)
     calibration = measured_at_heads(loaded.module, parent.cost.graph, calibration)

@@ -4,6 +4,7 @@ import copy
 import errno
 import functools
 import json
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -825,6 +826,16 @@ def test_a_table_without_other_widths_cannot_choose_the_step(host, options, monk
     table = write_table(tmp_path / "table.json", times, 64)
     with pytest.raises(BudgetError, match=r"^round_to=auto: the times hold no widths beside multiples of 8"):
         prune_from_config(options(round_to="auto", latency=str(table)))
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.4, False), (11.0, True)])
+def test_a_target_on_a_busy_machine_is_warned_of(host, options, monkeypatch, caplog, load, warned):
+    Board(monkeypatch)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(latency, "available_cpus", lambda: 2)
+    prune_from_config(fine(options))
+    said = "The machine is busy: load 11.0 on 2 CPUs, of which the model uses 1."
+    assert any(said in record.getMessage() for record in caplog.records) is warned
 
 
 def test_the_runtime_of_a_target_is_measured_with_the_others(host, options, monkeypatch, stopwatch):

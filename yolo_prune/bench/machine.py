@@ -68,6 +68,19 @@ def peak_memory_mb() -> float | None:
     return None
 
 
+def busy_with_others(load1: float | None, cpus: int, threads: int) -> str:
+    """Say the load of a machine on which the threads of a model will not have CPUs of their own; nothing where they do.
+
+    Args:
+        load1: One-minute load average before the model runs; None where the system has none.
+        cpus: CPUs that the process may use.
+        threads: That the model uses.
+    """
+    if load1 is None or load1 <= cpus - threads + 0.5:
+        return ""
+    return f"load {load1:.1f} on {cpus} CPUs, of which the model uses {threads}"
+
+
 def warnings_of(before: MachineState, after: MachineState, cpus: int, threads: int) -> tuple[str, ...]:
     """Say in sentences what made the times of a measurement doubtful.
 
@@ -78,11 +91,8 @@ def warnings_of(before: MachineState, after: MachineState, cpus: int, threads: i
         threads: That the model uses.
     """
     found = []
-    if before.load1 is not None and before.load1 > cpus - threads + 0.5:
-        found.append(
-            f"The machine was busy before it began: load {before.load1:.1f} on {cpus} CPUs, of which the model uses "
-            f"{threads}. Stop other programs and check again."
-        )
+    if busy := busy_with_others(before.load1, cpus, threads):
+        found.append(f"The machine was busy before it began: {busy}. Stop other programs and check again.")
     if before.mhz and after.mhz and after.mhz < _SLOWER * before.mhz:
         found.append(
             f"The clock fell from {before.mhz:.0f} to {after.mhz:.0f} MHz while measuring: cool the board."
