@@ -57,6 +57,19 @@ def test_a_step_that_costs_less_than_three_per_cent_is_taken():
     assert told(in_blocks(1, odd=1.08)).step == 2
 
 
+def test_where_coarse_steps_are_slower_the_best_step_counts_and_not_the_largest():
+    """A machine that is slower at multiples of 16, and takes twice as long at odd widths."""
+
+    def ms(shape):
+        slow = 2.0 if shape.outputs % 2 else 1.3 if shape.outputs % 16 == 0 else 1.0
+        return slow * shape.macs / 1e6
+
+    found = told(ms)
+    assert max(found.speeds, key=found.speeds.get) == 2
+    assert found.step == 2
+    assert found.speeds[32] == pytest.approx(found.speeds[16])
+
+
 def test_widths_on_both_sides_are_those_of_their_step_alone():
     shapes = probes(LAYERS[1:2])
     assert [(shape.outputs, shape.reads) for shape in shapes] == [

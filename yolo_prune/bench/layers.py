@@ -22,6 +22,7 @@ from yolo_prune.progress import LOGGER
 from yolo_prune.runtimes.layers import ending_of, write_layer
 from yolo_prune.runtimes.runtime import Settings, check_runtime, cpu_name, import_runtime
 
+_HOW = "2"  # of the way layers are timed: older times are not read
 _REFERENCES = 8  # layers that are timed again, to tell how fast the machine is today
 
 
@@ -154,7 +155,7 @@ def cache_file(runtime: str, settings: Settings) -> Path:
         version = importlib.metadata.version(runtime)
     except importlib.metadata.PackageNotFoundError:  # a build of another name, or none
         version = str(import_runtime(runtime).__version__)
-    where = [__version__, runtime, version, cpu_name(), settings.device, str(settings.threads)]
+    where = [_HOW, __version__, runtime, version, cpu_name(), settings.device, str(settings.threads)]
     key = hashlib.sha256("\n".join(where).encode()).hexdigest()[:16]
     return cache_folder() / "latency" / f"{runtime.replace(':', '-')}-{version}-{key}.json"
 

@@ -6,8 +6,9 @@ the step and of no larger one, on both sides of one that is a multiple of 64: MA
 the step costs and hardly by the width itself.
 
 Of the widths that are multiples of a step, half are multiples of no larger one, a quarter are of twice the step alone,
-and so on: what rounding to a step costs is that mean. The step to take is the smallest from which on it is close to the
-best. Convolutions alone are timed, and what else a network does likes odd widths still less: "close" is narrow.
+and so on: what rounding to a step costs is that mean. The step to take is the smallest that is close to the best, going
+down from the best one. Convolutions alone are timed, and what else a network does likes odd widths still less: "close"
+is narrow.
 """
 
 from __future__ import annotations
@@ -97,11 +98,9 @@ def liked(
         rounded[step] = (totals[step] + rounded[2 * step]) / 2
     least = min(rounded.values())
     shares = {step: least / rounded[step] for step in STEPS}
-    step = STEPS[-1]
-    for smaller in reversed(STEPS):
-        if shares[smaller] < _CLOSE:
-            break
-        step = smaller
+    step = max(STEPS, key=lambda one: shares[one])
+    while step > STEPS[0] and shares[step // 2] >= _CLOSE:
+        step //= 2
     return Granularity(step, shares, len(typical), dict(facts))
 
 

@@ -22,6 +22,7 @@ ENDINGS = {
 }
 """Of the file that each runtime runs a layer from; PyTorch makes its layers itself."""
 _OPSET, _IR = 17, 8
+_CHANNELS_LAST = ("openvino",)  # whose networks keep channels last between layers
 
 Run = Callable[[NDArray[Any]], Any]
 
@@ -57,6 +58,10 @@ def open_layer(runtime: str, file: Path | None, shape: LayerShape, settings: Set
     if file is None:
         call: Callable[[], Any] = module.open_layer(shape, images, settings)
         return call
+    if runtime in _CHANNELS_LAST:
+        last = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        inner: Run = module.open_network(file, settings, channels_last=True)
+        return lambda: inner(last).transpose(0, 3, 1, 2)
     run: Run = module.open_network(file, with_provider(settings, runtime))
     return lambda: run(images)
 
