@@ -1,6 +1,8 @@
 """Export through the host: the same numbers come out, and nothing else on the disk changes."""
 
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -13,6 +15,7 @@ from yolo_prune.adapters.checkpoint import load_detector, save_detector
 from yolo_prune.adapters.ultralytics import export
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.export import export_onnx
+from yolo_prune.bench import compare, exports
 from yolo_prune.bench.parity import Parity, compare_outputs, file_parity
 from yolo_prune.cut.proven import drop_proven_, offered_blocks
 from yolo_prune.errors import BenchmarkError, CheckpointError, ConfigError, MissingRuntimeError
@@ -218,3 +221,34 @@ def test_an_export_that_computes_something_else_is_an_error_and_is_removed(
     monkeypatch.undo()
     assert exporting.export_float(config, load_detector(checkpoint), out, IMGSZ).agrees
     assert out.exists()
+
+
+def test_a_file_of_another_model_is_not_timed_and_one_that_is_cut_short_ends_the_comparison(
+    monkeypatch, architecture, checkpoint, tmp_path
+):
+    other = save_lively(tmp_path / "other.pt", architecture, seed=1)
+    copy = Path(shutil.copy(checkpoint, tmp_path / "copy.pt"))
+    files, options = (
+        {"parent": checkpoint, "pruned": copy},
+        {"runtime": "onnxruntime", "imgsz": IMGSZ, "threads": 1},
+    )
+    real = exports.write_export
+
+    def of_another(path, out, **more):
+        return real(other if path == copy else path, out, **more)
+
+    def cut_short(path, out, **more):
+        real(path, out, **more).write_bytes(out.read_bytes()[:-5000])
+        return out
+
+    monkeypatch.setattr(exports, "write_export", of_another)
+    found = compare(files, **options, rounds=2, seconds=0.1)
+    assert found.timings["parent"].fps > 0
+    assert found.timings["pruned"] is None
+    assert found.refused["pruned"].startswith(
+        "the file does not compute what its checkpoint computes: outputs differ"
+    )
+    assert found.parities["parent"].relative < 1e-4
+    monkeypatch.setattr(exports, "write_export", cut_short)
+    with pytest.raises(CheckpointError, match="is not an ONNX model that onnxruntime can load"):
+        compare(files, **options, rounds=2, seconds=0.1)

@@ -1,6 +1,7 @@
 """Detectors by their library's name: a two-stage one and a dense one, trained, pruned, retrained, reported, exported."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from torch import nn
 from yolo_prune import cli
 from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.torchvision import build as building
+from yolo_prune.adapters.torchvision.host import HOST
 from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.runtimes.runtime import read_file
 
 detection = pytest.importorskip("torchvision.models.detection")
 
@@ -161,6 +164,20 @@ def test_an_exported_file_finds_the_boxes_of_its_checkpoint(finished, data, tmp_
     found = json.loads(out.read_text())["coco"]["ap"]
     assert found == pytest.approx(report_of(finished)[1]["retrained"]["ap"], abs=1e-3)
     assert found > 0.1, "the control: two models that find nothing agree"
+
+
+def test_a_detector_in_8_bits_finds_nearly_what_it_finds_in_32(finished, data, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    file, out = finished / "weights" / "parent.pt", tmp_path / "a.onnx"
+    words = [f"model={file}", f"data={data}", "imgsz=64", "quantize=8", "calibration_images=8", "batch=4"]
+    assert cli.main(["export", *words, f"out={out}"]) == 0
+    before, after = map(float, re.findall(r"COCO AP ([\d.]+)", capsys.readouterr().out))
+    assert after > 0.7 * before > 0.1
+    facts = read_file("onnxruntime", out)
+    assert facts.precision == "int8"
+    assert HOST.read_export(facts.metadata).names == {0: "red", 1: "blue"}
+    assert cli.main(["export", *words, "format=openvino", f"out={tmp_path / 'a_openvino_model'}"]) == 2
+    assert "have INT8 for ONNX Runtime alone" in capsys.readouterr().err
 
 
 def test_eval_and_inspect_take_the_file(finished, data, tmp_path, capsys):

@@ -236,10 +236,10 @@ class MadeUpRuntime:
             raise DeviceUnavailableError("the device is gone")
         if path.name == "wrong.pt":
             raise ConfigError("no.")
-        self.facts = {**FACTS, "threads": settings.threads}
+        self.facts = {**FACTS, "threads": settings.threads, "device": settings.device}
         self.phases, self.channels, self.steps = f"phases of {name}", 4 if path.name == "four.pt" else 3, 0
         self.file = SimpleNamespace(precision="int8") if path.name == "int8.onnx" else None
-        self.scores = 1.25 if path.name.startswith("other") else 1.0
+        self.scores = {"other": 1.25, "near": 1.005}.get(path.stem, 1.0)
 
     def preprocess(self, images):
         return images
@@ -266,9 +266,9 @@ def measured(monkeypatch):
     )
     monkeypatch.setattr("yolo_prune.bench.clock.WARM_UP_SECONDS", 0.0)
 
-    def measured(*files, references=None):
+    def measured(*files, references=None, device="cpu"):
         out = io.StringIO()
-        settings = {"device": "cpu", "threads": 1, "batch": 2}
+        settings = {"device": device, "threads": 1, "batch": 2}
         request = {
             **{
                 "runtime": "torch",
@@ -334,6 +334,16 @@ def test_a_file_that_computes_something_else_is_not_timed_and_the_others_are(mea
     )
     assert f"other.onnx: not measured: {sentence}." in markdown_table([found])
     assert "furthest, same.onnx: outputs differ by up to 0 of 1" in markdown_table([found])
+
+
+@pytest.mark.parametrize(
+    ("device", "refused"), [("cpu", {"near.onnx", "other.onnx"}), ("cuda:0", {"other.onnx"})]
+)
+def test_a_gpu_may_multiply_with_fewer_bits(measured, tmp_path, device, refused):
+    reference = str(made_up_reference(None, 8, None).save(tmp_path / "a.npz"))
+    files = ("same.onnx", "near.onnx", "other.onnx")
+    answer, _, _ = measured(*files, references=dict.fromkeys(files, reference), device=device)
+    assert answer["refused"].keys() == refused
 
 
 def test_where_no_file_computes_what_it_should_nothing_is_timed(measured, tmp_path):

@@ -27,7 +27,7 @@ from yolo_prune.bench.judged import FileAccuracy, judge
 from yolo_prune.bench.layer_rounds import signs, time_layers, together
 from yolo_prune.bench.limits import Limit, all_decided, look_after
 from yolo_prune.bench.machine import peak_memory_mb, read_machine
-from yolo_prune.bench.parity import TOLERANCE, Parity, Reference, parity_of
+from yolo_prune.bench.parity import TF32, TOLERANCE, Parity, Reference, parity_of
 from yolo_prune.errors import BenchmarkError, YoloPruneError
 from yolo_prune.imgsz import ImageSize, read_size
 from yolo_prune.layers import LayerShape
@@ -264,7 +264,9 @@ def _compared(runtime: Runtime, candidate: dict[str, Any], precision: str, batch
     """Compare a file with its checkpoint, where one is given; rounding to 8 bits differs by intent."""
     if candidate.get("reference") is None or precision not in TOLERANCE:
         return None
-    return parity_of(runtime, Reference.read(Path(candidate["reference"])), precision, batch)
+    on_gpu = precision == "float32" and runtime.facts["device"] != "cpu"
+    kind = TF32 if on_gpu else precision
+    return parity_of(runtime, Reference.read(Path(candidate["reference"])), kind, batch)
 
 
 def run_rounds(

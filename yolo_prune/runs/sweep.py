@@ -129,6 +129,7 @@ def trials_of(config: SweepConfig, folder: Path) -> list[PruneConfig]:
                     **own,
                     runtimes=runtimes,
                     threads=config.threads,
+                    file_images=0,  # models are compared with each other: what files reach is for the chosen one
                     trust=config.trust,
                     imports=config.imports,
                     project=str(folder),

@@ -95,7 +95,7 @@ def export_int8(
     if out.suffix != ".onnx":
         raise BenchmarkError(
             "models of torchvision and timm have INT8 for ONNX Runtime alone: the detectors' suppression is in the "
-            "network, and OpenVINO's quantiser was not tried on it"
+            "network, and OpenVINO's quantiser was not tried on it. Give runtimes=onnxruntime, or format=onnx."
         )
     with tempfile.TemporaryDirectory(prefix="yolo-prune-") as folder:
         whole = export_file(checkpoint, Path(folder, "float32.onnx"), imgsz=imgsz)
