@@ -1,5 +1,6 @@
 """Evaluate what is deployed: an exported file has its checkpoint's AP on images that are padded alike."""
 
+import importlib.util
 import json
 import shutil
 import warnings
@@ -11,6 +12,7 @@ import pytest
 from yolo_prune import cli
 from yolo_prune.adapters.ultralytics.export import export_onnx
 from yolo_prune.adapters.ultralytics.exported import is_export, open_export
+from yolo_prune.bench.parity import TOLERANCE
 from yolo_prune.errors import CheckpointError, MissingRuntimeError
 
 PADDED = (
@@ -90,6 +92,52 @@ def test_a_file_that_suppresses_by_itself_says_what_that_does_to_ap(
         "The file suppresses boxes by itself, at its own thresholds: what it dropped is not in this AP."
     )
     assert expected in capsys.readouterr().out.splitlines()
+
+
+def on_runtime(model: Path, data: Path, folder: Path, runtime: str, *words: str) -> dict:
+    out = folder / "runtime.json"
+    where = [f"model={model}", f"data={data}", f"runtime={runtime}", f"json={out}"]
+    assert cli.main(["eval", *where, *words]) == 0
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "ncnn"])
+def test_a_checkpoint_is_evaluated_as_it_is_deployed_on_a_runtime(
+    checkpoint, data, of_squares, tmp_path, capsys, runtime
+):
+    for package in (runtime, *(["pnnx"] if runtime == "ncnn" else [])):
+        needed(package)
+    found = on_runtime(checkpoint, data, tmp_path, runtime, "imgsz=64")
+    assert found["ap"] == pytest.approx(of_squares, abs=2e-3)
+    assert found["low"] <= found["ap"] <= found["high"]
+    assert (found["runtime"], found["imgsz"]) == (runtime, 64)
+    compared = "compared with the checkpoint in PyTorch: outputs differ by up to" in capsys.readouterr().out
+    assert compared == (runtime != "torch")
+    assert found.get("difference", 0.0) < 1e-4
+
+
+def needed(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+
+
+def test_a_file_is_evaluated_on_the_runtime_that_is_asked_for(fixed, data, of_squares, tmp_path, capsys):
+    assert on_runtime(fixed, data, tmp_path, "onnxruntime")["ap"] == pytest.approx(of_squares, abs=2e-3)
+    assert "compared" not in capsys.readouterr().out, "nobody says what it was made from"
+
+
+def test_a_file_of_another_model_is_not_evaluated_for_the_checkpoint(
+    checkpoint, data, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setitem(TOLERANCE, "float32", -1.0)
+    words = [f"model={checkpoint}", f"data={data}", "runtime=onnxruntime", "imgsz=64"]
+    assert cli.main(["eval", *words]) == 2
+    assert (
+        "for onnxruntime does not compute what its checkpoint computes: outputs differ"
+        in capsys.readouterr().err
+    )
+    assert cli.main(["eval", *words, "weights=a.pth"]) == 2
+    assert "runtime= takes a checkpoint or an exported file: leave weights= out." in capsys.readouterr().err
 
 
 def checked(model: Path, data: Path, folder: Path, *words: str) -> dict:

@@ -81,6 +81,9 @@ def evaluate(config: EvalConfig) -> None:
     from yolo_prune.device import resolve_device
     from yolo_prune.report.intervals import METHOD, PERCENT
 
+    if config.runtime is not None:
+        _evaluate_deployed(config)
+        return
     device = resolve_device(config.device)
     host = find_host(config.model)
     opened = host.open_export(config.model) or host.load(
@@ -114,6 +117,28 @@ def evaluate(config: EvalConfig) -> None:
     found |= {"low": bounds.low, "high": bounds.high} if bounds else {}
     found |= {key: value for key, value in asdict(replace(result, sample=None)).items() if key != "sample"}
     write_json_answer(config.json, found)
+
+
+def _evaluate_deployed(config: EvalConfig) -> None:
+    """Print what a model reaches as it is deployed on the runtime that was asked for."""
+    from yolo_prune.accuracy.bootstrap import interval_of, resampled_accuracy
+    from yolo_prune.report.intervals import PERCENT
+    from yolo_prune.runs.evaluating import evaluate_on_runtime
+
+    found = evaluate_on_runtime(config)
+    one = found.accuracy
+    bounds = None if one.sample is None else interval_of(resampled_accuracy(one.sample))
+    between = f" ({PERCENT} interval {bounds.low:.4f} to {bounds.high:.4f})" if bounds else ""
+    say(f"{one.metric} on {found.runtime}: {one.value:.4f}{between}")
+    say(f"{one.images} images, {size_text(found.imgsz)} px, split {config.split}; {one.source}")
+    if found.parity is not None:
+        say(f"compared with the checkpoint in PyTorch: {found.parity.sentence}")
+    for note in one.notes:
+        say(note)
+    values = {one.metric: one.value, "images": one.images, "imgsz": plain_size(found.imgsz)}
+    values |= {"low": bounds.low, "high": bounds.high} if bounds else {}
+    values |= {"difference": found.parity.relative} if found.parity else {}
+    write_json_answer(config.json, {"runtime": found.runtime, **values, "notes": one.notes})
 
 
 def bench(config: BenchConfig) -> None:

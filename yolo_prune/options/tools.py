@@ -23,6 +23,9 @@ class EvalConfig:
     data: str = shared("data")
     weights: str | None = shared("weights")
     imgsz: ImageSize | None = shared("imgsz")
+    runtime: str | None = shared(
+        "runtime", help="evaluate as deployed on this runtime; a checkpoint is exported and compared first"
+    )
     batch: int = shared("batch", help="images per batch; a file of fixed input has its own")
     device: str | None = shared("device")
     split: str = shared("split")
