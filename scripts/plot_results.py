@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 64, 24, 24, 56
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 400, 72, 20, 24, 60
 COLOURS = {"parent": "#24303c", "yolo_prune": "#1f6fd0", "resolution": "#6b7280", "torch_pruning": "#d9822b"}
 SPEED = "onnxruntime_speed"
 
@@ -67,20 +67,20 @@ def frame(floor: float, top: float, start: float, widest: float, across: Any, up
     """Yield the ground, the grid and the axes."""
     yield (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        'aria-label="COCO AP against speed" font-family="system-ui, sans-serif" font-size="13">'
+        'aria-label="COCO AP against speed" font-family="system-ui, sans-serif" font-size="15">'
     )
     yield f'<rect x="1" y="1" width="{WIDTH - 2}" height="{HEIGHT - 2}" rx="10" fill="#ffffff" stroke="#d0d7de"/>'
     ticks = [floor + 0.05 * step for step in range(round((top - floor) / 0.05) + 1)]
     for ap in ticks:
         yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(ap):.1f}" y2="{up(ap):.1f}" stroke="#e4e8ec"/>'
-        yield f'<text x="{LEFT - 8}" y="{up(ap) + 4:.1f}" text-anchor="end" fill="#57606a">{ap:.2f}</text>'
+        yield f'<text x="{LEFT - 10}" y="{up(ap) + 4:.1f}" text-anchor="end" fill="#57606a">{ap:.2f}</text>'
     for tenth in range(10, int(10 * widest) + 1, 2):
         x, speed = across(tenth / 10), tenth / 10
         yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 5}" stroke="#8a8f98"/>'
         yield f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle" fill="#57606a">{speed:.1f}x</text>'
     middle = (LEFT + WIDTH - RIGHT) / 2
     yield f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle" fill="#24303c">FPS, times the parent (ONNX Runtime, one CPU thread)</text>'
-    yield f'<text transform="translate(18 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor="middle" fill="#24303c">COCO AP</text>'
+    yield f'<text transform="translate(20 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor="middle" fill="#24303c">COCO AP</text>'
 
 
 def point(row: dict[str, Any], across: Any, up: Any, floor: float) -> Iterator[str]:
