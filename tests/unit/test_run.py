@@ -105,7 +105,9 @@ def whole(tmp_path_factory):
 
 
 def files_of(folder):
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert "run.log" in found  # every run keeps it, however it ends
+    return found - {"run.log"}
 
 
 def lasting(report):
@@ -158,7 +160,7 @@ def test_labels_are_read_for_a_criterion_that_needs_them_once_and_for_no_other(h
 
 def test_each_file_is_there_when_the_next_stage_begins_and_not_before(whole):
     result, seen = whole.result, whole.host.diary.files
-    start = {"args.yaml", "weights/parent.pt"}
+    start = {"run.log", "args.yaml", "weights/parent.pt"}
     assert seen["evaluate parent at 64"] == start
     assert seen["open the scorer"] == start
     cut = start | {"weights/pruned.pt", "plan.json", "recovery.json"}
