@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from yolo_prune.cli.registry import COMMANDS
+from yolo_prune.cli.kinds import KINDS
 from yolo_prune.options.fields import option_fields
 from yolo_prune.runs.configure import rest_keys
 
@@ -30,7 +30,7 @@ def completion_script(shell: str) -> str:
 
 def keys_of(command: str) -> list[str]:
     """Return the keys that a command takes, its own before those of the host."""
-    kind = COMMANDS[command].kind
+    kind = KINDS[command]
     return list(dict.fromkeys([*option_fields(kind), "cfg", *rest_keys(kind)]))
 
 
@@ -41,7 +41,7 @@ def values_of(command: str, key: str) -> tuple[str, ...]:
         >>> values_of("prune", "split"), values_of("prune", "model"), values_of("prune", "steps")
         (('val', 'test', 'train'), ('FILES',), ())
     """
-    kind = COMMANDS[command].kind
+    kind = KINDS[command]
     field = option_fields(kind).get(key)
     if field is None:
         return (FILES,)
@@ -62,7 +62,7 @@ def values_of(command: str, key: str) -> tuple[str, ...]:
 def _table() -> dict[tuple[str, ...], list[str]]:
     """Return values -> ``command.key`` of all that take them, for a ``case`` of a shell."""
     found: dict[tuple[str, ...], list[str]] = {}
-    for command in COMMANDS:
+    for command in KINDS:
         for key in keys_of(command):
             found.setdefault(values_of(command, key), []).append(f"{command}.{key}")
     del found[(FILES,)]  # what every other key gets
@@ -75,7 +75,7 @@ def _cases(line: Callable[[str, str], str]) -> str:
 
 
 def _key_cases(line: Callable[[str, str], str]) -> str:
-    return "\n".join(line(command, " ".join(f"{key}=" for key in keys_of(command))) for command in COMMANDS)
+    return "\n".join(line(command, " ".join(f"{key}=" for key in keys_of(command))) for command in KINDS)
 
 
 def _posix(names: str, setting: str, values: str) -> str:
@@ -105,7 +105,7 @@ def _fish() -> str:
     return _filled(_FISH, _key_cases(case("keys")), _cases(case("values")))
 
 
-def _filled(template: str, keys: str, values: str, commands: Iterable[str] = COMMANDS) -> str:
+def _filled(template: str, keys: str, values: str, commands: Iterable[str] = KINDS) -> str:
     """Put the tables into a script."""
     names = " ".join([*commands, "help"])
     return template.replace("@commands@", names).replace("@keys@", keys).replace("@values@", values)
