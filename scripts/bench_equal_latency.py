@@ -112,7 +112,8 @@ def measured(given: dict[str, Any]) -> dict[str, Any]:
                     ).coco.ap
                     for split in ("val", "test")
                 }
-                found[name] = {"kept_macs": cut.plan.kept_macs, **scores}
+                macs = cut.traced.amount(Budget("keep_macs", 1.0)) / parent.amount(Budget("keep_macs", 1.0))
+                found[name] = {"kept_macs": macs, **scores}
                 print(f"{name}: {found[name]}", flush=True)
         rounds = compare(
             files,

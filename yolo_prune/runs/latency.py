@@ -158,7 +158,7 @@ def _warn_when_busy(settings: Settings) -> None:
     if busy := busy_with_others(load1, available_cpus(), settings.threads):
         LOGGER.warning(
             "The machine is busy: %s. Other programs slow layers and phases down by different factors, also in CPU "
-            "time: on a quiet machine the model will have another speed than the one that is met here.",
+            "time: on a quiet machine the model may have another speed than the one that is met here.",
             busy,
         )
 
@@ -239,7 +239,7 @@ def _fitted(graph: ChannelGraph, times: LayerTimes) -> Latency:
 def stopwatch(place: Place, deployment: Deployment, parent: Path, whole_ms: float) -> Iterator[Measure]:
     """Yield what times a cut model against the parent, in turns: what slows the machine hits both.
 
-    All phases count, as in FPS. With one thread on a CPU their CPU time is compared, which other programs hardly touch.
+    All phases count, as in FPS. With one thread on a CPU their CPU time is compared, which other programs touch least.
 
     Args:
         place: Where.
