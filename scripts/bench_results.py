@@ -132,7 +132,7 @@ def measured(
         row["params_m"] = sum(p.numel() for p in module.parameters()) / 1e6
         table[name] = row | {"size_mb": point["file"].stat().st_size / 1e6}
         print(json.dumps(table[name]), flush=True)
-    for runtime, field in (("onnxruntime", "onnxruntime"), ("torch", "torch")):
+    for runtime in ("onnxruntime", "torch"):
         timed = {n: p for n, p in points.items() if runtime != "torch" or p["file"].suffix == ".pt"}
         done = compare(
             {name: point["file"] for name, point in timed.items()},
@@ -142,9 +142,9 @@ def measured(
             seconds=seconds,
         )
         for name in timed:
-            table[name][f"{field}_fps"] = done.timings[name].fps
+            table[name][f"{runtime}_fps"] = done.timings[name].fps
             ratio = done.ratios.get(name, {}).get("latency")
-            table[name][f"{field}_speed"] = (
+            table[name][f"{runtime}_speed"] = (
                 [1.0, 1.0, 1.0] if ratio is None else [ratio.value, ratio.low, ratio.high]
             )
     return list(table.values())

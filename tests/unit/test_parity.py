@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from yolo_prune.bench.parity import TOLERANCE, Parity, Reference, parity_of
+from yolo_prune.bench.parity import TOLERANCE, Parity, Reference, parity_of, stored_parity
 from yolo_prune.errors import BenchmarkError
 
 CLASSES = 3
@@ -102,6 +102,19 @@ def test_what_16_bits_change_is_allowed_in_16_bits_alone():
     assert not parity_of(Known(rounded), ours, "float32").agrees
     assert not parity_of(Known([each + np.float32(0.03) for each in ours.outputs]), ours, "float16").agrees
     assert "int8" not in TOLERANCE, "its accuracy says what it costs"
+
+
+@pytest.mark.parametrize(("device", "agrees"), [("cpu", False), ("cuda:0", True)])
+def test_whoever_compares_with_a_stored_reference_allows_a_gpu_its_bits(tmp_path, device, agrees):
+    ours = reference("classes")
+    runtime = Known(each + np.float32(5e-3) for each in ours.outputs)
+    runtime.facts = {"device": device}
+    found = stored_parity(runtime, ours.save(tmp_path / "r.npz"), "float32")
+    assert found.agrees is agrees
+    assert found.refusal("the file").startswith("" if agrees else "the file does not compute what")
+    assert bool(found.refusal("the file")) is not agrees
+    assert stored_parity(runtime, tmp_path / "r.npz", "int8") is None
+    assert stored_parity(runtime, None, "float32") is None
 
 
 def test_images_in_which_the_checkpoint_finds_nothing_prove_nothing():

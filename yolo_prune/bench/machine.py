@@ -40,6 +40,11 @@ class MachineState:
         return asdict(self)
 
 
+def load_average() -> float | None:
+    """Return the one-minute load average; None where the system has none."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def read_machine() -> MachineState:
     """Return the state of this machine now."""
     governors = sorted(set(_words(_CPUS.glob("cpu[0-9]*/cpufreq/scaling_governor"))))
@@ -51,7 +56,7 @@ def read_machine() -> MachineState:
     events = _words(_CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
     counts = [int(word) for word in events if word.isdigit()]
     return MachineState(
-        load1=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        load1=load_average(),
         governor=", ".join(governors) or None,
         mhz=sum(clocks) / len(clocks) if clocks else None,
         celsius=max(heat, default=None),

@@ -79,6 +79,14 @@ class Parity:
             f"{self.score_diff:.2g} ({self.images} images; {self.precision}: {self.tolerance:g} of each is allowed)"
         )
 
+    def refusal(self, name: str) -> str:
+        """Say of a file that computes something else what it does; nothing of one that agrees.
+
+        Args:
+            name: Of the file, for the sentence.
+        """
+        return "" if self.agrees else f"{name} does not compute what its checkpoint computes: {self.sentence}"
+
     def check(self, name: str) -> None:
         """Refuse a file that computes something else.
 
@@ -88,8 +96,8 @@ class Parity:
         Raises:
             BenchmarkError: It does.
         """
-        if not self.agrees:
-            raise BenchmarkError(f"{name} does not compute what its checkpoint computes: {self.sentence}.")
+        if why := self.refusal(name):
+            raise BenchmarkError(f"{why}.")
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,24 @@ def file_parity(
     settings = Settings("cpu", torch.get_num_threads(), 1)
     opened = open_runtime(runtime, file, imgsz, settings, no_checkpoint)
     return parity_of(opened, reference_of(loaded, imgsz, images), read_file(runtime, file).precision)
+
+
+def stored_parity(runtime: Runtime, reference: Path | None, precision: str, batch: int = 1) -> Parity | None:
+    """Compare what a file puts out with what was stored of its checkpoint, as closely as its device computes.
+
+    Args:
+        runtime: The file, opened.
+        reference: What :meth:`Reference.save` wrote; None where nobody knows its checkpoint.
+        precision: What the file computes in.
+        batch: Images that the file takes at once.
+
+    Returns:
+        None without a reference, and in 8 bits, which differ by intent.
+    """
+    if reference is None or precision not in TOLERANCE:
+        return None
+    on_gpu = precision == "float32" and runtime.facts["device"] != "cpu"
+    return parity_of(runtime, Reference.read(reference), TF32 if on_gpu else precision, batch)
 
 
 def parity_of(runtime: Runtime, reference: Reference, precision: str, batch: int = 1) -> Parity:

@@ -26,8 +26,8 @@ from yolo_prune.bench.clock import Schedule, Stepper, make_stepper, measure, pla
 from yolo_prune.bench.judged import FileAccuracy, judge
 from yolo_prune.bench.layer_rounds import signs, time_layers, together
 from yolo_prune.bench.limits import Limit, all_decided, look_after
-from yolo_prune.bench.machine import peak_memory_mb, read_machine
-from yolo_prune.bench.parity import TF32, TOLERANCE, Parity, Reference, parity_of
+from yolo_prune.bench.machine import load_average, peak_memory_mb, read_machine
+from yolo_prune.bench.parity import stored_parity
 from yolo_prune.errors import BenchmarkError, YoloPruneError
 from yolo_prune.imgsz import ImageSize, read_size
 from yolo_prune.layers import LayerShape
@@ -83,7 +83,7 @@ def run(request: dict[str, Any], out: IO[str]) -> dict[str, Any]:
     settings = prepared(request)
     began_mb = peak_memory_mb()
     opened = open_candidates(request, settings)
-    load1 = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load1 = load_average()
     step_seconds = [warm_up(stepper, time.perf_counter) for stepper in opened.steppers.values()]
     if not step_seconds:
         raise BenchmarkError(f"nothing was timed: {'; '.join(opened.refused.values())}.")
@@ -217,13 +217,12 @@ def open_candidates(request: dict[str, Any], settings: Settings) -> Opened:
             request["runtime"], Path(candidate["path"]), read_size(candidate["imgsz"]), settings, load
         )
         precision = _precision_of(runtime, settings)
-        parity = _compared(runtime, candidate, precision, settings.batch)
+        reference = candidate.get("reference")
+        parity = stored_parity(runtime, reference and Path(reference), precision, settings.batch)
         if parity is not None:
             opened.parities[name] = asdict(parity)
-            if not parity.agrees:
-                opened.refused[name] = (
-                    f"the file does not compute what its checkpoint computes: {parity.sentence}"
-                )
+            if why := parity.refusal("the file"):
+                opened.refused[name] = why
                 continue
         opened.runtimes[name] = runtime
         path, imgsz = Path(candidate["path"]), read_size(candidate["imgsz"])
@@ -258,15 +257,6 @@ def _precision_of(runtime: Runtime, settings: Settings) -> str:
     if settings.half:
         return "float16"
     return "float32" if runtime.file is None else runtime.file.precision
-
-
-def _compared(runtime: Runtime, candidate: dict[str, Any], precision: str, batch: int) -> Parity | None:
-    """Compare a file with its checkpoint, where one is given; rounding to 8 bits differs by intent."""
-    if candidate.get("reference") is None or precision not in TOLERANCE:
-        return None
-    on_gpu = precision == "float32" and runtime.facts["device"] != "cpu"
-    kind = TF32 if on_gpu else precision
-    return parity_of(runtime, Reference.read(Path(candidate["reference"])), kind, batch)
 
 
 def run_rounds(

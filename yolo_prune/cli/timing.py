@@ -9,6 +9,7 @@ from yolo_prune.adapters.hosts import guarded
 from yolo_prune.cli.output import say
 from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.options import LatencyConfig
+from yolo_prune.words import counted
 
 if TYPE_CHECKING:
     from yolo_prune.bench.layers import LayerTimes
@@ -53,7 +54,7 @@ def _keep(config: LatencyConfig, times: LayerTimes, imgsz: ImageSize) -> None:
     facts = times.facts
     say(
         f"{facts['runtime']} {facts['runtime_version']}, {facts['device']} ({facts['device_name']}), "
-        f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}, {size_text(imgsz)} px: {len(times.ms)} layers; the "
+        f"{counted(facts['threads'], 'thread')}, {size_text(imgsz)} px: {len(times.ms)} layers; the "
         f"network {times.network_ms:.2f} ms, before and after it {times.fixed_ms:.2f} ms"
     )
     say(f"table: {write_table(Path(str(config.out)), times, imgsz)}")

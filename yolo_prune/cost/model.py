@@ -115,10 +115,6 @@ class CostModel:
         """Return the multiply-accumulates left when the channels ``keep`` (shape (channels,)) stay."""
         return self.amount(self.counts(keep), "macs")
 
-    def macs_per_use(self, keep: BoolArray) -> FloatArray:
-        """Return the multiply-accumulates left in every operation, shape (uses,)."""
-        return self._macs_left(self.counts(keep))
-
     def parameters(self, keep: BoolArray) -> int:
         """Return the number of parameters left when the channels ``keep`` stay."""
         return self._parameters(self.counts(keep))

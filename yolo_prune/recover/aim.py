@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from yolo_prune.progress import LOGGER
+from yolo_prune.words import counted
 
 TOLERANCE = 0.03
 _CLOSE = 0.02  # what is aimed at: the report measures once more
@@ -87,7 +88,7 @@ def target_sentence(met: Mapping[str, Any] | None) -> str | None:
             f"threads, by the table {met['table']} (the parent took {met['parent_ms']:.4g}); predicted "
             f"{met['predicted_ms']:.4g}, not measured"
         )
-    threads = f"{met['threads']} thread{'s' * (met['threads'] != 1)}"
+    threads = counted(met["threads"], "thread")
     return (
         f"target {met['target_ms']:.4g} ms an image on {met['runtime']}, {met['device']}, {threads} (the parent took "
         f"{met['parent_ms']:.4g}); predicted {met['predicted_ms']:.4g}, reached {measured['ms']:.4g} "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from yolo_prune.bench.exports import shared_exports
-from yolo_prune.bench.parity import TOLERANCE, Parity, Reference, parity_of
+from yolo_prune.bench.parity import TOLERANCE, Parity, stored_parity
 from yolo_prune.errors import BenchmarkError, ConfigError
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.options import CheckConfig, EvalConfig
@@ -79,6 +79,7 @@ def _compared(own: Subject, runtime: str, settings: Settings) -> Parity | None:
         opened = open_runtime(runtime, own.file, own.imgsz, settings, no_checkpoint)
     except DeviceUnavailableError as error:
         raise BenchmarkError(f"not measured: {error}.") from error
-    parity = parity_of(opened, Reference.read(own.reference), own.precision, own.batch)
-    parity.check(f"the file of '{own.name}' for {runtime}")
+    parity = stored_parity(opened, own.reference, own.precision, own.batch)
+    if parity is not None:
+        parity.check(f"the file of '{own.name}' for {runtime}")
     return parity

@@ -20,7 +20,7 @@ from yolo_prune.bench.comparison import check_threads
 from yolo_prune.bench.exports import shared_exports
 from yolo_prune.bench.layer_table import read_table
 from yolo_prune.bench.layers import LayerTimes, Network, measure_layers
-from yolo_prune.bench.machine import busy_with_others, read_machine
+from yolo_prune.bench.machine import busy_with_others, load_average
 from yolo_prune.cost import with_macs_at
 from yolo_prune.cost.granularity import Granularity, liked, probes
 from yolo_prune.cost.latency import Latency
@@ -37,10 +37,10 @@ from yolo_prune.recover.aim import Timed
 from yolo_prune.runtimes import RUNTIMES
 from yolo_prune.runtimes.files import the_file_in
 from yolo_prune.runtimes.runtime import Settings, available_cpus, parse_device
+from yolo_prune.train.timing import Measure
 
 SECONDS = 8.0
 """For which each of two models is timed, the parent and a cut one."""
-Measure = Callable[[nn.Module, PrunePlan], Timed]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def ask_runtime(
 
 def _warn_when_busy(settings: Settings) -> None:
     """Say that what is measured now is worth little when other programs run beside it."""
-    load1 = read_machine().load1 if settings.device == "cpu" else None
+    load1 = load_average() if settings.device == "cpu" else None
     if busy := busy_with_others(load1, available_cpus(), settings.threads):
         LOGGER.warning(
             "The machine is busy: %s. Other programs slow layers and phases down by different factors, also in CPU "

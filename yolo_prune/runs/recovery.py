@@ -25,9 +25,10 @@ from yolo_prune.recover.one_step import Recipe
 from yolo_prune.recover.stages import Stages, recover_by_imitation, recover_by_stages, score_of_kept
 from yolo_prune.recover.steps import CutResult, cut_in_steps
 from yolo_prune.runs.job import PruneJob
-from yolo_prune.runs.latency import Measure, deployment_of, stopwatch
+from yolo_prune.runs.latency import deployment_of, stopwatch
 from yolo_prune.runs.measure.speed import BENCH_IMAGES
 from yolo_prune.runs.preflight import budget_of, choose_criterion
+from yolo_prune.train.timing import Measure
 
 _Score = Callable[[nn.Module], float]
 _IMITATION = "imitation"

@@ -22,7 +22,8 @@ from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.options.places import AUTO, has_target
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.aim import Timed
-from yolo_prune.runs.latency import Deployment, Measure, Place, ask_runtime, stopwatch
+from yolo_prune.runs.latency import Deployment, Place, ask_runtime, stopwatch
+from yolo_prune.train.timing import Measure
 
 TABLE, MEASURED = "latency.json", "latency_measured.json"
 

@@ -44,7 +44,7 @@ class ClassTask:
     def evaluate(self, module: nn.Module, imgsz: ImageSize, exported: Path | None = None) -> ClassifierResult:
         """Return top-1 and top-5 accuracy."""
         files = self.split.image_files
-        starts = track(range(0, len(files), self.batch), "Evaluating")
+        starts = track(self._starts(len(files)), "Evaluating")
         batches = (load_cropped(files[at : at + self.batch], imgsz) for at in starts)
         scores = self._scores(module, batches)
         return score_classes(scores, np.array(self.split.labels), self.split.names, self.evaluator)

@@ -48,9 +48,9 @@ def drawn(files: Sequence[Path], count: int, seed: int) -> list[Path]:
 
 def box_labels(data: BoxData, imgsz: ImageSize, images: int, seed: int, *, stretched: bool) -> list[Labels]:
     """Return the objects of images that :func:`drawn` chooses, where they lie in the input."""
-    found = []
+    found, targets = [], dict(zip(data.image_files, data.targets, strict=True))
     for file in drawn(data.image_files, images, seed):
-        boxes, classes = data.targets[data.image_files.index(file)][:2]
+        boxes, classes = targets[file][:2]
         frame = framed(read_image(file, 3), imgsz, stretched=stretched)[1]
         height, width = height_width(imgsz)
         inside = frame.into(np.asarray(boxes, np.float32).reshape(-1, 4)) / np.array([width, height] * 2)

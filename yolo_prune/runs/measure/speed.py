@@ -215,16 +215,8 @@ def _deployed(comparison: Comparison, name: str) -> Deployed | None:
         return None
     found = Deployed()
     if accuracy is not None:
-        found = Deployed(
-            *(
-                accuracy.metric,
-                accuracy.value,
-                accuracy.low,
-                accuracy.high,
-                accuracy.images,
-                accuracy.not_measured,
-            )
-        )
+        same = {name: getattr(accuracy, name) for name in ("metric", "low", "high", "images", "not_measured")}
+        found = Deployed(accuracy=accuracy.value, **same)
     if parity is not None and parity.images and math.isfinite(parity.relative):
         found = replace(found, difference=parity.relative, tolerance=parity.tolerance, compared=parity.images)
     return found
