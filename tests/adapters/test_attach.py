@@ -162,6 +162,20 @@ def test_an_interrupted_run_resumes_with_the_options_it_began_with(stock, data, 
     assert len(losses(last.parent.parent)) == 2
 
 
+def test_a_model_that_was_never_in_a_training_is_not_resumed_into_a_new_one(stock, data):
+    for budget in ({}, {"keep_macs": 0.5}):
+        with pytest.raises(CheckpointError) as caught:
+            train_from_config(TrainConfig(model=str(stock), data=str(data), resume=True, **budget))
+        assert str(caught.value) == (
+            f"'{stock}' is of a training that ended: leave out resume to train it on."
+        )
+
+
+def test_a_budget_needs_data_and_takes_none_that_the_checkpoint_names(stock):
+    with pytest.raises(ConfigError, match=r"^'data' is missing: the data set to train and to prune on\. Give"):
+        train_from_config(TrainConfig(model=str(stock), keep_macs=0.5))
+
+
 def test_without_a_budget_the_command_trains_exactly_like_the_host(stock, data, tmp_path):
     model = YOLO(stock)
     train(model, data, tmp_path, "host")

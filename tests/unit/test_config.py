@@ -132,10 +132,24 @@ def test_a_bad_value_is_named_with_what_is_allowed(word, expected):
     assert sentence(PruneConfig, [*NEEDED, "keep_macs=0.5", word]) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("keep_macs=50%", "keep_macs must be a number, got '50%'. Did you mean keep_macs=0.5?"),
+        ("keep_macs=0.5 min_keep=101", "min_keep must be between 0 and 1, got 101."),
+        ("keep_macs=0.5 min_keep=2", "min_keep must be between 0 and 1, got 2. Did you mean min_keep=0.02?"),
+        ("keep_macs=0.5 min_width=8%", "min_width must be a whole number, got '8%'."),
+    ],
+)
+def test_per_cent_are_answered_with_the_share_they_are(words, expected):
+    assert sentence(PruneConfig, [*NEEDED, *words.split()]) == expected
+
+
 @pytest.mark.parametrize("value", ["0", "1", "1.5", "-0.5", "50"])
 @pytest.mark.parametrize("key", ["keep_macs", "keep_params"])
 def test_a_fraction_lies_inside_zero_and_one(key, value):
-    expected = f"{key} must be larger than 0 and smaller than 1, got {value}."
+    meant = f" Did you mean {key}=0.5?" if value == "50" else ""
+    expected = f"{key} must be larger than 0 and smaller than 1, got {value}.{meant}"
     assert sentence(PruneConfig, [*NEEDED, f"{key}={value}"]) == expected
 
 

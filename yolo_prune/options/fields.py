@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -235,9 +236,13 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     if limits["inside"] and not low < value < high:
         raise ConfigError(
             f"{name} must be larger than {_digits(low)} and smaller than {_digits(high)}, got {_digits(value)}."
+            + _share_meant(name, value, high)
         )
     if low is not None and high is not None and not low <= value <= high:
-        raise ConfigError(f"{name} must be between {_digits(low)} and {_digits(high)}, got {_digits(value)}.")
+        raise ConfigError(
+            f"{name} must be between {_digits(low)} and {_digits(high)}, got {_digits(value)}."
+            + _share_meant(name, value, high)
+        )
     if low is not None and value < low:
         raise ConfigError(f"{name} must be at least {_digits(low)}, got {_digits(value)}.")
     if high is not None and value > high:
@@ -245,6 +250,17 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     if multiple is not None and value % multiple:
         below = value - value % multiple
         raise ConfigError(f"{name} must be a multiple of {multiple}, got {value}: try {below + multiple}.")
+
+
+def _share_meant(name: str, value: float, high: float) -> str:
+    """Return the share that a number of per cent was meant to be, as a question; nothing for other options."""
+    return f" Did you mean {name}={value / 100:g}?" if high == 1 and 2 <= value <= 100 else ""
+
+
+def _per_cent(name: str, value: Any) -> str:
+    """Return the number that a text such as ``50%`` was meant to be, as a question."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", str(value))
+    return f" Did you mean {name}={float(found[1]) / 100:g}?" if found else ""
 
 
 def _digits(number: float) -> str:
@@ -268,7 +284,8 @@ def _coerced(name: str, value: Any, hint: Any, read: Callable[[Any], Any] | None
         if converted is not None:
             return converted
     expected = " or ".join(_described(kind) for kind in kinds)
-    raise ConfigError(f"{name} must be {expected}, got {_shown(value)}.")
+    meant = _per_cent(name, value) if any(float in (kind, *typing.get_args(kind)) for kind in kinds) else ""
+    raise ConfigError(f"{name} must be {expected}, got {_shown(value)}.{meant}")
 
 
 def _says_nothing(value: Any) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 from yolo_prune.adapters.hosts import guarding_host
 from yolo_prune.adapters.ultralytics.class_folders import find_class_folders
 from yolo_prune.adapters.ultralytics.data import read_data_yaml
-from yolo_prune.adapters.ultralytics.load import check_named_files, check_run_files, load_detector
+from yolo_prune.adapters.ultralytics.load import check_named_files, load_detector
 from yolo_prune.adapters.ultralytics.options import (
     check_pruned_training_args,
     check_pruning_options,
@@ -31,7 +31,7 @@ from yolo_prune.adapters.ultralytics.training.history import (
     run_state,
 )
 from yolo_prune.adapters.ultralytics.training.inrun import inrun_class
-from yolo_prune.adapters.ultralytics.training.train import train_pruned
+from yolo_prune.adapters.ultralytics.training.train import refuse_ended, train_pruned
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, _StaysCut, prune_trainer
 from yolo_prune.adapters.ultralytics.undisturbed import training_options
 from yolo_prune.cost import count_parameters
@@ -197,7 +197,7 @@ def train_from_config(config: TrainConfig) -> list[str]:
     options = {field.name: getattr(config, field.name) for field in fields(InRunSettings)}
     interrupted = config.resume and RUN_KEY in (loaded.meta or {})
     if config.resume and loaded.path.suffix == ".pt":
-        check_run_files(loaded.path, {"train_args": loaded.train_args}, trust=config.trust)
+        refuse_ended(loaded.path, config.trust)
     pruned = config.budget is None and not interrupted and is_cut(loaded.module, loaded.meta)
     started_with = stored_settings(loaded.meta[RUN_KEY]["settings"]) if interrupted and loaded.meta else None
     check_pruning_options(config, pruned=pruned, started_with=started_with)
@@ -206,6 +206,9 @@ def train_from_config(config: TrainConfig) -> list[str]:
     if config.budget is None and not interrupted:
         return _train_plain(config)
     check_pruned_training_args(config.train_args)
+    if config.data is None and not config.resume:
+        # The host would take the data that the checkpoint was trained on, elsewhere, or a set that it downloads.
+        raise ConfigError("'data' is missing: the data set to train and to prune on. Give data=...")
     model = _host_object(config)
     handle = attach(model, **({"threads": config.threads} if config.budget is None else options))
     model.train(**_host_arguments(config))

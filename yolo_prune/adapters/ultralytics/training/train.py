@@ -203,8 +203,8 @@ def train_pruned(
     if recipe not in ("gentle", "host"):
         raise ConfigError(f"unknown recipe '{recipe}'. Use gentle or host.")
     loaded = load_detector(model, trust=trust)
-    if resume and _is_over(Path(model), trust):
-        raise CheckpointError(f"'{model}' is of a training that ended: leave out resume to train it on.")
+    if resume:
+        refuse_ended(Path(model), trust)
     size = read_size(host_args.get("imgsz") or loaded.imgsz)
     gentle = gentle_recipe(epochs, int(host_args.get("batch", 16))) if recipe == "gentle" else {}
     settings = replace(
@@ -273,6 +273,12 @@ def _finished(host: Path, run_dir: Path, trust: bool) -> bool:
         return False
     _publish(host, run_dir)
     return True
+
+
+def refuse_ended(last: Path, trust: bool) -> None:
+    """Raise CheckpointError for a checkpoint that nothing can go on from: the host would begin a new training."""
+    if _is_over(last, trust):
+        raise CheckpointError(f"'{last}' is of a training that ended: leave out resume to train it on.")
 
 
 def _is_over(last: Path, trust: bool) -> bool:
