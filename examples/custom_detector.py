@@ -88,9 +88,8 @@ def main() -> None:
     plan = train(models["pruned"], *data, options.epochs, keep_macs=0.5)
     score = {"accuracy": lambda model: accuracy_of(model.eval(), *unseen)}
     report_modules(models, data[0][:1], options.out, plan=plan, seconds=2.0, **score)
-    plan.save(
-        options.out / "plan.json"
-    )  # yolo_prune.restore(Detector(), "plan.json") takes the weights again
+    # To come back: yolo_prune.restore(Detector(), "plan.json") takes the weights again.
+    plan.save(options.out / "plan.json")
     torch.save(models["pruned"].state_dict(), options.out / "pruned.pt")
     print((options.out / "report.md").read_text())
 

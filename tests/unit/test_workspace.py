@@ -13,7 +13,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.runs.workspace import OUTPUTS, open_workspace
 
 
-def opened(project: Path, name: str | None = None, **options: bool):
+def opened(project: Path, name: str | None = None, **options: bool | None):
     return open_workspace(str(project), name, "prune", **{"exist_ok": False, "resume": False, **options})
 
 
@@ -32,10 +32,13 @@ def test_a_folder_has_a_place_for_weights(tmp_path):
 def test_a_folder_that_holds_something_is_not_overwritten(tmp_path):
     opened(tmp_path, "a")
     expected = (
-        f"the run folder '{tmp_path / 'a'}' exists. Choose another name=, or exist_ok=true to write into it."
+        f"the run folder '{tmp_path / 'a'}' exists. Choose another name=, resume=true to go on with what was stopped "
+        "in it, or exist_ok=true to write into it."
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
         opened(tmp_path, "a")
+    with pytest.raises(ConfigError, match=r"exists\. Choose another name=, or exist_ok=true to write into it\.$"):
+        opened(tmp_path, "a", resume=None)  # a command that cannot go on
     assert opened(tmp_path, "a", exist_ok=True).root == tmp_path / "a"
 
 

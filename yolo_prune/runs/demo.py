@@ -61,7 +61,7 @@ def run_demo(
     """
     if model is not None and data is None:
         raise ConfigError("a model of your own needs data of your own: give data= too.")
-    space = open_workspace(project, name, "demo", exist_ok=exist_ok, resume=False)
+    space = open_workspace(project, name, "demo", exist_ok=exist_ok, resume=None)
     if data is None:
         with space.stage("draw", f"drawing {_TRAIN_IMAGES + _VAL_IMAGES} images of parts on a bench"):
             data = str(

@@ -90,7 +90,7 @@ class Workspace:
 
 
 def open_workspace(
-    project: str, name: str | None, default: str, *, exist_ok: bool, resume: bool
+    project: str, name: str | None, default: str, *, exist_ok: bool, resume: bool | None
 ) -> Workspace:
     """Make or reopen a run folder.
 
@@ -99,7 +99,7 @@ def open_workspace(
         name: Name of this one; None: ``default``, numbered when it is taken.
         default: Name when none is given.
         exist_ok: Write into a folder that exists.
-        resume: The folder must exist.
+        resume: The folder must exist; None of a command that cannot go on in a folder.
 
     Returns:
         The workspace.
@@ -119,8 +119,9 @@ def open_workspace(
     if resume and not root.is_dir():
         raise ConfigError(f"no run folder '{root}' to resume.")
     if root.exists() and any(root.iterdir() if root.is_dir() else [root]) and not (exist_ok or resume):
+        going_on = "" if resume is None else "resume=true to go on with what was stopped in it, "
         raise ConfigError(
-            f"the run folder '{root}' exists. Choose another name=, or exist_ok=true to write into it."
+            f"the run folder '{root}' exists. Choose another name=, {going_on}or exist_ok=true to write into it."
         )
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ def _begun(config: TrainConfig) -> Training:
         values.get("name"),
         "train",
         exist_ok=bool(values.get("exist_ok")),
-        resume=False,
+        resume=None,
     )
     keep_log_in(space.root)
     module.to(recipe.device).requires_grad_(True)
