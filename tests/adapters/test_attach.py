@@ -172,7 +172,9 @@ def test_a_model_that_was_never_in_a_training_is_not_resumed_into_a_new_one(stoc
 
 
 def test_a_budget_needs_data_and_takes_none_that_the_checkpoint_names(stock):
-    with pytest.raises(ConfigError, match=r"^'data' is missing: the data set to train and to prune on\. Give"):
+    with pytest.raises(
+        ConfigError, match=r"^'data' is missing: the data set to train and to prune on\. Give"
+    ):
         train_from_config(TrainConfig(model=str(stock), keep_macs=0.5))
 
 

@@ -37,7 +37,9 @@ def test_a_folder_that_holds_something_is_not_overwritten(tmp_path):
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
         opened(tmp_path, "a")
-    with pytest.raises(ConfigError, match=r"exists\. Choose another name=, or exist_ok=true to write into it\.$"):
+    with pytest.raises(
+        ConfigError, match=r"exists\. Choose another name=, or exist_ok=true to write into it\.$"
+    ):
         opened(tmp_path, "a", resume=None)  # a command that cannot go on
     assert opened(tmp_path, "a", exist_ok=True).root == tmp_path / "a"
 
