@@ -13,6 +13,7 @@ from torch import nn
 import yolo_prune
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.options import PruneConfig
+from yolo_prune.recover.effort import Effort
 from yolo_prune.report import RunReport
 from yolo_prune.report.rows import Row
 from yolo_prune.runs.outline import stages_of
@@ -91,4 +92,6 @@ def test_every_stage_of_a_run_is_announced_before_it_begins():
     }
     everything = PruneConfig(model="m.pt", data="d.yaml", keep_macs=0.5, epochs=1, quantize=8)
     assert {"evaluate parent", "cut", "bench"} <= entered, "the control"
-    assert entered <= {stage.name for stage in stages_of(everything, "", "")}, "add it to runs/outline.py"
+    assert entered <= {stage.name for stage in stages_of(everything, "", "", Effort(96, 12))}, (
+        "add it to runs/outline.py"
+    )

@@ -19,6 +19,7 @@ from yolo_prune.cost import count_parameters
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError
 from yolo_prune.options import PruneConfig
+from yolo_prune.recover.effort import Effort
 from yolo_prune.runs import recovery as recovery_of_run
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.outline import stages_of
@@ -138,7 +139,7 @@ def test_the_report_has_everything_else_that_it_promises(report):
 
 def test_the_run_said_before_it_began_what_it_then_did(folder, report):
     config = options_of_run(folder / "args.yaml", PruneConfig)
-    expected = [stage.name for stage in stages_of(config, "keep_macs=0.6", "reconstruction")]
+    expected = [stage.name for stage in stages_of(config, "keep_macs=0.6", "reconstruction", Effort(96, 12))]
     assert list(report["timing_s"]) == expected
     said = (folder / "run.log").read_text("utf-8")
     first, *rest = said.splitlines()

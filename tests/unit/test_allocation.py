@@ -6,6 +6,7 @@ import torch
 from nets import conv
 from torch import nn
 
+from yolo_prune.criteria.apart import mean_distance
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.allocation import ALLOCATIONS, Turns
 from yolo_prune.cut.budget import Budget
@@ -84,19 +85,60 @@ def test_every_way_meets_the_budget_and_is_proven(kind, criterion):
         assert np.ptp(np.array(left[:3]) / (16, 32, 32)) <= 4 / 16
 
 
-def test_the_default_of_reconstruction_counts_cost_and_that_of_others_does_not():
+def cut_by(parent, criterion, allocation, steps, images, keep=0.6):
+    recipe = Recipe(criterion, steps=steps, widths=Widths(4, 4), allocation=allocation)
+    return cut_in_steps(parent, Budget("keep_macs", keep), recipe, images)
+
+
+def test_reconstruction_tries_three_rankings_and_takes_the_one_that_ends_nearest_to_the_parent():
     parent, images = traced(), Calibration([X], lambda y: y.sum())
+    plan = cut_by(parent, "reconstruction", None, 3, images).plan
+    tried = plan.settings["tried"]
+    for name, distance in tried.items():
+        alone = cut_by(parent, "reconstruction", name, 1, images)
+        assert alone.plan.settings["allocation"] == name
+        assert distance == pytest.approx(mean_distance(alone.module, parent.module, images, [X]))
+    assert list(tried) == ["cost", "root", "global"]
+    assert len(set(tried.values())) > 1, "a choice between equals would show nothing"
+    assert plan.settings["allocation"] == min(tried, key=tried.get)
+    assert plan.keep == cut_by(parent, "reconstruction", plan.settings["allocation"], 3, images).plan.keep
 
-    def plan(criterion, allocation):
-        recipe = Recipe(criterion, steps=1, widths=Widths(4, 4), allocation=allocation)
-        return cut_in_steps(parent, Budget("keep_macs", 0.6), recipe, images).plan.keep
 
-    assert plan("reconstruction", None) == plan("reconstruction", "cost")
-    assert plan("l1", None) == plan("l1", "global")
+@pytest.mark.parametrize(
+    ("criterion", "steps", "taken"),
+    [("reconstruction", 2, "root"), ("l1", 3, "global"), ("taylor", 3, "global")],
+)
+def test_nothing_is_tried_in_few_steps_or_by_scores_that_do_not_compare_layers(criterion, steps, taken):
+    parent, images = traced(), Calibration([X], lambda y: y.sum())
+    plan = cut_by(parent, criterion, None, steps, images).plan
+    assert "tried" not in plan.settings
+    assert plan.settings["allocation"] == taken
+    assert plan.keep == cut_by(parent, criterion, taken, steps, images).plan.keep
+
+
+def test_where_outputs_cannot_be_compared_the_middle_is_taken():
+    def refuse(ours, theirs):
+        raise ConfigError("not comparable")
+
+    images = Calibration([X], lambda y: y.sum(), distance=refuse)
+    plan = cut_by(traced(), "reconstruction", None, 3, images).plan
+    assert "tried" not in plan.settings
+    assert plan.settings["allocation"] == "root"
+
+
+def test_a_trial_looks_at_the_first_images_alone(monkeypatch):
+    looked = []
+    monkeypatch.setattr(
+        "yolo_prune.recover.trials.mean_distance",
+        lambda student, teacher, calibration, batches: looked.append([len(b) for b in batches]) or 1.0,
+    )
+    images = Calibration([torch.rand(20, 3, 8, 8)] * 3, lambda y: y.sum())
+    cut_by(traced(), "reconstruction", None, 3, images)
+    assert looked == [[20, 12]] * 3
 
 
 def test_an_unknown_way_is_answered_with_those_that_there_are():
     parent = traced()
-    said = r"unknown allocation 'unifrom'; known are cost, global, isomorphic, uniform\. Did you mean 'uniform'\?"
+    said = r"unknown allocation 'unifrom'; known are cost, root, global, isomorphic, uniform\. Did you mean 'uniform'\?"
     with pytest.raises(ConfigError, match=said):
         cut_in_steps(parent, Budget("keep_macs", 0.5), Recipe("l1", allocation="unifrom"))

@@ -103,7 +103,10 @@ def test_help_of_a_command_lists_every_option_once_under_its_title(capsys, name,
 
 def test_help_shows_defaults_and_choices(capsys):
     groups = titled(run(capsys, ["prune", "-h"])[1])
-    assert entry_of(groups["What to cut"], "steps").endswith("on the way to the budget (default 12)")
+    assert entry_of(groups["What to cut"], "steps").endswith(
+        "12 when not given, fewer for a large model on a CPU"
+    )
+    assert entry_of(groups["What to cut"], "round_to").endswith("(default 8)")
     assert entry_of(groups["What to cut"], "criterion").endswith(
         "; one of auto, reconstruction, taylor, fisher, activation, svm, bn_scale, l1, l2, lamp, fpgm, random, tp:NAME (default auto)"
     )

@@ -6,6 +6,7 @@ import pytest
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.options import PruneConfig, TrainConfig
+from yolo_prune.recover.effort import Effort
 from yolo_prune.runs import training
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.outline import Before, Memory, Stage, outline, stages_of
@@ -25,7 +26,7 @@ def _cache(tmp_path, monkeypatch):
 
 def names(*words):
     config = make_config(PruneConfig, ["model=m.pt", "data=d.yaml", "keep_macs=0.5", *words])
-    return [stage.name for stage in stages_of(config, "keep_macs=0.5", "l1")]
+    return [stage.name for stage in stages_of(config, "keep_macs=0.5", "l1", Effort(96, 12))]
 
 
 def test_only_what_is_asked_for_is_announced():

@@ -14,8 +14,11 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.graph.atoms import IntArray
 from yolo_prune.graph.groups import ChannelGraph
 
-ALLOCATIONS = ("cost", "global", "isomorphic", "uniform")
-"""One ranking of worth per saved cost; one of worth alone; one for each kind of layers; one for each layer."""
+GLOBAL = "global"
+ALLOCATIONS = ("cost", "root", GLOBAL, "isomorphic", "uniform")
+"""One ranking: worth per saved cost, per its square root, worth alone. One for each kind of layers; for each layer."""
+COST_POWERS = {"cost": 1.0, "root": 0.5, GLOBAL: 0.0}
+"""Allocations that are one ranking, by the power that saved cost counts to there."""
 
 
 def check_allocation(name: str) -> None:

@@ -25,6 +25,9 @@ from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.options.places import AUTO, check_place
 from yolo_prune.runtimes import RUNTIMES
 
+_STEPS = "cuts on the way to the budget; 12 when not given, fewer for a large model on a CPU"
+_CALIBRATION = "training images that are measured on; 96 when not given, fewer for a large model on a CPU"
+
 
 @dataclass(frozen=True)
 class PruneConfig:
@@ -52,7 +55,7 @@ class PruneConfig:
     depth: bool = option(
         "drop residual blocks as a whole where that loses less than narrower layers", False, group=CUT
     )
-    steps: int = shared("steps", was="rounds")
+    steps: int | None = shared("steps", help=_STEPS, default=None, was="rounds")
     keep_layers: tuple[str, ...] = shared("keep_layers", was="freeze")
     epochs: int = shared("epochs")
     batch: int = shared("batch")
@@ -64,7 +67,7 @@ class PruneConfig:
         choices=("auto", True, False),
     )
     fold: bool = shared("fold")
-    calibration_images: int = shared("calibration_images")
+    calibration_images: int | None = shared("calibration_images", help=_CALIBRATION, default=None)
     recover_seconds: float = shared("recover_seconds")
     distill: bool = option("learn from the parent while retraining", True, group=TRAINING)
     lr0: float | None = option(
@@ -194,7 +197,7 @@ class SweepConfig:
     epochs: int = shared("epochs", help="epochs of retraining in every trial; 0 for none")
     imgsz: ImageSize | None = shared("imgsz")
     batch: int = shared("batch")
-    steps: int = shared("steps", was="rounds")
+    steps: int | None = shared("steps", help=_STEPS, default=None, was="rounds")
     round_to: int | str = shared("round_to")
     min_width: int = shared("min_width")
     min_keep: float | None = shared("min_keep")

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.criteria.calibration import Calibration, images_in, part_of, placed_batch
-from yolo_prune.criteria.distance import output_distance
+from yolo_prune.criteria.apart import mean_distance, outputs_apart
+from yolo_prune.criteria.calibration import Calibration, images_in, part_of
 from yolo_prune.criteria.memory import in_batches_that_fit
-from yolo_prune.graph.decisions import Decisions
 from yolo_prune.graph.modes import evaluating, in_full_precision
 from yolo_prune.progress import LOGGER, bar
 from yolo_prune.recover.augment import augmented
@@ -172,26 +171,9 @@ class _Lesson:
                     weight.requires_grad_(flag)
                     weight.grad = None
 
-    def apart(self, batch: Any) -> Tensor:
-        """Return the distance between the two on a batch."""
-        batch, forward = placed_batch(batch, self.student), self.calibration.forward
-        distance = self.calibration.distance or output_distance
-        if not self.calibration.paired:
-            with torch.no_grad():
-                theirs = forward(self.teacher, batch)
-            return distance(forward(self.student, batch), theirs)
-        decided = Decisions()  # the same proposals for both, or nothing could be compared
-        with torch.no_grad(), decided:
-            theirs = forward(self.teacher, batch)
-        with Decisions(decided.made):
-            ours = forward(self.student, batch)
-        return distance(ours, theirs)
-
     def distance(self) -> float:
         """Return the distance on the images that nobody learns from."""
-        with torch.no_grad():
-            each = [(float(self.apart(batch)), images_in(batch)) for batch in self.held_out]
-        return sum(value * images for value, images in each) / sum(images for _, images in each)
+        return mean_distance(self.student, self.teacher, self.calibration, self.held_out)
 
     def learn_at_some_rate(self, before: float, steps: int, deadline: float | None) -> _Reached | None:
         """Try rates from the highest on; take the first that does no harm in a trial and gets closer in the whole.
@@ -253,7 +235,9 @@ class _Lesson:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["size"] * _factor(step, steps)
             optimizer.zero_grad()
-            self.apart(augmented(batch, generator)).backward()  # type: ignore[no-untyped-call]
+            changed = augmented(batch, generator)
+            apart = outputs_apart(self.student, self.teacher, self.calibration, changed)
+            apart.backward()  # type: ignore[no-untyped-call]
             if not bool(nn.utils.clip_grad_norm_(weights, _CLIP).isfinite()):
                 return
             optimizer.step()

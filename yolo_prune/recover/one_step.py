@@ -15,7 +15,7 @@ from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import Moments, collect_moments
 from yolo_prune.criteria.ranking import score_channels
 from yolo_prune.criteria.reconstruction import choose_by_reconstruction
-from yolo_prune.cut.allocation import Turns
+from yolo_prune.cut.allocation import COST_POWERS, GLOBAL, Turns
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import choose_channels, least_channels
 from yolo_prune.cut.proven import Traced, cut_proven_, until_exact
@@ -38,8 +38,8 @@ class Recipe:
         fold: Fold what removed channels did into the kept ones.
         seed: Of ``criterion="random"``.
         ridge: Regularisation of selection and folding.
-        allocation: How layers share what goes, one of :data:`yolo_prune.cut.allocation.ALLOCATIONS`. None: ``cost``
-            for ``reconstruction``, whose scores of different layers can be compared, else ``global``.
+        allocation: How layers share what goes, one of :data:`yolo_prune.cut.allocation.ALLOCATIONS`. None: ``global``;
+            for ``reconstruction`` what :func:`yolo_prune.recover.trials.try_allocations` finds best.
         depth: Drop residual blocks as a whole too, where the model at the budget is better off without them.
     """
 
@@ -118,13 +118,24 @@ def one_step(
     calibration: Calibration,
     description: str,
     lineage: Lineage | None = None,
+    known: dict[str, Moments] | None = None,
 ) -> tuple[Traced, PrunePlan]:
-    """Measure, choose, fold and cut a copy; a module whose cut is not exact is frozen and the step starts again."""
+    """Measure, choose, fold and cut a copy; a module whose cut is not exact is frozen and the step starts again.
+
+    Args:
+        current: What is cut.
+        budget: To what.
+        recipe: How.
+        calibration: What is measured on.
+        description: Of the step, for a progress bar.
+        lineage: Cuts before.
+        known: Moments of the same module and images, if they were measured before.
+    """
 
     def attempt(traced: Traced) -> tuple[nn.Module, PrunePlan]:
         module, cost = traced.module, traced.cost
-        moments: dict[str, Moments] = {}
-        if (recipe.fold or recipe.criterion == RECONSTRUCTION) and calibration.batches:
+        moments = dict[str, Moments]() if known is None else known
+        if not moments and (recipe.fold or recipe.criterion == RECONSTRUCTION) and calibration.batches:
             moments = collect_moments(
                 module, cost.graph, calibration, description=f"{description}: measuring"
             )
@@ -150,8 +161,8 @@ def _choose(
 ) -> BoolArray:
     """Return which channels stay."""
     measured = recipe.criterion == RECONSTRUCTION
-    allocation = recipe.allocation or ("cost" if measured else "global")
-    cost_power = 1.0 if allocation == "cost" else 0.0
+    allocation = recipe.allocation or GLOBAL
+    cost_power = COST_POWERS.get(allocation, 0.0)
     turns = Turns(allocation, module, cost.graph, wholes)
     if measured:
         return choose_by_reconstruction(

@@ -15,6 +15,7 @@ from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import collect_moments
 from yolo_prune.criteria.ranking import score_channels
+from yolo_prune.cut.allocation import GLOBAL
 from yolo_prune.cut.blocks import ResidualBlock
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.depth import saved_by_drop, worth_inside
@@ -29,6 +30,7 @@ from yolo_prune.recover.branches import branch_cost, drop_and_refit
 from yolo_prune.recover.cliff import score_waiting_models
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
 from yolo_prune.recover.one_step import Advance, Cut, Recipe, one_step
+from yolo_prune.recover.trials import try_allocations
 
 _REMEMBERED = 3  # models that a correction may begin at, beside the parent
 
@@ -108,6 +110,7 @@ def cut_in_steps(
     wholes = lineage.wholes(parent.cost.graph)
     recipe = replace(recipe, widths=recipe.widths.for_budget(limit / full))
     check_possible(parent.cost, budget, recipe.widths, wholes)
+    recipe, tried = try_allocations(parent, budget, recipe, calibration, lineage)
     begin = Cut(parent, None)
     if recipe.depth:
         judge = validate or fidelity_to(parent, calibration)
@@ -138,6 +141,7 @@ def cut_in_steps(
         models = [cut.traced.module for cut in (*way[1 : len(steps)], last)]
         steps = _scored(steps, models, validate)
     plan = _summarise(last.plan, parent, last.traced, budget, recipe, steps)
+    plan = replace(plan, settings={**plan.settings, "tried": tried}) if tried else plan
     return CutResult(last.traced.module, plan, tuple(steps), reached)
 
 
@@ -223,6 +227,7 @@ def _summarise(
         against_parent(plan, parent.cost, cut.cost, budget),
         settings={
             "criterion": recipe.criterion,
+            "allocation": recipe.allocation or GLOBAL,
             "steps": recipe.steps,
             "round_to": recipe.widths.round_to,
             "min_width": recipe.widths.min_width,

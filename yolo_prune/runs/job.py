@@ -14,6 +14,7 @@ from yolo_prune.cut.proven import Traced
 from yolo_prune.cut.widths import Widths
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.options import PruneConfig
+from yolo_prune.recover.effort import Effort
 from yolo_prune.runs.latency import Place
 from yolo_prune.runs.workspace import Workspace
 
@@ -33,6 +34,7 @@ class PruneJob:
         imgsz: Size of the input in pixels.
         widths: Which widths are allowed.
         place: Where models must be fast, None where nothing asks for that.
+        effort: Images and steps of the cut.
         granularity: Which widths the runtime there likes, where that was asked.
     """
 
@@ -45,6 +47,7 @@ class PruneJob:
     device: str
     imgsz: ImageSize
     widths: Widths
+    effort: Effort
     place: Place | None = None
     granularity: Granularity | None = None
 

@@ -15,6 +15,7 @@ from yolo_prune.files import cache_folder, write_text
 from yolo_prune.imgsz import ImageSize, size_text
 from yolo_prune.options import PruneConfig
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.effort import Effort
 from yolo_prune.runs.job import PruneJob
 from yolo_prune.runs.preflight import budget_of, choose_criterion
 from yolo_prune.runtimes.runtime import available_cpus, cpu_name
@@ -37,17 +38,21 @@ class Before:
     what: str
 
 
-def stages_of(config: PruneConfig, budget: str, criterion: str) -> list[Stage]:
+def stages_of(config: PruneConfig, budget: str, criterion: str, effort: Effort) -> list[Stage]:
     """Return the stages of a run of ``prune``, in order.
 
     Args:
         config: Its options.
         budget: In words, such as ``keep_macs=0.5``.
         criterion: What a channel is worth; ``auto`` was decided.
+        effort: Images and steps of the cut.
     """
     judged = f"on the {config.split} split"
     teacher = ", the parent as teacher" if config.distill else ""
-    cut = f"to {budget} in {counted(config.steps, 'step')} by {criterion}, {config.calibration_images} training images"
+    images = counted(effort.images, "training image")
+    cut = f"to {budget} in {counted(effort.steps, 'step')} by {criterion}, {images}"
+    if effort.reduced:
+        cut = f"{cut} (few: a large model on a CPU; steps= and calibration_images= ask for more)"
     pictures = "the images where parent and final model differ most"
     files = (
         f"; AP of the files on at most {counted(config.file_images, 'image')}" if config.file_images else ""
@@ -62,7 +67,7 @@ def stages_of(config: PruneConfig, budget: str, criterion: str) -> list[Stage]:
         ("evaluate retrained", judged, config.epochs),
         (
             "quantise",
-            f"the final model to INT8, {config.calibration_images} training images",
+            f"the final model to INT8, {images}",
             config.quantize,
         ),
         ("controls", "the parent at lower resolutions", True),
@@ -102,7 +107,7 @@ def announced(job: PruneJob) -> tuple[Memory, list[Stage]]:
     """Say what a run of ``prune`` is going to do; return its stages, and what keeps how long they took."""
     config, budget = job.config, budget_of(job.config)
     wanted = f"{budget.kind}={budget.value:g}"
-    stages = stages_of(config, wanted, choose_criterion(config, job.loaded))
+    stages = stages_of(config, wanted, choose_criterion(config, job.loaded), job.effort)
     memory = Memory("prune", job.loaded.path, config.data, job.imgsz, job.device, config.threads)
     title = (
         f"{'going on with' if config.resume else 'pruning'} {config.model} to {wanted} with {config.data}, "

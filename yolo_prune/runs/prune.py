@@ -25,6 +25,7 @@ from yolo_prune.imgsz import plain_size
 from yolo_prune.options import PruneConfig, to_yaml
 from yolo_prune.options.places import AUTO, has_place, has_target
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.effort import effort_for
 from yolo_prune.report import METRICS, RunReport, write_report
 from yolo_prune.run_log import keep_log_in, logged_run
 from yolo_prune.runs.configure import make_config
@@ -118,6 +119,9 @@ def _checked_and_run(config: PruneConfig, host: Host) -> PruneResult:
         granularity = asked.granularity
     widths = widths_of(config, granularity)
     check_budget(config, parent.cost, imgsz, widths)
+    effort = effort_for(
+        parent.cost.macs(parent.cost.everything), device, images=config.calibration_images, steps=config.steps
+    )
     space = open_workspace(
         config.project, config.name, "prune", exist_ok=config.exist_ok, resume=config.resume
     )
@@ -128,7 +132,7 @@ def _checked_and_run(config: PruneConfig, host: Host) -> PruneResult:
             _make_room(space, loaded.path)
         keep_log_in(space.root)
         with untouched_randomness():
-            where = (space, device, imgsz, widths, place, granularity)
+            where = (space, device, imgsz, widths, effort, place, granularity)
             return _run(PruneJob(config, host, loaded, parent, task, *where))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -184,7 +188,7 @@ def _quantised(final: Evaluated, job: PruneJob) -> tuple[list[Evaluated], dict[s
     config, found, failed = job.config, list[Evaluated](), dict[str, str]()
     runtimes = [name for name in config.runtimes if RUNTIMES[name].int8] or ["onnxruntime"]
     images = functools.cache(
-        lambda: job.task.calibration_batches(final.imgsz, config.calibration_images, config.seed)
+        lambda: job.task.calibration_batches(final.imgsz, job.effort.images, config.seed)
     )  # once for all of them, and when needed
     for runtime in runtimes:
         out = job.space.weights / f"{final.file.stem}{RUNTIMES[runtime].int8}"

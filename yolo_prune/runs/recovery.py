@@ -98,13 +98,13 @@ def _cut(job: PruneJob, score: _Score) -> tuple[CutResult, Stages]:
     budget = budget_of(config)
     recipe = Recipe(
         criterion=choose_criterion(config, job.loaded),
-        steps=config.steps,
+        steps=job.effort.steps,
         widths=job.widths,
         fold=config.fold,
         seed=config.seed,
         depth=config.depth,
     )
-    calibration = _calibration(job, config.calibration_images)
+    calibration = _calibration(job, job.effort.images)
     with (
         space.stage("cut", f"cutting to {budget.kind}={budget.value:g} by {recipe.criterion}"),
         _watch(job) as measure,
@@ -156,7 +156,7 @@ def _imitate(job: PruneJob, cut: CutResult, stages: Stages, score: _Score) -> tu
         module, result, reached = recover_by_imitation(
             cut.module,
             job.parent.module,
-            _calibration(job, max(_IMAGES, config.calibration_images)),
+            _calibration(job, max(_IMAGES, job.effort.images)),
             seconds=config.recover_seconds,
             score=score,
             known=score_of_kept(stages, recalibrate=config.recalibrate_bn, folded=config.fold),

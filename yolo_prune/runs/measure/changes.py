@@ -37,7 +37,7 @@ def plan_summary(
         groups=len(groups),
         frozen_groups=sum(bool(group.frozen) for group in groups),
         round_to=plan.settings.get("round_to"),
-        steps=config.steps,
+        steps=int(plan.settings["steps"]) if "steps" in plan.settings else None,
         imgsz=imgsz,
         target=target_sentence(plan.settings.get("latency")),
     )
