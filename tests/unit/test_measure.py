@@ -68,3 +68,21 @@ def test_a_benchmark_that_fails_is_why_its_rows_are_empty(monkeypatch, tmp_path,
 def test_without_a_benchmark_there_is_one_row_a_model():
     models = [speed.Timed(Row("parent"), Path("a.pt")), speed.Timed(Row("int8", not_measured="no."), None)]
     assert speed.model_rows(models, []) == [Row("parent"), Row("int8", not_measured="no.")]
+
+
+@pytest.mark.parametrize(
+    ("loads", "said"), [((2.4, 8.5), "load 8.5 on 2 CPUs"), ((2.5, 1.0), None), ((None,), None)]
+)
+def test_a_machine_that_was_busy_while_speed_was_measured_is_named_in_the_report(loads, said, tmp_path):
+    timings = {f"model {at}": SimpleNamespace(load1=load) for at, load in enumerate(loads)}
+    found = Comparison("model 0", {**timings, "failed": None}, {}, {"cpus": 2, "device": "cuda:0"})
+    warnings = speed.speed_warnings([found], tmp_path)
+    assert all(speed.is_speed_warning(text) for text in warnings)
+    assert warnings == (
+        []
+        if said is None
+        else [
+            f"The machine was busy when speed was measured: {said}. Times and ratios between models are disturbed, the "
+            f"intervals say how far. To measure it again: yolo-prune report run={tmp_path} bench=true"
+        ]
+    )

@@ -86,6 +86,18 @@ def busy_with_others(load1: float | None, cpus: int, threads: int) -> str:
     return f"load {load1:.1f} on {cpus} CPUs, of which the model uses {threads}"
 
 
+def overloaded(load1: float | None, cpus: int) -> str:
+    """Say the load of a machine that has more to do than CPUs, other than the work just before a measurement.
+
+    A run that measures at its end has kept the CPUs busy itself, so a load of one for each says nothing.
+
+    Args:
+        load1: One-minute load average before the model runs; None where the system has none.
+        cpus: CPUs that the process may use.
+    """
+    return "" if load1 is None or load1 <= cpus + 0.5 else f"load {load1:.1f} on {cpus} CPUs"
+
+
 def warnings_of(before: MachineState, after: MachineState, cpus: int, threads: int) -> tuple[str, ...]:
     """Say in sentences what made the times of a measurement doubtful.
 

@@ -18,6 +18,7 @@ from yolo_prune.bench import Comparison, compare
 from yolo_prune.bench.comparison import check_threads
 from yolo_prune.bench.exports import Exports, shared_exports
 from yolo_prune.bench.judged import Judged
+from yolo_prune.bench.machine import overloaded
 from yolo_prune.cost import count_parameters
 from yolo_prune.cost.macs import count_macs_per_operation
 from yolo_prune.errors import YoloPruneError
@@ -35,6 +36,7 @@ BENCH_IMAGES = 16
 _INT8_OF_OLD = "onnxruntime"  # what INT8 files were made for when their rows did not say
 _NO_GPU = "GPU speed was not measured: this machine has no CUDA device."
 _MISSING = "Speed was not measured everywhere (the table says where and why)"
+_BUSY = "The machine was busy when speed was measured"
 
 
 @dataclass(frozen=True)
@@ -225,16 +227,32 @@ def _deployed(comparison: Comparison, name: str) -> Deployed | None:
 def speed_warnings(comparisons: Sequence[Comparison], folder: Path) -> list[str]:
     """Say what was not measured and how to go on."""
     warnings = []
+    again = f"To measure it again: yolo-prune report run={folder} bench=true"
     if not any(str(one.conditions["device"]).startswith("cuda") for one in comparisons):
         warnings.append(_NO_GPU)
     if any(one.not_measured or one.refused for one in comparisons):
-        warnings.append(f"{_MISSING}. To measure it again: yolo-prune report run={folder} bench=true")
+        warnings.append(f"{_MISSING}. {again}")
+    if load := _worst_load(comparisons):
+        warnings.append(
+            f"{_BUSY}: {load}. Times and ratios between models are disturbed, the intervals say how far. {again}"
+        )
     return warnings
+
+
+def _worst_load(comparisons: Sequence[Comparison]) -> str:
+    """Say under what load the most disturbed comparison began; nothing where all of them had CPUs to themselves."""
+    begun = [
+        (timing.load1, int(one.conditions["cpus"]))
+        for one in comparisons
+        for timing in one.timings.values()
+        if timing is not None and timing.load1 is not None and "cpus" in one.conditions
+    ]
+    return overloaded(*max(begun)) if begun else ""
 
 
 def is_speed_warning(text: str) -> bool:
     """Tell whether a warning is one of :func:`speed_warnings`."""
-    return text.startswith((_NO_GPU, _MISSING))
+    return text.startswith((_NO_GPU, _MISSING, _BUSY))
 
 
 def model_speedups(models: Sequence[Timed], comparisons: Sequence[Comparison]) -> list[Speedup]:
