@@ -65,7 +65,11 @@ def row_of(report: dict, model: str, runtime: str = "torch") -> dict:
 def test_the_run_ends_well_and_says_where_everything_is(finished):
     folder, code, out = finished
     assert code == 0
-    assert out.splitlines()[-2:] == [f"run folder: {folder}", f"report: {folder / 'report.html'}"]
+    assert out.splitlines()[-3:] == [
+        f"run folder: {folder}",
+        f"report: {folder / 'report.html'}",
+        f"best: {folder / 'weights/best.pt'}",
+    ]
     assert [line.split()[1] for line in out.splitlines() if line.startswith("| p")] == [
         "parent",
         "pruned",

@@ -178,7 +178,8 @@ def test_version_names_the_versions_in_use(capsys):
             ["bench", "model=a.pt,a.pt", "imgsz=320"],
             "'a.pt' is listed twice: a comparison needs different files.",
         ),
-        (["bench", "model=a.onnx"], "'a.onnx' does not say its image size: give imgsz=."),
+        (["bench", "model=a.onnx"], "there is no file 'a.onnx'."),
+        (["bench", "model=a.yaml"], "'a.yaml' does not say its image size: give imgsz=."),
     ],
 )
 def test_a_mistake_costs_one_sentence_and_exit_code_2(capsys, words, sentence):
@@ -230,7 +231,7 @@ def test_prune_hands_over_the_configuration_and_prints_table_and_report(monkeypa
 
     def stage(config):
         seen.append(config)
-        return types.SimpleNamespace(report="the report", folder=tmp_path)
+        return types.SimpleNamespace(report="the report", folder=tmp_path, best=tmp_path / "best.pt")
 
     module_with(monkeypatch, "yolo_prune.runs.prune", prune_from_config=stage)
     monkeypatch.setattr("yolo_prune.report.render_table", lambda report: f"table of {report}")
@@ -239,7 +240,8 @@ def test_prune_hands_over_the_configuration_and_prints_table_and_report(monkeypa
     assert seen == [
         PruneConfig(model="best.pt", data="d.yaml", keep_macs=0.5, epochs=3, train_args={"mosaic": 0})
     ]
-    assert out == f"table of the report\n\nrun folder: {tmp_path}\nreport: {tmp_path / 'report.html'}\n"
+    where = f"run folder: {tmp_path}\nreport: {tmp_path / 'report.html'}\nbest: {tmp_path / 'best.pt'}\n"
+    assert out == f"table of the report\n\n{where}"
 
 
 def test_what_the_host_prints_stays_out_of_the_answer(monkeypatch, capsys):

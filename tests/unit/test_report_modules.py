@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from nets import Net, conv
 from torch import nn
 
 from yolo_prune import prune_module, report_modules
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import BenchmarkError, ConfigError
+from yolo_prune.runtimes.tracing import trace_to_onnx
 
 X = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -78,6 +80,21 @@ def test_a_module_that_no_exporter_takes_is_reported_without_speed_and_says_why(
     assert all(row.fps is None and "not while it is traced" in row.not_measured for row in report.rows)
     assert [row.ap for row in report.rows] == [0.5, 0.4375]
     assert report_modules(models[0], X, tmp_path, accuracy=accuracy, bench=False).rows[0].fps is None
+
+
+def test_an_operator_that_no_exporter_knows_is_a_sentence_and_no_graph_on_the_screen(tmp_path, capfd):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.logaddexp(x, x)
+
+    with pytest.raises(BenchmarkError, match=r"^it cannot be exported to ONNX: .*logaddexp"):
+        trace_to_onnx(Odd(), X, tmp_path / "a.onnx", what="it")
+    print("still there")  # noqa: T201
+    assert capfd.readouterr().out == "still there\n"
+    with pytest.raises(torch.onnx.errors.UnsupportedOperatorError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(Odd(), (X,), str(tmp_path / "a.onnx"), dynamo=False)
+    assert "aten::logaddexp" in capfd.readouterr().out  # what torch writes when it is left alone
 
 
 def test_a_result_with_a_sample_gives_intervals(models, tmp_path):

@@ -14,7 +14,7 @@ from yolo_prune import files
 from yolo_prune.adapters.hosts import find_host, guarded, guarding_host
 from yolo_prune.cli.output import say, write_json_answer
 from yolo_prune.cli.tables import aligned_table
-from yolo_prune.errors import ConfigError, YoloPruneError
+from yolo_prune.errors import CheckpointError, ConfigError, YoloPruneError
 from yolo_prune.files import write_text
 from yolo_prune.imgsz import ImageSize, plain_size, size_text
 from yolo_prune.options import (
@@ -45,7 +45,8 @@ def prune(config: PruneConfig) -> None:
 
     result = prune_from_config(config)
     say(render_table(result.report))
-    say(f"\nrun folder: {result.folder}\nreport: {Path(result.folder) / 'report.html'}")
+    report = Path(result.folder) / "report.html"
+    say(f"\nrun folder: {result.folder}\nreport: {report}\nbest: {result.best}")
 
 
 def train(config: TrainConfig) -> None:
@@ -229,9 +230,12 @@ def _own_size(path: str, trust: bool) -> ImageSize:
     """Return the image size that a checkpoint was trained at, or that an exported file takes.
 
     Raises:
+        CheckpointError: There is no such export.
         ConfigError: The file is an export of open size.
     """
-    if is_exported(path) and Path(path).exists():
+    if is_exported(path):
+        if not Path(path).exists():
+            raise CheckpointError(f"there is no file '{path}'.")
         from yolo_prune.runtimes.runtime import read_file, runtime_for
 
         fixed = read_file(runtime_for(path), Path(path)).imgsz

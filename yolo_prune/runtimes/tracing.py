@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ def trace_to_onnx(
         BenchmarkError: It cannot be exported.
     """
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _without_graph_dump():
             # 2026-11: torch deprecates the exporter of traces, the one that knows detectors with suppression inside,
             # and warns of every shape that is a constant in a trace.
             warnings.simplefilter("ignore")
@@ -53,6 +56,25 @@ def trace_to_onnx(
             )
     except FAILURES as error:
         raise BenchmarkError(f"{what} cannot be exported to ONNX: {one_line(error)}.") from error
+
+
+@contextmanager
+def _without_graph_dump() -> Iterator[None]:
+    """Keep the process's standard output clean: before it raises, the exporter's C++ writes its whole graph there."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # a process without standard output
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(nothing)
+        os.close(kept)
 
 
 def trace_to_torchscript(
