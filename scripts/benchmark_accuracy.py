@@ -379,7 +379,7 @@ def print_missing(cuts: Sequence[Sequence[Cell]], state: dict[str, Any]) -> None
     )
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -404,7 +404,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--imitation-images", type=int, default=256, help="training images to imitate on")
     parser.add_argument("--imitation-steps", type=int, default=240)
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def main() -> None:
