@@ -18,11 +18,13 @@ from ultralytics.utils.torch_utils import ModelEMA
 
 from yolo_prune.adapters.checkpoint import save_detector
 from yolo_prune.adapters.ultralytics.closeness import DistillationWeights
+from yolo_prune.adapters.ultralytics.training.attach import train_from_config
 from yolo_prune.adapters.ultralytics.training.distill import DistilledCriterion, distil_
 from yolo_prune.adapters.ultralytics.training.train import retrain, train_pruned
 from yolo_prune.adapters.ultralytics.training.trainer import TrainSettings, as_saved, prune_trainer
 from yolo_prune.cost import count_parameters
 from yolo_prune.errors import CheckpointError, ConfigError, DataError, RebuiltError
+from yolo_prune.options import TrainConfig
 
 NAMED_LOSSES = "label_loss_items" not in vars(DetectionTrainer)  # 8.4.0 has a fixed list of columns
 QUIET = {"plots": False, "verbose": False, "mosaic": 0.0, "amp": False}
@@ -136,9 +138,11 @@ def test_an_interrupted_run_resumes_from_its_checkpoint_alone(pruned, data, tmp_
     with pytest.raises(KeyboardInterrupt):
         run(pruned, data, tmp_path, epochs=2, callbacks={"on_fit_epoch_end": interrupt}, meta={"kept": [1]})
     last = tmp_path / "train" / "weights" / "last.pt"
-    result = train_pruned(last, data=data, resume=True)
-    assert (result.epochs_run, result.params_after) == (2, count_parameters(pruned))
-    assert torch.load(result.last, weights_only=False)["yolo_prune"]["kept"] == [1]
+    lines = train_from_config(TrainConfig(model=str(last), resume=True, verbose=False))
+    count = f"{count_parameters(pruned):,}"
+    assert lines[0] == f"parameters: {count} before, {count} after training"
+    assert lines[2].splitlines()[0] == "epochs: 2"
+    assert torch.load(last, weights_only=False)["yolo_prune"]["kept"] == [1]
     with pytest.raises(CheckpointError) as caught:
         train_pruned(last, data=data, resume=True)
     assert str(caught.value) == f"'{last}' is of a training that ended: leave out resume to train it on."

@@ -202,7 +202,7 @@ def train_from_config(config: TrainConfig) -> list[str]:
     started_with = stored_settings(loaded.meta[RUN_KEY]["settings"]) if interrupted and loaded.meta else None
     check_pruning_options(config, pruned=pruned, started_with=started_with)
     if pruned:
-        return _train_pruned(config)
+        return _train_pruned(config, loaded.train_args.get("data") if config.resume else None)
     if config.budget is None and not interrupted:
         return _train_plain(config)
     check_pruned_training_args(config.train_args)
@@ -271,19 +271,20 @@ def _train_plain(config: TrainConfig) -> list[str]:
     return [f"run folder: {model.trainer.save_dir}\nbest: {model.trainer.best}"]
 
 
-def _train_pruned(config: TrainConfig) -> list[str]:
-    """Go on training a model that is already pruned."""
+def _train_pruned(config: TrainConfig, begun_with: str | None) -> list[str]:
+    """Go on training a model that is already pruned, on the data of an interrupted training where none is given."""
     defaults: Mapping[str, Any] = {"epochs": 20, "project": "runs/train"}
     arguments: dict[str, Any] = {**defaults, **config.train_args, "verbose": config.verbose}
     arguments.pop("task", None)
     if arguments.get("optimizer") == "auto":
         del arguments["optimizer"]  # the recipe's
     check_retraining_args(config.train_args)
-    if config.data is None:
+    data = config.data or begun_with
+    if data is None:
         raise ConfigError("'data' is missing: the data set to train the pruned model on. Give data=...")
     result = train_pruned(
         config.model,
-        data=config.data,
+        data=data,
         teacher=config.teacher,
         recipe=config.recipe,
         resume=config.resume,
@@ -292,6 +293,6 @@ def _train_pruned(config: TrainConfig) -> list[str]:
     )
     return [
         f"parameters: {result.params_before:,} before, {result.params_after:,} after training",
-        accuracy_line(result.best, {**arguments, "data": config.data}, trust=config.trust),
+        accuracy_line(result.best, {**arguments, "data": data}, trust=config.trust),
         f"epochs: {result.epochs_run}\nbest: {result.best}\nlast: {result.last}",
     ]
