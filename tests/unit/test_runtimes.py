@@ -18,6 +18,7 @@ from yolo_prune.errors import CheckpointError, ConfigError, MissingRuntimeError
 from yolo_prune.runs.subject import size_mb
 from yolo_prune.runtimes import DEFAULT_RUNTIMES, PROVIDERS, RUNTIMES, ncnn
 from yolo_prune.runtimes.onnx_facts import read_onnx
+from yolo_prune.runtimes.pytorch import first_tensor
 from yolo_prune.runtimes.runtime import (
     DeviceUnavailableError,
     Settings,
@@ -379,6 +380,13 @@ def test_a_torchscript_of_another_exporter_needs_its_size(net, tmp_path):
         CheckpointError, match=r"^torchscript cannot run '.*' on images of shape \(1, 3, 8, 8\): "
     ):
         opened("torchscript", path, 8)
+
+
+def test_of_named_outputs_the_first_is_read_and_none_is_a_sentence():
+    assert first_tensor({"boxes": [torch.tensor([1.0])], "maps": torch.zeros(2)}).tolist() == [1.0]
+    for nothing in ({}, [], None):
+        with pytest.raises(CheckpointError, match=r"^the network must return a tensor first, got \w+\.$"):
+            first_tensor(nothing)
 
 
 def test_a_torchscript_in_16_bits_is_called_so(net, tmp_path):

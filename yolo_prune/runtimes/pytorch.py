@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.layers import LayerShape
 from yolo_prune.runtimes.detections import Detections, detect
@@ -93,9 +93,11 @@ class TorchRuntime:
 
 
 def first_tensor(output: Any) -> torch.Tensor:
-    """Return the decoded predictions of a detector that also hands out its raw maps."""
-    while isinstance(output, (list, tuple)):
-        output = output[0]
+    """Return the decoded predictions of a detector that also hands out its raw maps; of named outputs the first."""
+    while isinstance(output, (list, tuple, Mapping)) and output:
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+    if not hasattr(output, "shape"):
+        raise CheckpointError(f"the network must return a tensor first, got {type(output).__name__}.")
     tensor: torch.Tensor = output
     return tensor
 
