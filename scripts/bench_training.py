@@ -8,6 +8,8 @@
     flag-dense       with sparsify=off: no sparse epochs
     flag-strong      with sparsify=0.05: scales pushed harder than auto dares
     flag-imitates    with imitation_steps=120 at the cut
+    flag-end         the same with prune_at=0.9
+    flag-end-dense   the same without sparse epochs
     patience         the plain training, then prune without training (fold, imitation)
     patience-tuned   a plain training of 0.7 of the epochs, prune, and the other 0.3 of them as retraining
 
@@ -49,6 +51,8 @@ FLAGS = {
     "flag-dense": ("sparsify=off",),
     "flag-strong": ("sparsify=0.05",),
     "flag-imitates": ("imitation_steps=120",),
+    "flag-end": ("prune_at=0.9", "imitation_steps=120"),
+    "flag-end-dense": ("prune_at=0.9", "imitation_steps=120", "sparsify=off"),
 }
 LATE = 0.7
 """The share of the epochs before the cut, that of ``prune_at=late``."""
@@ -97,7 +101,15 @@ def train(way: str, seed: str, given: dict[str, Any], epochs: int, *more: str) -
     """Train the model unless that was done; return best.pt."""
     shared = [f"{key}={given[key]}" for key in ("model", "data", "imgsz", "fraction", "batch", "threads")]
     place = [f"project={Path(given['folder']).resolve()}", f"name={way}-{seed}", "exist_ok=true"]
-    rest = [f"epochs={epochs}", f"seed={seed}", "workers=0", "plots=false", "patience=1000", "device=cpu"]
+    rest = [
+        f"epochs={epochs}",
+        f"seed={seed}",
+        "workers=0",
+        "cache=ram",
+        "plots=false",
+        "patience=1000",
+        "device=cpu",
+    ]
     best = Path(given["folder"], f"{way}-{seed}", "weights", "best.pt")
     return finished(best, ["train", *shared, *place, *rest, *more])
 
