@@ -23,6 +23,7 @@ from yolo_prune.criteria.memory import in_batches_that_fit
 from yolo_prune.graph.modes import evaluating, in_full_precision
 from yolo_prune.progress import LOGGER, bar
 from yolo_prune.recover.augment import augmented
+from yolo_prune.words import counted
 
 # Of the root mean square of each tensor: trained long or short, weights differ by ten in size, and what moves one a
 # little ruins another.
@@ -102,7 +103,10 @@ def imitate_(
         student.load_state_dict(best.state)
         result = Imitation(before, best.distance, best.rate, best.steps, 0.0)
     LOGGER.info(
-        "imitation: distance to the parent %.4g -> %.4g in %d steps", before, result.after, result.steps
+        "imitation: distance to the parent %.4g -> %.4g in %s",
+        before,
+        result.after,
+        counted(result.steps, "step"),
     )
     return replace(result, seconds=time.monotonic() - began)
 
