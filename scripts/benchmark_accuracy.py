@@ -113,7 +113,7 @@ SUBJECTS = {
             "coco_yolov5nu",
             "coco_mini/data.yaml",
             256,
-            f"model={BACKBONE} imgsz=256 epochs=30 batch=16 freeze=24 optimizer=AdamW lr0=0.002",
+            f"model={BACKBONE} imgsz=256 epochs=30 batch=16 freeze=24 optimizer=AdamW lr0=0.003",
         ),
     )
 }
