@@ -129,7 +129,7 @@ def test_where_outputs_cannot_be_compared_the_middle_is_taken():
 def test_a_trial_looks_at_the_first_images_alone(monkeypatch):
     looked = []
     monkeypatch.setattr(
-        "yolo_prune.recover.trials.mean_distance",
+        "yolo_prune.recover.allocating.mean_distance",
         lambda student, teacher, calibration, batches: looked.append([len(b) for b in batches]) or 1.0,
     )
     images = Calibration([torch.rand(20, 3, 8, 8)] * 3, lambda y: y.sum())

@@ -39,7 +39,7 @@ class Recipe:
         seed: Of ``criterion="random"``.
         ridge: Regularisation of selection and folding.
         allocation: How layers share what goes, one of :data:`yolo_prune.cut.allocation.ALLOCATIONS`. None: ``global``;
-            for ``reconstruction`` what :func:`yolo_prune.recover.trials.try_allocations` finds best.
+            for ``reconstruction`` what :func:`yolo_prune.recover.allocating.try_allocations` finds best.
         depth: Drop residual blocks as a whole too, where the model at the budget is better off without them.
     """
 

@@ -26,11 +26,11 @@ from yolo_prune.cut.widths import Lineage
 from yolo_prune.errors import BudgetError
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.aim import Aim, Reached, Timed, waypoints
+from yolo_prune.recover.allocating import try_allocations
 from yolo_prune.recover.branches import branch_cost, drop_and_refit
 from yolo_prune.recover.cliff import score_waiting_models
 from yolo_prune.recover.drops import drop_while_it_pays, fidelity_to
 from yolo_prune.recover.one_step import Advance, Cut, Recipe, one_step
-from yolo_prune.recover.trials import try_allocations
 
 _REMEMBERED = 3  # models that a correction may begin at, beside the parent
 
