@@ -22,7 +22,7 @@ from yolo_prune.report import PlanSummary, RunReport
 from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.resume import check_resumed, options_of_run
 
-STEPS = "steps of measuring, choosing and folding on the way to the budget."
+STEPS = "cuts on the way to the budget; 12 when not given, fewer for a large model on a CPU."
 KEPT = "modules that keep their channels, such as model.0,model.22."
 FORMER = [
     ("prune", "rounds", "6", f"is called 'steps' now: {STEPS}"),

@@ -262,7 +262,8 @@ def test_each_model_on_the_way_is_traced_and_counted_once(parent, monkeypatch):
     monkeypatch.setattr(proven, "with_macs_at", lambda *a, **k: counts.append(1) or count(*a, **k))
     anatomy = replace(ANATOMY, cost_input=IMAGES[0][:1])
     whole = Traced.of(parent, anatomy)
-    cut_in_steps(whole, Budget("keep_macs", 0.6), Recipe(steps=3, widths=FREE), Calibration(IMAGES))
+    recipe = Recipe(steps=3, widths=FREE, allocation="cost")
+    cut_in_steps(whole, Budget("keep_macs", 0.6), recipe, Calibration(IMAGES))
     assert len(traces) == len(counts) == 4
     assert all(one != other for one, other in itertools.combinations(traces, 2))
 

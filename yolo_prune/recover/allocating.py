@@ -9,7 +9,7 @@ from torch import nn
 from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.criteria.apart import mean_distance
 from yolo_prune.criteria.calibration import Calibration, images_in, part_of
-from yolo_prune.criteria.moments import Moments, collect_moments
+from yolo_prune.criteria.moments import collect_moments
 from yolo_prune.cut.allocation import COST_POWERS
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.proven import Traced
@@ -31,7 +31,7 @@ def try_allocations(
     recipe: Recipe,
     calibration: Calibration,
     lineage: Lineage | None = None,
-) -> tuple[Recipe, dict[str, float]]:
+) -> tuple[Traced, Recipe, dict[str, float]]:
     """Return the recipe with the allocation that loses least: of detectors often ``global``, of classifiers ``cost``.
 
     Moments are measured once. Cuts that exceed the budget do not count.
@@ -45,38 +45,32 @@ def try_allocations(
         lineage: Cuts before.
 
     Returns:
-        The recipe with its allocation, and allocation -> distance to the parent; empty where nothing was tried.
+        The parent, with layers frozen that the proofs of the trials found to stay; the recipe with its allocation; and
+        allocation -> distance to the parent, empty where nothing was tried.
     """
     if recipe.allocation is not None or recipe.criterion != RECONSTRUCTION or not calibration.batches:
-        return recipe, {}
+        return parent, recipe, {}
     if recipe.steps < _WORTH_IT:
-        return replace(recipe, allocation=UNTRIED), {}
+        return parent, replace(recipe, allocation=UNTRIED), {}
     moments = collect_moments(
         parent.module, parent.cost.graph, calibration, description="trying allocations: measuring"
     )
     found = {}
     for name in COST_POWERS:
-        distance = _tried(name, parent, budget, recipe, calibration, lineage, moments)
+        way = replace(recipe, allocation=name)
+        cut, _ = one_step(parent, budget, way, calibration, f"trying {name}", lineage, moments)
+        parent = parent.under(cut.anatomy)
+        distance = _compared(cut, parent, budget, calibration)
         if distance is not None:
             found[name] = distance
     best = min(found, key=lambda name: found[name], default=UNTRIED)
     listed = ", ".join(f"{name} {distance:.4g}" for name, distance in found.items())
     LOGGER.info("distance to the parent after a cut straight to the budget: %s", listed or "unknown")
-    return replace(recipe, allocation=best), found
+    return parent, replace(recipe, allocation=best), found
 
 
-def _tried(
-    name: str,
-    parent: Traced,
-    budget: Budget,
-    recipe: Recipe,
-    calibration: Calibration,
-    lineage: Lineage | None,
-    moments: dict[str, Moments],
-) -> float | None:
-    """Return how far a cut by one allocation is from its parent; None where that cannot be told."""
-    way = replace(recipe, allocation=name)
-    cut, _ = one_step(parent, budget, way, calibration, f"trying {name}", lineage, moments)
+def _compared(cut: Traced, parent: Traced, budget: Budget, calibration: Calibration) -> float | None:
+    """Return how far a cut is from its parent; None where it exceeds the budget or outputs cannot be compared."""
     if cut.amount(budget) > budget.limit(parent.cost) * (1 + 1e-9):
         return None
     try:
