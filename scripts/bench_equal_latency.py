@@ -133,7 +133,7 @@ def measured(given: dict[str, Any]) -> dict[str, Any]:
 def cuts(parent: Traced, budget: Budget, calibration: Any, given: dict[str, Any]) -> list[Cut]:
     """Return the models on the way to a budget, in even steps."""
     whole, limit = parent.amount(budget), budget.limit(parent.cost)
-    recipe = Recipe(steps=int(given["steps"]))
+    recipe = Recipe(steps=int(given["steps"]), allocation="cost")
     recipe = replace(recipe, widths=recipe.widths.for_budget(limit / whole))
     lineage = Lineage.of(parent.cost.graph)
     aim = Aim[Cut](whole, limit, None, lambda cut: cut.traced.amount(budget))

@@ -8,13 +8,14 @@ from torch import nn
 
 from yolo_prune.criteria.apart import mean_distance
 from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.criteria.moments import collect_moments
 from yolo_prune.cut.allocation import ALLOCATIONS, Turns
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import choose_channels
 from yolo_prune.cut.proven import Anatomy, Traced
 from yolo_prune.cut.widths import Widths
 from yolo_prune.errors import ConfigError
-from yolo_prune.recover import Recipe, cut_in_steps
+from yolo_prune.recover import Recipe, allocating, cut_in_steps, one_step
 
 X = torch.rand(2, 3, 8, 8)
 
@@ -114,6 +115,21 @@ def test_nothing_is_tried_in_few_steps_or_by_scores_that_do_not_compare_layers(c
     assert "tried" not in plan.settings
     assert plan.settings["allocation"] == taken
     assert plan.keep == cut_by(parent, criterion, taken, steps, images).plan.keep
+
+
+def test_the_parent_is_measured_once_for_the_trials_and_the_first_step(monkeypatch):
+    measured = []
+    for module in (allocating, one_step):
+        monkeypatch.setattr(
+            module,
+            "collect_moments",
+            lambda model, *a, **k: measured.append(model) or collect_moments(model, *a, **k),
+        )
+    parent, images = traced(), Calibration([X], lambda y: y.sum())
+    cut_by(parent, "reconstruction", None, 3, images)
+    assert len(measured) == 3
+    assert measured[0] is parent.module
+    assert parent.module not in measured[1:]
 
 
 def test_where_outputs_cannot_be_compared_the_middle_is_taken():

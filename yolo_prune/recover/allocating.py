@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from yolo_prune.criteria import RECONSTRUCTION
 from yolo_prune.criteria.apart import mean_distance
 from yolo_prune.criteria.calibration import Calibration, images_in, part_of
-from yolo_prune.criteria.moments import collect_moments
+from yolo_prune.criteria.moments import Moments, collect_moments
 from yolo_prune.cut.allocation import COST_POWERS
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.proven import Traced
@@ -25,14 +25,31 @@ UNTRIED = "root"
 """The allocation where nothing is tried: never the worst of the three."""
 
 
+@dataclass(frozen=True)
+class Tried:
+    """What is known before the first step.
+
+    Attributes:
+        parent: With the layers frozen that the proofs of the trials found to stay.
+        recipe: With its allocation.
+        distances: Allocation -> distance to the parent; empty where nothing was tried.
+        moments: Of the parent, for the first step; empty where nothing was tried.
+    """
+
+    parent: Traced
+    recipe: Recipe
+    distances: dict[str, float] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
+
+
 def try_allocations(
     parent: Traced,
     budget: Budget,
     recipe: Recipe,
     calibration: Calibration,
     lineage: Lineage | None = None,
-) -> tuple[Traced, Recipe, dict[str, float]]:
-    """Return the recipe with the allocation that loses least: of detectors often ``global``, of classifiers ``cost``.
+) -> Tried:
+    """Find the recipe with the allocation that loses least: of detectors often ``global``, of classifiers ``cost``.
 
     Moments are measured once. Cuts that exceed the budget do not count.
 
@@ -43,15 +60,11 @@ def try_allocations(
             not tried.
         calibration: Images; at most 32 of them are what outputs are compared on.
         lineage: Cuts before.
-
-    Returns:
-        The parent, with layers frozen that the proofs of the trials found to stay; the recipe with its allocation; and
-        allocation -> distance to the parent, empty where nothing was tried.
     """
     if recipe.allocation is not None or recipe.criterion != RECONSTRUCTION or not calibration.batches:
-        return parent, recipe, {}
+        return Tried(parent, recipe)
     if recipe.steps < _WORTH_IT:
-        return parent, replace(recipe, allocation=UNTRIED), {}
+        return Tried(parent, replace(recipe, allocation=UNTRIED))
     moments = collect_moments(
         parent.module, parent.cost.graph, calibration, description="trying allocations: measuring"
     )
@@ -66,7 +79,7 @@ def try_allocations(
     best = min(found, key=lambda name: found[name], default=UNTRIED)
     listed = ", ".join(f"{name} {distance:.4g}" for name, distance in found.items())
     LOGGER.info("distance to the parent after a cut straight to the budget: %s", listed or "unknown")
-    return parent, replace(recipe, allocation=best), found
+    return Tried(parent, replace(recipe, allocation=best), found, moments)
 
 
 def _compared(cut: Traced, parent: Traced, budget: Budget, calibration: Calibration) -> float | None:

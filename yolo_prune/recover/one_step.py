@@ -77,6 +77,7 @@ class Advance:
         lineage: Cuts before the way began.
         aim: What is known of the way so far.
         device: Where models are cut; those that wait may be elsewhere.
+        moments: Of the model that the way begins with, where they were measured before.
     """
 
     budget: Budget
@@ -85,6 +86,7 @@ class Advance:
     lineage: Lineage
     aim: Aim[Cut]
     device: torch.device
+    moments: dict[str, Moments] = field(default_factory=dict)
 
     def __call__(self, cut: Cut, amount: float, description: str = "correcting") -> Cut:
         """Return the model cut to an amount; to its floors, where only a measurement says that it must be less.
@@ -98,7 +100,10 @@ class Advance:
 
         def to(amount: float) -> Cut:
             target = Budget.of(self.budget.gradient, amount)
-            return cut.then(*one_step(cut.traced, target, self.recipe, self.calibration, description, past))
+            known = self.moments if cut.plan is None else None
+            return cut.then(
+                *one_step(cut.traced, target, self.recipe, self.calibration, description, past, known)
+            )
 
         try:
             return to(amount)
@@ -134,7 +139,7 @@ def one_step(
 
     def attempt(traced: Traced) -> tuple[nn.Module, PrunePlan]:
         module, cost = traced.module, traced.cost
-        moments = dict[str, Moments]() if known is None else known
+        moments = known or {}
         if not moments and (recipe.fold or recipe.criterion == RECONSTRUCTION) and calibration.batches:
             moments = collect_moments(
                 module, cost.graph, calibration, description=f"{description}: measuring"

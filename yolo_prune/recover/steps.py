@@ -110,14 +110,15 @@ def cut_in_steps(
     wholes = lineage.wholes(parent.cost.graph)
     recipe = replace(recipe, widths=recipe.widths.for_budget(limit / full))
     check_possible(parent.cost, budget, recipe.widths, wholes)
-    traced, recipe, tried = try_allocations(parent, budget, recipe, calibration, lineage)
-    begin = Cut(traced, None)
+    tried = try_allocations(parent, budget, recipe, calibration, lineage)
+    recipe, begin = tried.recipe, Cut(tried.parent, None)
     if recipe.depth:
         judge = validate or fidelity_to(parent, calibration)
-        begin = Cut(*_drop_blocks(traced, budget.absolute(parent.cost), recipe, calibration, judge))
+        begin = Cut(*_drop_blocks(tried.parent, budget.absolute(parent.cost), recipe, calibration, judge))
     timing = measure and partial(_time, measure)
     aim = Aim[Cut](whole or full, limit, timing, lambda cut: cut.traced.amount(budget))
-    advance = Advance(budget, recipe, calibration, lineage, aim, next(parent.module.parameters()).device)
+    device = next(parent.module.parameters()).device
+    advance = Advance(budget, recipe, calibration, lineage, aim, device, tried.moments)
     way, steps = [begin], list[Step]()
     start = aim.amount(begin)
     for number, share in enumerate(waypoints(limit / start, recipe.steps), 1):
@@ -141,7 +142,8 @@ def cut_in_steps(
         models = [cut.traced.module for cut in (*way[1 : len(steps)], last)]
         steps = _scored(steps, models, validate)
     plan = _summarise(last.plan, parent, last.traced, budget, recipe, steps)
-    plan = replace(plan, settings={**plan.settings, "tried": tried}) if tried else plan
+    if tried.distances:
+        plan = replace(plan, settings={**plan.settings, "tried": tried.distances})
     return CutResult(last.traced.module, plan, tuple(steps), reached)
 
 
