@@ -183,28 +183,36 @@ class _Lesson:
         """Try rates from the highest on; take the first that does no harm in a trial and gets closer in the whole.
 
         The longer a training, the higher the rate that is best for it: what ended a trial where it began ends the whole
-        closer than what was best in the trial.
+        closer than what was best in the trial. Whatever the rate, first steps lead a network away that begins close to
+        its teacher; where they did so at all of them, the rate that did it least gets the whole all the same.
 
         Returns:
             Weights that are closer than ``before``; None where neither a trial nor the whole came closer.
         """
-        trial, seconds, best = max(min(_TRIAL, steps // 3), 1), 0.0, None
-        for number, rate in enumerate(_RATES, 1):
+        trial, done, seconds, best, harmless = max(min(_TRIAL, steps // 3), 1), 0, 0.0, None, False
+
+        def whole(rate: float) -> _Reached | None:
+            count = steps
+            if deadline is not None:  # a rate that falls to its end does more than one that is broken off
+                count = min(steps, int((deadline - time.monotonic()) * done / seconds))
+            return self.learn(rate, count, deadline) if count > trial else None
+
+        for rate in _RATES:
             began = time.monotonic()
             tried = self.learn(rate, trial, deadline, f"trying the rate {rate:.0e}")
-            seconds += time.monotonic() - began
+            done, seconds = done + trial, seconds + time.monotonic() - began
             LOGGER.debug(
                 "imitation from %.4g: %.4g by %.0e", before, tried.distance if tried else math.inf, rate
             )
             best = _closest(best, tried)
             if tried is None or tried.distance > before:
                 continue
-            if deadline is not None:  # a rate that falls to its end does more than one that is broken off
-                steps = min(steps, int((deadline - time.monotonic()) * trial * number / seconds))
-            whole = self.learn(rate, steps, deadline) if steps > trial else None
-            best = _closest(best, whole)
-            if best is whole or steps <= trial:
+            harmless, reached = True, whole(rate)
+            best = _closest(best, reached)
+            if best is reached or reached is None:
                 break
+        if not harmless and best is not None:
+            best = _closest(best, whole(best.rate))
         return best if best is not None and best.distance < before else None
 
     def learn(
