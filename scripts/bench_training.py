@@ -3,15 +3,18 @@
     python scripts/bench_training.py model=yolov5n.pt data=data.yaml state=training.json folder=runs/training
 
     plain            the training without the flag
-    flag             the same line with keep_macs=
-    flag-inexact     with exact_resume=false
-    flag-dense       with sparsify=off: no sparse epochs
-    flag-strong      with sparsify=0.05: scales pushed harder than auto dares
-    flag-imitates    with imitation_steps=120 at the cut
-    flag-end         the same with prune_at=0.9
-    flag-end-dense   the same without sparse epochs
+    flag             the same line with keep_macs=: cut at its end
+    flag-late        with prune_at=late: sparse epochs, the cut after 0.7 of them, retraining with a teacher
+    flag-inexact     that with exact_resume=false
+    flag-dense       that with sparsify=off: no sparse epochs
+    flag-strong      that with sparsify=0.05: scales pushed harder than auto dares
+    flag-imitates    that with imitation_steps=120 at the cut
+    flag-0.9         the same with prune_at=0.9
+    flag-0.9-dense   the same without sparse epochs
     patience         the plain training, then prune without training (fold, imitation)
     patience-tuned   a plain training of 0.7 of the epochs, prune, and the other 0.3 of them as retraining
+    torch-pruning    that, cut by Torch-Pruning's GroupNormPruner: the same retraining, teacher and epochs
+    thin             cut by its weights after one epoch, then trained as a plain one: as thin from the beginning on
 
 What is in the state is not run again. ways= and seeds= choose; fraction= (the host's) makes the training set smaller; the
 table that is printed is the whole state. Runs of this model, data, size, epochs and budget share a table.
@@ -29,6 +32,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
 
+from bench_results import torch_pruning_cut
+
 from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
 from yolo_prune.files import write_text
@@ -42,17 +47,18 @@ DEFAULTS: dict[str, Any] = {
     "keep_macs": 0.5,
     "threads": 1,
     "seeds": "0,1,2",
-    "ways": "plain,flag,flag-inexact,patience,patience-tuned,flag-dense",
+    "ways": "plain,flag,flag-late,patience,patience-tuned",
     "imitate_seconds": 120,
 }
 FLAGS = {
     "flag": (),
-    "flag-inexact": ("exact_resume=false",),
-    "flag-dense": ("sparsify=off",),
-    "flag-strong": ("sparsify=0.05",),
-    "flag-imitates": ("imitation_steps=120",),
-    "flag-end": ("prune_at=0.9", "imitation_steps=120"),
-    "flag-end-dense": ("prune_at=0.9", "imitation_steps=120", "sparsify=off"),
+    "flag-late": ("prune_at=late",),
+    "flag-inexact": ("prune_at=late", "exact_resume=false"),
+    "flag-dense": ("prune_at=late", "sparsify=off"),
+    "flag-strong": ("prune_at=late", "sparsify=0.05"),
+    "flag-imitates": ("prune_at=late", "imitation_steps=120"),
+    "flag-0.9": ("prune_at=0.9", "imitation_steps=120"),
+    "flag-0.9-dense": ("prune_at=0.9", "imitation_steps=120", "sparsify=off"),
 }
 LATE = 0.7
 """The share of the epochs before the cut, that of ``prune_at=late``."""
@@ -94,7 +100,20 @@ def go(way: str, seed: str, given: dict[str, Any]) -> Path:
         parent = train("plain-first", seed, given, first)
         rest = (f"epochs={epochs - first}", f"fraction={given['fraction']}", f"batch={given['batch']}")
         return prune(way, seed, given, parent, *rest)
-    raise SystemExit(f"ways= must be plain, {', '.join(FLAGS)}, patience or patience-tuned, got '{way}'")
+    if way == "torch-pruning":
+        first = round(LATE * epochs)
+        parent = train("plain-first", seed, given, first)
+        made = Path(given["folder"], f"{way}-{seed}-cut")
+        sizes = {"imgsz": int(given["imgsz"]), "keep_macs": float(given["keep_macs"])}
+        cut = torch_pruning_cut(parent, made, "GroupNorm", True, sizes)
+        return train(way, seed, {**given, "model": cut}, epochs - first, f"teacher={parent}")
+    if way == "thin":
+        parent = train("thin-first", seed, given, 1)
+        whole = {**given, "imitate_seconds": 0}
+        cut = prune("thin-cut", seed, whole, parent, criterion="l1", fold="false", recalibrate_bn="true")
+        return train(way, seed, {**given, "model": cut}, epochs - 1, "recipe=host")
+    known = ", ".join(("plain", *FLAGS, "patience", "patience-tuned", "torch-pruning", "thin"))
+    raise SystemExit(f"ways= must be of {known}, got '{way}'")
 
 
 def train(way: str, seed: str, given: dict[str, Any], epochs: int, *more: str) -> Path:
@@ -114,11 +133,12 @@ def train(way: str, seed: str, given: dict[str, Any], epochs: int, *more: str) -
     return finished(best, ["train", *shared, *place, *rest, *more])
 
 
-def prune(way: str, seed: str, given: dict[str, Any], parent: Path, *more: str) -> Path:
+def prune(way: str, seed: str, given: dict[str, Any], parent: Path, *more: str, **how: str) -> Path:
     """Prune a trained model unless that was done; return the model that it ends with."""
     shared = [f"{key}={given[key]}" for key in ("data", "imgsz", "threads", "keep_macs")]
     place = [f"project={Path(given['folder']).resolve()}", f"name={way}-{seed}", "exist_ok=true"]
     rest = [f"seed={seed}", "workers=0", f"recover_seconds={given['imitate_seconds']}", "bench=false"]
+    rest += [f"{key}={value}" for key, value in how.items()]
     weights = Path(given["folder"], f"{way}-{seed}", "weights")
     made = weights / ("best.pt" if more else "pruned.pt")
     return finished(made, ["prune", f"model={parent}", *shared, *place, *rest, *more])
