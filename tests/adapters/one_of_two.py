@@ -50,9 +50,13 @@ class OnTwo(DetectionTrainer):
 
 
 def train(data: Path, folder: Path, stop: int) -> dict[str, object]:
-    """Train to the end, or to an epoch in which both processes stop dead, as by kill -9; say what came of it."""
+    """Train to the end, or to an epoch in which both processes stop dead, as by kill -9; say what came of it.
+
+    In a folder whose name ends with ``_end`` the cut comes after the last epoch.
+    """
     last = folder / "run" / "weights" / "last.pt"
-    options = {"pruning": {"prune_at": 3}, "resume": last if last.is_file() else None, **HOST}
+    pruning = {"prune_at": "end", "imitation_steps": 4} if folder.name.endswith("_end") else {"prune_at": 3}
+    options = {"pruning": pruning, "resume": last if last.is_file() else None, **HOST}
     trainer = make(data, folder, OnTwo, callbacks={"on_train_batch_end": stop_in(stop)}, **options)
     try:
         trainer.train()

@@ -460,3 +460,29 @@ def test_a_state_of_another_network_is_refused(short):
     trainer_of(wider, [other])
     with pytest.raises(PlanError, match=r"rpn\.head\.conv"):
         other.load_state_dict(short[0].state_dict())
+
+
+def test_by_default_the_cut_comes_in_the_last_iteration_and_the_last_checkpoint_holds_it(tmp_path):
+    hook, model = make(sparsify="auto", imitation_steps=2, parts=4), build()
+    sizes = []
+
+    class Watch(Seeded):
+        def after_step(self):
+            sizes.append(count_parameters(model))
+
+    trainer = trainer_of(model, [PeriodicCheckpointer(model, tmp_path, 6), Watch(), hook], steps=12)
+    trainer.train(0, 12)
+    assert hook.plan.kept_macs <= 0.5
+    assert hook.cut_after == 12
+    assert set(sizes[:-1]) == {92309}
+    assert sizes[-1] == hook.plan.params == count_parameters(model)
+    newest = max(tmp_path.glob("*.pth"), key=lambda file: file.stat().st_mtime)
+    weights = torch.load(newest, map_location="cpu", weights_only=False)["model"]
+    assert sum(weights[name].numel() for name, _ in model.named_parameters()) == hook.plan.params
+
+
+def test_without_images_to_measure_on_the_cut_leaves_iterations_behind_it():
+    hook = make(calibration=(), sparsify="off", parts=6, steps=1)
+    trainer = trainer_of(build(), [hook])
+    trainer.train(0, 12)
+    assert 0 < hook.cut_after < 12

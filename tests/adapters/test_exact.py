@@ -16,6 +16,8 @@ from tiny_host import draw
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 
+from yolo_prune.cost import count_parameters
+
 
 class Workers(DetectionTrainer):
     """The host reads without worker processes on a CPU, with them on a GPU."""
@@ -188,6 +190,18 @@ def test_two_processes_cut_the_same_together_and_after_a_kill(data, tmp_path):
     ]
     parents = [tmp_path / name / "run" / "weights" / "parent.pt" for name in ("whole", "killed")]
     assert same_weights(*parents)
+
+
+def test_two_processes_cut_the_best_model_together_at_the_end(data, tmp_path):
+    ((first, second),) = zip(*train_in_two_processes(data, tmp_path / "at_end"), strict=True)
+    assert first == second
+    assert [record["epoch"] for record in first["state"]["cuts"]] == [4]
+    weights = tmp_path / "at_end" / "run" / "weights"
+    assert (
+        count_parameters(torch.load(weights / "best.pt", weights_only=False)["model"])
+        == first["state"]["cuts"][0]["params"]
+    )
+    assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt", "parent.pt"]
 
 
 class FullDisk(DetectionTrainer):

@@ -291,6 +291,58 @@ def test_a_killed_training_goes_on_to_the_same_cut_and_weights(
     assert all(torch.equal(t, second["state_dict"][name]) for name, t in first["state_dict"].items())
 
 
+def words_to_the_end(data, folder, *more):
+    words = [word for word in train_words(data, folder, *more) if not word.startswith("prune_at")]
+    return [*words, "imitation_steps=4"]
+
+
+def weights_of(file):
+    return torch.load(file, weights_only=True)["state_dict"]
+
+
+def is_same(one, other):
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_by_default_the_best_network_of_the_whole_training_is_cut_and_a_kill_changes_nothing(
+    bars, tmp_path, monkeypatch
+):
+    from yolo_prune.adapters.torchvision.training.loop import Training
+
+    plain = [*TRAIN[:1], "epochs=4", *TRAIN[2:], f"project={tmp_path}", "name=plain"]
+    assert cli.main(["train", f"model={NAME}", f"data={bars}", *plain]) == 0
+    whole, stopped = tmp_path / "whole" / "weights", tmp_path / "stopped" / "weights"
+    assert cli.main(words_to_the_end(bars, tmp_path, "name=whole")) == 0
+    stored = torch.load(whole / "best.pt", weights_only=True)
+    assert PrunePlan.from_json(stored["plan"]).kept_macs <= 0.6
+    assert is_same(weights_of(whole / "parent.pt"), weights_of(tmp_path / "plain" / "weights" / "best.pt"))
+    assert is_same(weights_of(whole / "last.pt"), weights_of(whole / "best.pt"))
+
+    epoch = Training._train_epoch
+
+    def stopping(self):
+        if self.progress.epoch == 3:
+            raise KeyboardInterrupt
+        epoch(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_train_epoch", stopping)
+        assert cli.main(words_to_the_end(bars, tmp_path, "name=stopped")) == 130
+    assert cli.main(["train", f"model={stopped / 'last.pt'}", "resume=true"]) == 0
+    assert torch.load(stopped / "best.pt", weights_only=True)["plan"] == stored["plan"]
+    assert is_same(weights_of(stopped / "best.pt"), weights_of(whole / "best.pt"))
+
+
+def test_a_training_that_stops_early_is_cut_too(bars, tmp_path, monkeypatch):
+    from yolo_prune.adapters.torchvision.training.loop import Training
+
+    monkeypatch.setattr(Training, "_is_patient_no_more", lambda self: self.progress.epoch == 2)
+    assert cli.main(words_to_the_end(bars, tmp_path, "name=early")) == 0
+    for name in ("best.pt", "last.pt"):
+        stored = torch.load(tmp_path / "early" / "weights" / name, weights_only=True)
+        assert PrunePlan.from_json(stored["plan"]).kept_macs <= 0.6
+
+
 def test_a_training_is_cut_to_a_time_and_goes_on_where_its_measuring_was_killed(bars, tmp_path, monkeypatch):
     words = [word for word in train_words(bars, tmp_path, "name=run") if word.split("=")[0] not in TARGET]
     board = Board(monkeypatch, dies_at=2)

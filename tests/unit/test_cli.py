@@ -116,7 +116,7 @@ def test_help_shows_defaults_and_choices(capsys):
     assert entry_of(groups["Measuring"], "runtimes").startswith(listed)
     assert entry_of(groups["Measuring"], "runtimes").endswith("(default torch,onnxruntime)")
     groups = titled(run(capsys, ["train", "-h"])[1])
-    assert entry_of(groups["When to cut"], "prune_at").startswith("prune_at=late|auto|FLOAT ")
+    assert entry_of(groups["When to cut"], "prune_at").startswith("prune_at=end|late|auto|FLOAT")
     assert entry_of(groups["Sparse epochs"], "sparsify").startswith("sparsify=auto|off|FLOAT ")
 
 

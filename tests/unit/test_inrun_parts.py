@@ -202,7 +202,38 @@ def test_a_state_survives_json():
     [("auto", None), ("off", 0.0), (True, None), (False, 0.0), ("0.01", 0.01), (1, 1.0)],
 )
 def test_what_sparsify_means(given, strength):
-    assert make_settings({"keep_macs": 0.5, "sparsify": given}).strength == strength
+    assert make_settings({"keep_macs": 0.5, "sparsify": given, "prune_at": "late"}).strength == strength
+
+
+@pytest.mark.parametrize(
+    ("options", "moment", "strength"),
+    [
+        ({}, "end", 0.0),
+        ({"criterion": "l1"}, "end", 0.0),
+        ({"sparsify": "off"}, "end", 0.0),
+        ({"criterion": "bn_scale"}, "late", None),
+        ({"sparsify": 0.01}, "late", 0.01),
+        ({"sparsify": True}, "late", None),
+        ({"cuts": 2}, "late", None),
+        ({"prune_at": 0.5, "criterion": "bn_scale"}, 0.5, None),
+        ({"prune_at": "end", "criterion": "bn_scale"}, "end", None),
+        ({"prune_at": "end", "sparsify": 0.01}, "end", 0.01),
+    ],
+)
+def test_it_is_cut_at_the_end_unless_scales_or_several_cuts_want_epochs_behind_them(
+    options, moment, strength
+):
+    settings = make_settings({"keep_macs": 0.5, **options})
+    assert (settings.moment, settings.strength) == (moment, strength)
+    assert settings.steps_of_imitation == (240 if moment == "end" else 0)
+    assert settings.learns_from_parent == (moment != "end")
+
+
+def test_several_cuts_are_not_at_the_end():
+    with pytest.raises(ConfigError, match=r"prune_at=end is one cut, after the last epoch, and cuts=3"):
+        make_settings({"keep_macs": 0.5, "prune_at": "end", "cuts": 3})
+    assert check_schedule("end", 1, 7) == [7]
+    assert not any(cut_is_due("end", 1, 0, epoch, 7) for epoch in range(8))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +249,7 @@ def test_what_sparsify_means(given, strength):
         ({"keep_macs": 0.5, "sparsify": -1}, "sparsify must be at least 0, got -1."),
         (
             {"keep_macs": 0.5, "prune_at": "soon"},
-            "prune_at must be a share below 1, a number of epochs, auto or late, got 'soon'.",
+            "prune_at must be a share below 1, a number of epochs, end, late or auto, got 'soon'.",
         ),
         ({"keep_macs": 0.5, "prune_at": -0.1}, "prune_at must be at least 0, got -0.1."),
     ],

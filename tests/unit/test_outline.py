@@ -118,7 +118,14 @@ class Host:
     ("words", "said"),
     [
         (["epochs=1"], "1 epoch, no budget: nothing is cut"),
-        (["epochs=100", "keep_macs=0.5"], "100 epochs, cut to keep_macs=0.5 after epoch 70, then retraining"),
+        (
+            ["epochs=100", "keep_macs=0.5"],
+            "100 epochs, then cut to keep_macs=0.5 and imitating the uncut model without labels",
+        ),
+        (
+            ["epochs=100", "keep_macs=0.5", "prune_at=late"],
+            "100 epochs, cut to keep_macs=0.5 after epoch 70, then retraining",
+        ),
         (
             ["epochs=100", "keep_macs=0.5", "cuts=3"],
             "100 epochs, cut to keep_macs=0.5 after epochs 40, 55, 70, then retraining",
@@ -127,7 +134,10 @@ class Host:
             ["epochs=100", "keep_macs=0.5", "prune_at=auto"],
             "100 epochs, cut to keep_macs=0.5 after epoch 60 at the latest, then retraining",
         ),
-        (["keep_macs=0.5"], "as many epochs as the host takes, cut to keep_macs=0.5 on the way"),
+        (
+            ["keep_macs=0.5", "cuts=2"],
+            "as many epochs as the host takes, cut to keep_macs=0.5 on the way",
+        ),
         (["resume=true"], "what is left of it, as it was begun"),
     ],
 )

@@ -506,3 +506,90 @@ def test_a_plan_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(PlanError, match=r"^the plan is not JSON"):
         yolo_prune.restore(build(), tmp_path / "bad.json")
+
+
+AT_END = {"sparsify": "auto", "keep_macs": 0.5, "imitation_steps": 8}
+
+
+def test_unless_told_else_the_model_is_cut_after_the_last_epoch_and_trained_as_if_it_were_not():
+    model, alone = build(), build()
+    optimizer, other = sgd(model), sgd(alone)
+    session = make(model, optimizer, **AT_END)
+    session.before_train()
+    for epoch in range(EPOCHS):
+        train_epoch(model, [optimizer], session)
+        train_epoch(alone, [other])
+        if epoch == EPOCHS - 1:
+            assert all(map(torch.equal, model.state_dict().values(), alone.state_dict().values()))
+        session.after_epoch(0.5)
+        assert (session.plan is not None) == (epoch == EPOCHS - 1)
+    plan = session.finish()
+    assert plan.kept_macs <= 0.5
+    assert count_parameters(model) == plan.params < count_parameters(alone)
+    assert plan.settings["imitation"]["after"] <= plan.settings["imitation"]["before"]
+    assert session._loop.teacher is None
+
+
+def test_a_training_that_stops_early_is_cut_by_finish():
+    model = build()
+    session = make(model, sgd(model), **AT_END)
+    session.before_train()
+    session.after_epoch()
+    assert session.finish().kept_macs <= 0.5
+    assert session.cuts_left == 0
+
+
+def test_a_training_killed_in_its_last_epoch_makes_the_same_cut_when_it_goes_on():
+    plans, weights = [], []
+    for stops in (False, True):
+        model = build()
+        optimizer = sgd(model)
+        session = make(model, optimizer, **AT_END)
+        session.before_train()
+        for _ in range(EPOCHS - 1):
+            train_epoch(model, [optimizer])
+            session.after_epoch()
+        if stops:
+            state, saved = session.state_dict(), copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+            model = build(1)
+            optimizer = sgd(model)
+            session = make(model, optimizer, **AT_END)
+            session.load_state_dict(state)
+            model.load_state_dict(saved[0]), optimizer.load_state_dict(saved[1])
+            session.before_train()
+        train_epoch(model, [optimizer])
+        session.after_epoch()
+        plans.append(session.finish())
+        weights.append(model.state_dict())
+    assert plans[0] == plans[1]
+    assert all(map(torch.equal, weights[0].values(), weights[1].values()))
+
+
+def test_without_images_the_cut_comes_late_for_nothing_else_would_recover_it():
+    model = build()
+    session = make(model, sgd(model), calibration=(), sparsify="off")
+    session.before_train()
+    for _ in range(EPOCHS - 1):
+        session.after_epoch()
+    assert session.cuts_left == 0
+    with pytest.raises(ConfigError, match=r"prune_at=end: no epoch follows the cut, .* give calibration=\."):
+        make(model, sgd(model), calibration=(), prune_at="end")
+
+
+def test_what_cannot_be_imitated_is_cut_all_the_same_unless_imitation_was_asked_for(monkeypatch, caplog):
+    from yolo_prune.train import midcut
+
+    def refuse(*_, **__):
+        raise ConfigError("the outputs are of another kind")
+
+    monkeypatch.setattr(midcut, "recover_by_imitation", refuse)
+    model = build()
+    session = make(model, sgd(model), sparsify="auto")
+    session.before_train()
+    assert session.finish().kept_macs <= 0.5
+    assert "the cut model does not imitate the uncut one: the outputs are of another kind" in caplog.text
+    model = build()
+    session = make(model, sgd(model), **AT_END)
+    session.before_train()
+    with pytest.raises(ConfigError, match="the outputs are of another kind"):
+        session.finish()

@@ -8,13 +8,16 @@ from typing import Any
 
 from yolo_prune.criteria import LABELLED, MEASURED
 from yolo_prune.cut.budget import BUDGETS, TARGETS
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.options.common import MEASURING, RECOVERY, SPARSE, TRAINING, WHEN, shared
 from yolo_prune.options.fields import check_keys, coerce_, option, renamed
 from yolo_prune.options.places import check_place, has_place
 
-_MOMENTS = ("late", "auto")
+_END = "end"
+_MOMENTS = (_END, "late", "auto")
 _KINDS = (*BUDGETS, *TARGETS)
+_SCALES = "bn_scale"
+_IMITATED_AT_END = 240
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +38,9 @@ class InRunSettings:
         group=MEASURING,
     )
     latency: str | None = shared("latency")
-    prune_at: float | str = option(
-        "late (0.7; the first of several cuts 0.4), a share, epochs, or auto (the scales have separated)",
-        "late",
+    prune_at: float | str | None = option(
+        "end, late (0.7; of several cuts 0.4 to 0.7), a share, epochs, or auto (scales have separated)",
+        None,
         group=WHEN,
         words=_MOMENTS,
     )
@@ -49,7 +52,10 @@ class InRunSettings:
         help="what a channel is worth; auto: bn_scale once the scales have separated, else reconstruction",
     )
     sparsify: float | bool | str = option(
-        "lambda; auto looks for it, off leaves the scales alone", "auto", group=SPARSE, words=("auto", "off")
+        "lambda; auto looks for it (prune_at=end: off), off leaves the scales alone",
+        "auto",
+        group=SPARSE,
+        words=("auto", "off"),
     )
     max_drop: float = option(
         "fall of the validation fitness that sparsify=auto allows", 0.02, group=SPARSE, low=0, high=1
@@ -65,9 +71,9 @@ class InRunSettings:
     keep_layers: tuple[str, ...] = shared("keep_layers")
     fold: bool = shared("fold")
     calibration_images: int = shared("calibration_images")
-    imitation_steps: int = option(
-        "steps in which the cut model imitates the uncut one without labels, before the training goes on",
-        0,
+    imitation_steps: int | None = option(
+        "steps of imitating the uncut model without labels; not given: 240 at the end, else 0",
+        None,
         group=RECOVERY,
         low=0,
     )
@@ -84,7 +90,12 @@ class InRunSettings:
         coerce_(self)
         if isinstance(self.prune_at, str) and self.prune_at not in _MOMENTS:
             raise ConfigError(
-                f"prune_at must be a share below 1, a number of epochs, auto or late, got '{self.prune_at}'."
+                f"prune_at must be a share below 1, a number of epochs, end, late or auto, got '{self.prune_at}'."
+            )
+        if self.prune_at == _END and self.cuts > 1:
+            raise ConfigError(
+                f"prune_at=end is one cut, after the last epoch, and cuts={self.cuts} are spread over the training: "
+                "leave one of them out."
             )
         if isinstance(self.prune_at, float) and self.prune_at < 0:
             raise ConfigError(f"prune_at must be at least 0, got {self.prune_at:g}.")
@@ -109,11 +120,42 @@ class InRunSettings:
         return found[0] if found else None
 
     @property
+    def moment(self) -> float | str:
+        """When the training is cut; where that was not said, at its end, or late if scales or several cuts shall tell.
+
+        At equal epochs a model that is trained to its end, then cut and recovered without labels is more accurate than
+        one that is cut on the way: docs/results.md. What sparse epochs prepare needs a training behind it.
+        """
+        if self.prune_at is not None:
+            return self.prune_at
+        scales = self.criterion == _SCALES or not (isinstance(self.sparsify, str) or not self.sparsify)
+        return "late" if scales or self.cuts > 1 else _END
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the cut comes after the last epoch, to the best weights of a training that knows nothing of it."""
+        return self.moment == _END
+
+    @property
+    def learns_from_parent(self) -> bool:
+        """Whether epochs with the uncut model as teacher follow the cut."""
+        return self.distill and not self.at_end
+
+    @property
+    def steps_of_imitation(self) -> int:
+        """Steps in which the cut model imitates the uncut one."""
+        if self.imitation_steps is None:
+            return _IMITATED_AT_END if self.at_end else 0
+        return self.imitation_steps
+
+    @property
     def strength(self) -> float | None:
         """Lambda as given; 0 for none, None to look for it."""
         if isinstance(self.sparsify, bool):
             return None if self.sparsify else 0.0
-        return None if isinstance(self.sparsify, str) else float(self.sparsify)
+        if isinstance(self.sparsify, str):
+            return 0.0 if self.at_end and self.criterion != _SCALES else None
+        return float(self.sparsify)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that a restricted loader reads."""
@@ -162,6 +204,26 @@ def same_settings(one: InRunSettings, other: InRunSettings) -> bool:
     return asdict(one) | {"threads": None} == asdict(other) | {"threads": None}
 
 
+def check_state(state: Mapping[str, Any], version: int, settings: InRunSettings) -> None:
+    """Refuse the state of a session that another release saved, or one with other options.
+
+    Args:
+        state: As it was saved.
+        version: Of states of this release.
+        settings: Of the session that is to go on with it.
+
+    Raises:
+        CheckpointError: It is of another version.
+        ConfigError: It was saved with other options.
+    """
+    if state.get("version") != version:
+        raise CheckpointError(
+            f"the session's state is of version {state.get('version')}, expected {version}."
+        )
+    if not same_settings(make_settings(state["settings"]), settings):
+        raise ConfigError("the session's state was saved with other pruning options: begin with the same.")
+
+
 def settings_for(options: Mapping[str, Any], *, images: bool, labels: bool) -> InRunSettings:
     """Return the settings of a session.
 
@@ -193,5 +255,8 @@ def without_images(options: Mapping[str, Any]) -> dict[str, Any]:
         )
     if options.get("imitation_steps"):
         raise ConfigError("imitation_steps: the cut model imitates on images: give calibration=.")
+    if options.get("prune_at") == _END:
+        raise ConfigError("prune_at=end: no epoch follows the cut, and images recover it: give calibration=.")
     criterion = options.get("criterion", "auto")
-    return {**options, "criterion": "bn_scale" if criterion == "auto" else criterion, "fold": False}
+    late = {"prune_at": "late"} if options.get("prune_at") is None else {}
+    return {**options, **late, "criterion": _SCALES if criterion == "auto" else criterion, "fold": False}

@@ -48,11 +48,13 @@ def _in_words(config: TrainConfig) -> str:
         return f"{length}, no budget: nothing is cut"
     kind, value = config.budget
     goal = f"cut to {kind}={value:g}"
+    if config.at_end:
+        return f"{length}, then {goal} and imitating the uncut model without labels"
     if not epochs or config.train_args.get("time"):
         return f"{length}, {goal} on the way"
     from yolo_prune.train.schedule import check_schedule
 
-    cuts = check_schedule(config.prune_at, config.cuts, int(epochs))
-    latest = " at the latest" if config.prune_at == "auto" else ""
+    cuts = check_schedule(config.moment, config.cuts, int(epochs))
+    latest = " at the latest" if config.moment == "auto" else ""
     after = ", ".join(map(str, cuts))
     return f"{length}, {goal} after epoch{'s' * (len(cuts) > 1)} {after}{latest}, then retraining"

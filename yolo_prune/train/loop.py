@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -57,11 +57,18 @@ class TrainingLoop(Protocol):
     def timekeeper(self) -> Timekeeper | None:
         """What times its models on a runtime; None where no runtime can be handed any."""
 
+    @property
+    def score(self) -> Callable[[nn.Module], float] | None:
+        """What says how accurate a cut model is on the validation data, larger is better; None where nothing does."""
+
     def rate_factor(self, epoch: int) -> float:
         """Return what the schedule makes of the initial rates in an epoch."""
 
     def averaged(self) -> nn.Module:
-        """Return a float32 copy of the averaged weights as a checkpoint would hold them, in evaluation mode."""
+        """Return a float32 copy of the averaged weights as a checkpoint would hold them, in evaluation mode.
+
+        After the last epoch it is the model that the training would have had as its result.
+        """
 
     def anatomy(self) -> Anatomy:
         """Return how to run the model, and which modules keep their channels."""

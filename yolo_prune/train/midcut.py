@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -19,16 +20,20 @@ from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.cut.widths import Lineage, Widths
 from yolo_prune.device import release_memory
-from yolo_prune.errors import YoloPruneError
+from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.options.inrun import InRunSettings
-from yolo_prune.recover.imitate import imitate_
+from yolo_prune.progress import LOGGER
+from yolo_prune.recover.imitate import Imitation
 from yolo_prune.recover.one_step import Recipe
-from yolo_prune.recover.steps import cut_in_steps
+from yolo_prune.recover.stages import recover_by_imitation, recover_by_stages, score_of_kept
+from yolo_prune.recover.steps import CutResult, cut_in_steps
 from yolo_prune.train.state import RunState
 from yolo_prune.train.timing import Target
 
 _Value = TypeVar("_Value")
+Score = Callable[[nn.Module], float]
+_LESSONS = 256  # images that are imitated on, where there are so many: more than moments need
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ def recover(
     widths: Widths,
     lineage: Lineage | None = None,
     target: Target | None = None,
+    score: Score | None = None,
+    lessons: Callable[[int], Calibration] | None = None,
 ) -> Recovered:
     """Cut a copy of the parent to a budget, fold, and let it imitate the parent.
 
@@ -82,6 +89,8 @@ def recover(
         widths: Allowed widths.
         lineage: Earlier cuts of the run; None: there are none.
         target: A budget of time, and what measures it.
+        score: Accuracy of a model, larger is better: at the end of a training it says what recovered best.
+        lessons: Gives so many images as the calibration's, to imitate on; None: what is measured on is enough.
 
     Raises:
         BudgetError: The budget cannot be met.
@@ -97,17 +106,60 @@ def recover(
     release_memory()  # what the training keeps for its next batch
     traced = Traced.of(parent, anatomy)
     graph = traced.cost.graph
-    calibration = sized_for_memory(measured_at_heads(parent, graph, calibration), parent, graph)
+
+    def sized(images: Calibration) -> Calibration:
+        return sized_for_memory(measured_at_heads(parent, graph, images), parent, graph)
+
+    calibration = sized(calibration)
     measure, whole = (target.measure, target.whole_ms) if target else (None, None)
     cut = cut_in_steps(traced, budget, recipe, calibration, lineage=lineage, measure=measure, whole=whole)
     plan = cut.plan
     if target is not None:
         plan = replace(plan, settings={**plan.settings, "latency": target.met_by(cut, traced)})
-    if settings.imitation_steps and cut.steps:
-        result = imitate_(cut.module, parent, calibration, steps=settings.imitation_steps)
-        plan = replace(plan, settings={**plan.settings, "imitation": result.to_dict()})
+    cut = replace(cut, plan=plan)
+    if cut.steps:
+        many = lessons is not None and settings.at_end and settings.calibration_images < _LESSONS
+        cut = _recovered(
+            traced,
+            cut,
+            calibration,
+            settings,
+            score if settings.at_end else None,
+            lambda: sized(lessons(_LESSONS)) if lessons and many else calibration,
+        )
     weights = {name: tensor.detach().cpu().clone() for name, tensor in cut.module.state_dict().items()}
-    return Recovered(plan, weights)
+    return Recovered(cut.plan, weights)
+
+
+def _recovered(
+    parent: Traced,
+    cut: CutResult,
+    calibration: Calibration,
+    settings: InRunSettings,
+    score: Score | None,
+    lessons: Callable[[], Calibration],
+) -> CutResult:
+    """Let a cut model imitate its parent; where something says how accurate it is, keep what is most accurate."""
+    module, known, noted = cut.module, -math.inf, dict[str, Any]()
+    if score is not None:
+        module, stages = recover_by_stages(parent, cut, calibration, score, folded=settings.fold)
+        known = score_of_kept(stages, folded=settings.fold)
+        noted["recovery"] = {"parent": score(parent.module), **stages}
+    if steps := settings.steps_of_imitation:
+        try:
+            imitated, result, reached = recover_by_imitation(
+                module, parent.module, lessons(), steps=steps, score=score, known=known
+            )
+        except ConfigError as error:  # outputs that cannot be compared
+            if settings.imitation_steps is not None:
+                raise
+            LOGGER.warning("the cut model does not imitate the uncut one: %s", error)
+            imitated, result, reached = module, Imitation(math.nan, math.nan, 0.0, 0, 0.0), None
+        noted["imitation"] = {**result.to_dict(), "kept": imitated is not module}
+        if score is not None:
+            noted["recovery"]["imitation"] = reached
+        module = imitated
+    return replace(cut, module=module, plan=replace(cut.plan, settings={**cut.plan.settings, **noted}))
 
 
 def is_distributed() -> bool:

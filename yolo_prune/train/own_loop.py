@@ -92,6 +92,11 @@ class OwnLoop:
         """Whether this process is the only one or the first."""
         return not is_distributed() or torch.distributed.get_rank() == 0
 
+    @property
+    def score(self) -> None:
+        """Nothing says how accurate it is."""
+        return None
+
     def rate_factor(self, epoch: int) -> float:
         """Return what has become of the initial rates by now: how the schedule goes on is not known."""
         group = self.optimizers[0].param_groups[0]

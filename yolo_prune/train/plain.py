@@ -26,13 +26,13 @@ from yolo_prune.cut.optimizer import able_to_follow
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.prunable import check_prunable
 from yolo_prune.cut.record import PrunePlan
-from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.errors import ConfigError
 from yolo_prune.graph.copies import check_has_weights
 from yolo_prune.graph.decisions import Positions
 from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import OutputSelector
-from yolo_prune.options.inrun import make_settings, refuse_places, same_settings, settings_for
+from yolo_prune.options.inrun import check_state, refuse_places, settings_for
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.imitate import Lesson
 from yolo_prune.train.lowered import LoweredRates
@@ -134,9 +134,9 @@ class PruningSession:
             *(example_input, cost_input, rules, select_outputs, settings.keep_layers, operators),
             positions=self._positions,
         )
-        felt = checked.projection if checked else None
+        felt, taught = checked.projection if checked else None, settings.learns_from_parent
         self._loop = OwnLoop(
-            *(model, optimizers, total, how, calibration, forward, felt, seed, average, settings.distill),
+            *(model, optimizers, total, how, calibration, forward, felt, seed, average, taught),
             counted=steps_per_epoch or 0,
             labels=labels,
             timekeeper=timekeeper,
@@ -185,7 +185,7 @@ class PruningSession:
             self.after_epoch()
 
     def after_epoch(self, fitness: float | None = None) -> None:
-        """End an epoch: say where the scales are, and cut when it is time.
+        """End an epoch: say where the scales are, and cut when it is time, at the end of the last one unless told else.
 
         Args:
             fitness: What validation says of the epoch, larger is better; ``sparsify=auto`` looks for its strength by
@@ -199,6 +199,8 @@ class PruningSession:
         loop.steps, loop.counted = 0, max(loop.steps, 1)
         if loop.epoch < loop.epochs:
             self._begin_epoch()
+        else:
+            self._session.end()
 
     def teacher_loss(self, batch: Any, outputs: Any) -> Tensor:
         """Return the distance of a batch's outputs to those of the uncut model, to be added to the loss.
@@ -244,7 +246,7 @@ class PruningSession:
         return None if teacher is None else teacher.lesson(self.model, self._session.teacher_share())
 
     def finish(self) -> PrunePlan | None:
-        """Take every hook off and return the plan, None where nothing was cut.
+        """Take every hook off and return the plan, None where nothing was cut. What stopped early is cut now.
 
         Raises:
             ConfigError: The session has ended before.
@@ -253,6 +255,7 @@ class PruningSession:
             raise ConfigError("this session has ended: finish() was called before.")
         if self._stage == "training":
             self._session.sparse.detach()
+            self._session.end()
             if not self._session.is_done:
                 done, wanted = len(self._session.state.cuts), self._session.settings.cuts
                 LOGGER.warning("the training ended after %d of %d cuts: the budget is not met.", done, wanted)
@@ -308,14 +311,7 @@ class PruningSession:
             PlanError: The model is of another architecture; nothing was cut then.
         """
         self._expect("new")
-        if state.get("version") != _VERSION:
-            raise CheckpointError(
-                f"the session's state is of version {state.get('version')}, expected {_VERSION}."
-            )
-        if not same_settings(make_settings(state["settings"]), self._session.settings):
-            raise ConfigError(
-                "the session's state was saved with other pruning options: begin with the same."
-            )
+        check_state(state, _VERSION, self._session.settings)
         stored, loop = RunState.from_dict(state["state"]), self._loop
         if stored.plan:
             loop.cut_again(PrunePlan.from_json(stored.plan), state["teacher"])

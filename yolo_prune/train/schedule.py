@@ -20,14 +20,16 @@ def cut_shares(prune_at: float | str, cuts: int, epochs: int) -> list[float]:
     """Return the shares of the run after which it is cut: the first as asked, the others evenly up to 0.7.
 
     Args:
-        prune_at: Share of the run below 1, a number of epochs from 1 on, "auto" (0.6 at the latest), or "late" (0.7;
-            of several cuts the first at 0.4), which leaves an epoch also in a short run.
+        prune_at: Share of the run below 1, a number of epochs from 1 on, "auto" (0.6 at the latest), "late" (0.7;
+            of several cuts the first at 0.4), which leaves an epoch also in a short run, or "end", after all of them.
         cuts: Number of cuts.
         epochs: Length of the run.
 
     Returns:
-        Shares in [0, 1), ascending, shape (cuts,).
+        Shares in [0, 1), ascending, shape (cuts,); 1 for the end.
     """
+    if prune_at == "end":
+        return [1.0]
     if prune_at == "late":
         first = min(_LAST_SHARE if cuts == 1 else _FIRST_SHARE, (epochs - 1) / epochs)
     else:
@@ -42,8 +44,10 @@ def check_schedule(prune_at: float | str, cuts: int, epochs: int) -> list[int]:
     """Return how many epochs come before each cut.
 
     Raises:
-        ConfigError: No epoch is left after the last cut, or two cuts fall together.
+        ConfigError: No epoch is left after the last cut, which was not to be at the end, or two cuts fall together.
     """
+    if prune_at == "end":
+        return [epochs]
     before = [_epochs_before(share, epochs) for share in cut_shares(prune_at, cuts, epochs)]
     if before[-1] >= epochs:
         raise ConfigError(
@@ -71,7 +75,7 @@ def cut_is_due(
     elapsed: float | None = None,
     separated: bool = False,
 ) -> bool:
-    """Tell at the beginning of an epoch whether to cut first.
+    """Tell at the beginning of an epoch whether to cut first; at none where the cut comes at the end.
 
     Args:
         prune_at: As for :func:`cut_shares`.
@@ -82,7 +86,7 @@ def cut_is_due(
         elapsed: Share of the run's time that is over, where its length is a time.
         separated: The scales tell the channels apart ("auto" does not wait then).
     """
-    if done >= cuts:
+    if done >= cuts or prune_at == "end":
         return False
     share = cut_shares(prune_at, cuts, epochs)[done]
     if elapsed is not None:

@@ -9,6 +9,7 @@ The loop that the session is in calls it here::
             session.gentle()        factor on the rates in the first epoch after a cut
         session.end_epoch()         where the scales are
         session.judge(fitness)      lambda is judged by what validation says
+    session.end()                   after the last epoch: cuts where prune_at=end
 """
 
 from __future__ import annotations
@@ -141,6 +142,16 @@ class Session:
                 self.cut()
         self.softened = 0
 
+    def end(self, around_cut: AbstractContextManager[None] | None = None) -> None:
+        """Cut after the last epoch, where that was asked for and not done yet.
+
+        Args:
+            around_cut: As for :meth:`begin_epoch`.
+        """
+        if self.settings.at_end and not self.is_done:
+            with around_cut or nullcontext():
+                self.cut()
+
     def order_scales(self) -> None:
         """Put the hook on the optimizers in sparse epochs and take it off in others; call after a cut."""
         loop = self.loop
@@ -165,20 +176,20 @@ class Session:
     @property
     def last_sparse(self) -> int:
         """The epoch of the last cut, as it is planned now."""
-        shares = cut_shares(self.settings.prune_at, self.settings.cuts, self.loop.epochs)
+        shares = cut_shares(self.settings.moment, self.settings.cuts, self.loop.epochs)
         return math.floor(shares[-1] * float(self.loop.epochs) + 0.5)
 
     def is_due(self) -> bool:
         """Tell at the beginning of an epoch whether to cut first."""
         settings, loop = self.settings, self.loop
         return cut_is_due(
-            settings.prune_at,
+            settings.moment,
             settings.cuts,
             len(self.state.cuts),
             loop.epoch,
             loop.epochs,
             elapsed=loop.elapsed,
-            separated=settings.prune_at == "auto" and self._separated(loop.average),
+            separated=settings.moment == "auto" and self._separated(loop.average),
         )
 
     def _separated(self, module: nn.Module) -> bool:
@@ -248,6 +259,8 @@ class Session:
                 widths=widths,
                 lineage=lineage,
                 target=target,
+                score=loop.score,
+                lessons=loop.calibration,
             )
 
         with self._target(parent, number) as target:

@@ -40,7 +40,7 @@ class Division:
         Raises:
             ConfigError: Nothing is left after the last cut, or two cuts fall together.
         """
-        prune_at = settings.prune_at
+        prune_at = settings.moment
         if not isinstance(prune_at, str) and prune_at >= 1:
             if prune_at >= length:
                 raise ConfigError(

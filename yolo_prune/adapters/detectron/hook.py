@@ -32,11 +32,12 @@ from yolo_prune.adapters.detectron.division import Division
 from yolo_prune.adapters.detectron.journal import Journal, say_begin, say_cut, say_frozen_norms
 from yolo_prune.adapters.detectron.saved import WithPruning, check_weights, weigh
 from yolo_prune.adapters.detectron.teaching import add_teacher
+from yolo_prune.criteria.batches import are_given
 from yolo_prune.criteria.calibration import Forward, Projection, call
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.graph.randomness import untouched_randomness
-from yolo_prune.options.inrun import make_settings, refuse_places
+from yolo_prune.options.inrun import make_settings, refuse_places, without_images
 from yolo_prune.progress import LOGGER
 from yolo_prune.train.midcut import from_first_process
 from yolo_prune.train.plain import PruningSession
@@ -104,6 +105,8 @@ class PruningHook(HookBase):  # type: ignore[misc]
         """
         if parts < 1:
             raise ConfigError(f"parts must be at least 1, got {parts}.")
+        if calibration is not None and not are_given(calibration):
+            options = without_images(options)
         self.parts, self._options = parts, options
         self._settings = make_settings(options)
         refuse_places(self._settings)
@@ -151,7 +154,9 @@ class PruningHook(HookBase):  # type: ignore[misc]
         self._stage = "training"
         session.before_train()
         self._watch(session)
-        self._teaching = add_teacher(session.model, session.lesson) if self._settings.distill else []
+        self._teaching = (
+            add_teacher(session.model, session.lesson) if self._settings.learns_from_parent else []
+        )
         for writer in parts.writers_of(trainer):
             writer.metadata = WithPruning(writer.metadata, self.state_dict)
         self._say_begin(session)
@@ -263,7 +268,10 @@ class PruningHook(HookBase):  # type: ignore[misc]
             average=parts.average_of(trainer),
             cost_input=cost_input,
             seed=self._seed,
-            **{**self._options, "prune_at": division.prune_at},
+            **{
+                **self._options,
+                **({} if self._settings.prune_at is None else {"prune_at": division.prune_at}),
+            },
         )
         return session
 

@@ -65,6 +65,7 @@ class Training:
         record: What the checkpoints say of themselves, as ``meta``.
         session: Prunes on the way, None for a training that cuts nothing.
         teacher: Network to learn from, None where there is none.
+        uncut: Holds the weights of the best epoch, which are cut after the last one; None where the cut comes earlier.
         began: Plan of the network that the training began with, as JSON.
         progress: Where it is.
     """
@@ -79,6 +80,7 @@ class Training:
     record: Mapping[str, Any]
     session: PruningSession | None = None
     teacher: OutputTeacher | HeadTeacher | None = None
+    uncut: nn.Module | None = None
     began: str | None = None
     progress: Progress = field(default_factory=Progress)
 
@@ -86,6 +88,11 @@ class Training:
     def best(self) -> Path:
         """File of the best model."""
         return self.folder / "weights" / "best.pt"
+
+    @property
+    def parent(self) -> Path:
+        """File of the best model before a cut at the end."""
+        return self.folder / "weights" / "parent.pt"
 
     @property
     def last(self) -> Path:
@@ -110,9 +117,20 @@ class Training:
                 LOGGER.info("before training: %s %.4f", self.metric, self.progress.start)
             while self.progress.epoch < self.recipe.epochs and not self._is_patient_no_more():
                 self._train_epoch()
+            self._end_session()
             if self.progress.best is None:  # a cut was the last that happened
                 self._note_best(self.score(self.module))
         return self.progress
+
+    def _end_session(self) -> None:
+        """Let the session end, which cuts a training that stopped early."""
+        if self.session is None:
+            return
+        cuts = self._cuts()
+        self.session.finish()
+        if self._cuts() != cuts:
+            self.progress.best = None
+            self._save(self.last, state=self._state())
 
     def _is_patient_no_more(self) -> bool:
         waited = self.progress.epoch - self.progress.best_epoch
@@ -135,6 +153,7 @@ class Training:
             total += self._step(images, targets, rate)
         score = self.score(self.module)
         cuts = self._cuts()
+        self._note_uncut(score)
         if self.session is not None:
             self.session.after_epoch(score)
         progress.epoch += 1
@@ -207,6 +226,16 @@ class Training:
     def _note_best(self, score: float) -> None:
         self.progress.best, self.progress.best_epoch = score, self.progress.epoch
         self._save(self.best)
+
+    def _note_uncut(self, score: float) -> None:
+        """Keep the weights of an epoch that is the best so far of a training that is cut at its end."""
+        progress = self.progress
+        is_better = progress.best is None or score > progress.best
+        if self.uncut is None or self._cuts() is not None or not is_better:
+            return
+        progress.best, progress.best_epoch = score, progress.epoch + 1
+        self.uncut.load_state_dict(self.module.state_dict())
+        self._save(self.parent)
 
     def _plan(self) -> PrunePlan | None:
         return self.session.plan if self.session else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -153,6 +154,7 @@ def _session(training: Training, settings: Mapping[str, Any]) -> PruningSession:
     module, recipe = training.module, training.recipe
     images, task = int(settings["calibration_images"]), _task(training)
     options = InRunSettings(**settings)
+    training.uncut = copy.deepcopy(module) if options.at_end else None
     return PruningSession(
         module,
         training.optimizer,
@@ -160,6 +162,7 @@ def _session(training: Training, settings: Mapping[str, Any]) -> PruningSession:
         total=recipe.epochs,
         calibration=task.calibration_batches(recipe.imgsz, images, recipe.seed),
         labels=lambda batches: task.calibration_labels(recipe.imgsz, images, recipe.seed),
+        average=training.uncut,
         seed=recipe.seed,
         timekeeper=_timekeeper(training, options) if has_place(options) else None,
         **settings,
@@ -212,6 +215,9 @@ def _resumed(config: TrainConfig) -> Training:
         training.session = _session(training, {**state["session"]["settings"]})
         training.session.load_state_dict(state["session"])
         module.load_state_dict(loaded.module.state_dict())
+        if training.uncut is not None and training.session.plan is None:
+            best = training.parent if training.parent.is_file() else last
+            training.uncut.load_state_dict(files.load(best).module.state_dict())
     go_on_(training, state)
     return training
 
@@ -219,7 +225,7 @@ def _resumed(config: TrainConfig) -> Training:
 def _closing(training: Training) -> list[str]:
     if training.session is None:
         return []
-    plan = training.session.finish()
+    plan = training.session.plan
     if plan is None:
         return ["nothing was cut"]
     met = target_sentence(plan.settings.get("latency"))

@@ -20,6 +20,7 @@ from yolo_prune.adapters.ultralytics.training.distill import DistilledCriterion,
 from yolo_prune.adapters.ultralytics.training.midrun import size_of
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.cost import count_parameters
+from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.imgsz import plain_size, size_text
 from yolo_prune.progress import LOGGER
@@ -139,7 +140,7 @@ def attach_teacher(trainer: Any, teacher: nn.Module | None) -> None:
         trainer: A trainer whose model is cut.
         teacher: The uncut model; None reads it from ``weights/parent.pt``.
     """
-    if not trainer.pruning.distill:
+    if not trainer.pruning.learns_from_parent:
         return
     if teacher is None:
         try:
@@ -182,7 +183,7 @@ def with_teacher_column(trainer: Any, metrics: Mapping[str, Any]) -> dict[str, A
     name = f"train/{_TEACHER_COLUMN}"
     metrics = {key: value for key, value in metrics.items() if key != f"val/{_TEACHER_COLUMN}"}
     named = isinstance(trainer.tloss, dict)  # before 8.4.0 of the host had names, its columns were fixed
-    if not (trainer.pruning.distill and named) or name in metrics:
+    if not (trainer.pruning.learns_from_parent and named) or name in metrics:
         return dict(metrics)
     line: dict[str, Any] = {}
     train = [key for key in metrics if key.startswith("train/")]
@@ -191,6 +192,12 @@ def with_teacher_column(trainer: Any, metrics: Mapping[str, Any]) -> dict[str, A
         if train and key == train[-1]:
             line[name] = 0.0
     return line
+
+
+def _recovery_line(plan: PrunePlan) -> list[str]:
+    """Say what the host's fitness was before a cut at the end, and after every step of recovery."""
+    steps = {name: value for name, value in plan.settings.get("recovery", {}).items() if value is not None}
+    return [f"fitness: {', '.join(f'{name} {value:.3f}' for name, value in steps.items())}"] if steps else []
 
 
 def closing_lines(trainer: Any) -> list[str]:
@@ -207,6 +214,7 @@ def closing_lines(trainer: Any) -> list[str]:
         )
     return [
         *lines,
+        *_recovery_line(PrunePlan.from_json(state.plan)),
         f"parameters: {state.params:,} before, {after:,} after ({state.gmacs:.3g} -> {cuts[-1].gmacs:.3g} GMACs)",
         f"plan: {Path(trainer.save_dir, 'plan.json')}; before the cut: {Path(trainer.wdir, 'parent.pt')}; "
         f"pruned: {best}",

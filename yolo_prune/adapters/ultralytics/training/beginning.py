@@ -19,7 +19,7 @@ def refuse_what_cannot_work(trainer: Any) -> None:
     if getattr(args, "quantize", None) in (8, "8", "int8"):
         raise ConfigError("prune first, then train with quantize=8: a quantised model cannot be cut.")
     if not args.time:
-        check_schedule(pruning.prune_at, pruning.cuts, trainer.epochs)
+        check_schedule(pruning.moment, pruning.cuts, trainer.epochs)
 
 
 def say_what_the_budget_is_of(trainer: Any) -> None:

@@ -83,7 +83,8 @@ class _ResumesExactly(_StaysCut):
 
     def is_exact(self: Any) -> bool:
         """Tell whether a kill may not change what is still to be cut."""
-        return bool(self.pruning.exact_resume) and len(self.state.cuts) < self.pruning.cuts
+        exact = self.pruning.exact_resume and not self.pruning.at_end  # where the training is the host's own
+        return bool(exact) and len(self.state.cuts) < self.pruning.cuts
 
     def pick_up_exactly(self: Any) -> None:
         """In the first epoch of a resumed run, put everything back; call before a cut."""

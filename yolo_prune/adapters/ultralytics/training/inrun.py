@@ -13,6 +13,7 @@ The host's loop, seen from here (where we step in is starred)::
             "on_train_epoch_end" *          where the scales are
             validate() *                    our columns join the metrics; lambda is judged
             save_model() *                  our state goes into the checkpoint
+            "on_fit_epoch_end" *            after the last one: the best model is cut, where prune_at=end
         final_eval() *                      parameters before and after
 """
 
@@ -29,7 +30,7 @@ import torch
 from torch import nn
 
 from yolo_prune.adapters.ultralytics.recognise import is_cut
-from yolo_prune.adapters.ultralytics.training import aftercut, beginning, midrun, rescue
+from yolo_prune.adapters.ultralytics.training import aftercut, beginning, ending, midrun, rescue
 from yolo_prune.adapters.ultralytics.training.exact import _ResumesExactly
 from yolo_prune.adapters.ultralytics.training.history import RUN_KEY
 from yolo_prune.adapters.ultralytics.training.loop import HostLoop
@@ -50,6 +51,7 @@ class _PrunesInRun(_ResumesExactly):
     pruning = InRunSettings()
     session: Any = None
     busy = False
+    ending = all_epochs_over = False
     record: Mapping[str, Any] = MappingProxyType({})
     began_cut = False
 
@@ -82,6 +84,8 @@ class _PrunesInRun(_ResumesExactly):
             aftercut.soften_rates(self)
         elif event == "on_train_epoch_end":
             self.end_epoch()
+        elif event == "on_fit_epoch_end" and not self.ending and self.from_first_rank(self.stop):
+            ending.end_training(self)
         super().run_callbacks(event)
 
     def begin_retraining(self: Any) -> None:
@@ -108,14 +112,20 @@ class _PrunesInRun(_ResumesExactly):
             beginning.say_what_the_budget_is_of(self)
         self.params_before = self.state.current_params
         self.check_sizes()
-        if not self.session.is_done:
+        if not (self.session.is_done or self.pruning.at_end):
             self.stopper.patience = float("inf")  # early stopping waits for the last cut
         if self.state.cuts:
             aftercut.resume_average(self)
             aftercut.attach_teacher(self, None)
 
     def begin_epoch(self: Any) -> None:
-        """Cut when it is time; a model that has grown back is noticed here."""
+        """Cut when it is time; a model that has grown back is noticed here.
+
+        Raises:
+            AllEpochsOverError: An interrupted run was in its end already.
+        """
+        if self.all_epochs_over:
+            raise ending.AllEpochsOverError
         self.check_sizes()
         self.pick_up_exactly()
         self.session.begin_epoch(rescue.rescued(self))
@@ -130,9 +140,12 @@ class _PrunesInRun(_ResumesExactly):
                 metrics, self.fitness = self.validate()
                 self.metrics = metrics if metrics is not None else self.metrics
                 self.state.cuts[-1].fitness = self.from_first_rank(self.fitness)
+            self.best_fitness = (
+                self.fitness
+            )  # so that the host writes best.pt, whatever was better before the cut
             if aftercut.is_first_process():
                 plan.save(Path(self.save_dir, "plan.json"))
-                if self.best.is_file():
+                if self.best.is_file() and not self.ending:  # parent.pt holds the best of all epochs then
                     self.best.replace(self.wdir / "best_uncut.pt")
                 self.save_model()
                 if self.epoch < 0:
@@ -151,6 +164,10 @@ class _PrunesInRun(_ResumesExactly):
         if not self.busy:
             self.session.judge(shared)
         return (metrics if metrics is None else {**metrics, **self.session.columns()}), fitness
+
+    def fitness_of(self: Any, module: nn.Module) -> float:
+        """Return the host's fitness of a model on the validation images; nothing is changed."""
+        return ending.fitness_of(self, module)
 
     def save_metrics(self: Any, metrics: dict[str, Any]) -> None:
         """Write a line of results.csv; the teacher's column is there from the first one on."""
@@ -172,6 +189,22 @@ class _PrunesInRun(_ResumesExactly):
         }
         self.settings = replace(self.settings, meta=meta)
         return super().save_model()
+
+    def resume_training(self: Any, ckpt: Any) -> None:
+        """Resume like the host, and also what was interrupted after its last epoch, which the host calls finished."""
+        epoch = int(ckpt.get("epoch", -1)) + 1 if self.resume and ckpt else 0
+        if not epoch or epoch < self.epochs:
+            super().resume_training(ckpt)  # type: ignore[misc]
+            return
+        self._load_checkpoint_state(ckpt)
+        self.start_epoch, self.all_epochs_over = epoch, True
+
+    def _do_train(self: Any, *arguments: Any) -> Any:
+        """Train like the host; where only the end was left, make that."""
+        try:
+            return super()._do_train(*arguments)  # type: ignore[misc]
+        except ending.AllEpochsOverError:
+            return ending.make_end(self)
 
     def _load_checkpoint_state(self: Any, ckpt: Any) -> None:
         """Load like the host, which makes a new average: it gets its horizon again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
+from yolo_prune.train.midcut import is_distributed
 from yolo_prune.train.timing import Timekeeper
 
 _TIMED_IMAGES = 16
@@ -96,12 +97,20 @@ class HostLoop:
             trainer.pruning, deployment, Path(trainer.save_dir), writes_parent=False, trust=own
         )
 
+    @property
+    def score(self) -> Callable[[nn.Module], float] | None:
+        """The host's fitness; several processes validate together, but only one of them recovers a cut model."""
+        return None if is_distributed() or not self._trainer.args.val else self._trainer.fitness_of
+
     def rate_factor(self, epoch: int) -> float:
         """Return what the host's schedule makes of the initial rates."""
         return float(self._trainer.lf(epoch))
 
     def averaged(self) -> nn.Module:
-        """Return the EMA as the host's checkpoints hold it."""
+        """Return the EMA as the host's checkpoints hold it; after the last epoch the best one."""
+        trainer = self._trainer
+        if trainer.ending and trainer.best.is_file():
+            return midrun.best_as_saved(trainer.best, bool(own_classes(self.model)))
         return midrun.average_as_saved(self.average)
 
     def anatomy(self) -> Anatomy:
@@ -126,5 +135,5 @@ class HostLoop:
     def after_cut(self, plan: PrunePlan, parent: nn.Module | None) -> None:
         """Make wrappers, average and early stopping anew, attach the teacher, validate and save."""
         self._trainer.params_before = self._trainer.state.current_params
-        aftercut.start_afresh(self._trainer, parent)
+        aftercut.start_afresh(self._trainer, parent if self._trainer.pruning.learns_from_parent else None)
         self._trainer.save_cut(plan)

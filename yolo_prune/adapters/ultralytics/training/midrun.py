@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolo_prune.adapters.ultralytics.load import load_detector
 from yolo_prune.criteria.calibration import Labels
 from yolo_prune.imgsz import ImageSize, is_square, with_longer_side
 
@@ -30,6 +31,16 @@ def average_as_saved(average: nn.Module) -> nn.Module:
             if tensor.is_floating_point():
                 tensor.copy_(torch.nan_to_num(tensor.half()).to(tensor.dtype))
     return copy  # type: ignore[no-any-return]
+
+
+def best_as_saved(best: Path, trust: bool) -> nn.Module:
+    """Return a float32 copy of the model that a training would have as its result, in evaluation mode.
+
+    Args:
+        best: Its file.
+        trust: Load classes of the user's own.
+    """
+    return average_as_saved(load_detector(best, trust=trust).module)
 
 
 def frozen_modules(
