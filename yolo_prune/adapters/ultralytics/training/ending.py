@@ -6,12 +6,14 @@ import shutil
 from copy import deepcopy
 from typing import Any
 
-import torch
 from torch import nn
 
+from yolo_prune.adapters.ultralytics.load import read_checkpoint
+from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.training import aftercut, rescue
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.cost import count_parameters
+from yolo_prune.errors import CheckpointError
 from yolo_prune.files import replacing
 from yolo_prune.progress import LOGGER
 
@@ -56,15 +58,16 @@ def make_end(trainer: Any) -> None:
 
 
 def _finish_best(trainer: Any) -> None:
-    """Write best.pt where the run was interrupted between last.pt and it."""
-    best, last = trainer.best, trainer.last
-    if best.is_file():
-        module = torch.load(best, map_location="cpu", weights_only=False)["model"]
-        if module is None or count_parameters(module) != trainer.state.current_params:
-            best.unlink()
-    if not best.is_file():
+    """Write best.pt where the run was interrupted between last.pt and it, or while it was written."""
+    best, trust = trainer.best, bool(own_classes(unwrap(trainer.model)))
+    try:
+        checkpoint = read_checkpoint(best, trust=trust)
+        cut = count_parameters(checkpoint.get("ema") or checkpoint["model"]) == trainer.state.current_params
+    except CheckpointError:
+        cut = False
+    if not cut:
         with replacing(best) as temporary:
-            shutil.copyfile(last, temporary)
+            shutil.copyfile(trainer.last, temporary)
 
 
 def fitness_of(trainer: Any, module: nn.Module) -> float:
