@@ -29,6 +29,11 @@ class _RunLog(logging.Handler):
         self._file: Path | None = None
         self._broken = False
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the file is."""
+        return self._file.parent if self._file else None
+
     def emit(self, record: logging.LogRecord) -> None:
         """Append one message, without control characters."""
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
@@ -73,6 +78,11 @@ def logged_run(packages: Iterable[str] = ()) -> Iterator[None]:
         except BaseException as error:
             log.handle(_last_words(error))
             raise
+
+
+def folder_of_run() -> Path | None:
+    """Return the folder of the run that is going on, None as long as nobody knows it."""
+    return _OPEN[-1].folder if _OPEN else None
 
 
 def keep_log_in(folder: Path | str) -> None:

@@ -10,6 +10,7 @@ from ultralytics import YOLO
 from ultralytics.models import yolo
 from ultralytics.models.yolo.detect import DetectionTrainer
 
+from yolo_prune import cli
 from yolo_prune.adapters.stored import METADATA_KEY
 from yolo_prune.adapters.ultralytics.training import ending, inrun
 from yolo_prune.adapters.ultralytics.training.history import RUN_KEY, read_result
@@ -129,6 +130,34 @@ def test_a_kill_in_the_end_loses_nothing(data, tmp_path, monkeypatch, finished, 
     assert same_weights(saved(result.best), saved(whole.best))
     assert torch.load(result.best, weights_only=False)["epoch"] == -1  # the host has finished with it
     assert len(table(resumed)) == 4
+
+
+def test_ctrl_c_in_the_cut_says_how_to_go_on(data, tmp_path, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    stock, more = (
+        tmp_path / "stock.pt",
+        ["epochs=1", "imgsz=64", "batch=4", "workers=0", "device=cpu", "plots=false"],
+    )
+    torch.save({"model": tiny(), "epoch": -1}, stock)
+    words = [
+        "train",
+        f"model={stock}",
+        f"data={data}",
+        *more,
+        "keep_macs=0.6",
+        "steps=1",
+        "round_to=4",
+        "min_width=4",
+    ]
+    monkeypatch.setattr(midcut, "cut_in_steps", stop)
+    assert cli.main([*words, f"project={tmp_path}", "name=run"]) == 130
+    last = tmp_path / "run" / "weights" / "last.pt"
+    assert f"stopped: 'yolo-prune train resume model={last}' goes on" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert cli.main(["train", "resume", f"model={last}"]) == 0
+    assert read_result(last.parents[1]).plan.kept_macs <= 0.65
 
 
 def test_a_cut_that_fails_says_how_the_finished_training_goes_on(data, tmp_path, monkeypatch):

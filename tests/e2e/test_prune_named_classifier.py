@@ -305,7 +305,7 @@ def is_same(one, other):
 
 
 def test_by_default_the_best_network_of_the_whole_training_is_cut_and_a_kill_changes_nothing(
-    bars, tmp_path, monkeypatch
+    bars, tmp_path, monkeypatch, capsys
 ):
     from yolo_prune.adapters.torchvision.training.loop import Training
 
@@ -328,6 +328,9 @@ def test_by_default_the_best_network_of_the_whole_training_is_cut_and_a_kill_cha
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_train_epoch", stopping)
         assert cli.main(words_to_the_end(bars, tmp_path, "name=stopped")) == 130
+    assert (
+        f"stopped: 'yolo-prune train resume model={stopped / 'last.pt'}' goes on" in capsys.readouterr().err
+    )
     assert cli.main(["train", f"model={stopped / 'last.pt'}", "resume=true"]) == 0
     assert torch.load(stopped / "best.pt", weights_only=True)["plan"] == stored["plan"]
     assert is_same(weights_of(stopped / "best.pt"), weights_of(whole / "best.pt"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from yolo_prune.adapters.hosts import find_host
 from yolo_prune.options import TrainConfig
 from yolo_prune.progress import LOGGER
-from yolo_prune.run_log import logged_run
+from yolo_prune.run_log import folder_of_run, logged_run
 from yolo_prune.words import counted
 
 
@@ -32,10 +33,21 @@ def train_from_config(config: TrainConfig) -> list[str]:
     with logged_run(host.packages):
         LOGGER.info("%s", outline(f"{verb} {config.model}{where}:", stages, *memory.recall()))
         began = time.monotonic()
-        lines = host.train(config)
+        try:
+            lines = host.train(config)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_how_to_go_on(folder_of_run())) from None
     if not config.resume:
         memory.keep(stages, {"train": time.monotonic() - began})
     return lines
+
+
+def _how_to_go_on(folder: Path | None) -> str:
+    """Say what a training that was stopped left, and which command goes on from there."""
+    last = folder / "weights" / "last.pt" if folder else None
+    if last is None or not last.is_file():
+        return "no epoch was over, so nothing is kept"
+    return f"'yolo-prune train resume model={last}' goes on"
 
 
 def _in_words(config: TrainConfig) -> str:
