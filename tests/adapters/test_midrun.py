@@ -30,7 +30,7 @@ from yolo_prune.train import RunState, midcut
 from yolo_prune.train.sparse import SparsePhase, free_scales
 from yolo_prune.train.sparsify import batchnorm_scales
 
-SETTINGS = InRunSettings(keep_macs=0.7, steps=1, round_to=4, min_width=4)
+SETTINGS = InRunSettings(keep_macs=0.7, steps=1, round_to=4, min_width=4, prune_at="late")
 
 TWO_PROCESSES = """
 import sys
@@ -174,7 +174,7 @@ def test_the_average_is_rounded_as_a_checkpoint_is_and_the_original_is_not():
 
 def phase(module: nn.Module, tmp_path: Path, **settings) -> SparsePhase:
     cost = anatomy_of(module, 64, ("model.0",)).cost_of(module)
-    options = InRunSettings(keep_macs=0.5, **settings)
+    options = InRunSettings(keep_macs=0.5, prune_at="late", **settings)
     return SparsePhase(options, RunState(1.0, 1), free_scales(cost), 0.3, tmp_path / "scales.png")
 
 
