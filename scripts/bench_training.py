@@ -7,7 +7,8 @@
     flag-late        with prune_at=late: sparse epochs, the cut after 0.7 of them, retraining with a teacher
     flag-inexact     that with exact_resume=false
     flag-dense       that with sparsify=off: no sparse epochs
-    flag-strong      that with sparsify=0.05: scales pushed harder than auto dares
+    flag-strong      that with sparsify=0.05: scales pushed by a given lambda
+    flag-scales      that, and the scales alone rank
     flag-imitates    that with imitation_steps=120 at the cut
     flag-0.9         the same with prune_at=0.9
     flag-0.9-dense   the same without sparse epochs
@@ -56,6 +57,7 @@ FLAGS = {
     "flag-inexact": ("prune_at=late", "exact_resume=false"),
     "flag-dense": ("prune_at=late", "sparsify=off"),
     "flag-strong": ("prune_at=late", "sparsify=0.05"),
+    "flag-scales": ("prune_at=late", "sparsify=0.05", "criterion=bn_scale"),
     "flag-imitates": ("prune_at=late", "imitation_steps=120"),
     "flag-0.9": ("prune_at=0.9", "imitation_steps=120"),
     "flag-0.9-dense": ("prune_at=0.9", "imitation_steps=120", "sparsify=off"),

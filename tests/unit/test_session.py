@@ -586,7 +586,9 @@ def test_what_cannot_be_imitated_is_cut_all_the_same_unless_imitation_was_asked_
     model = build()
     session = make(model, sgd(model), sparsify="auto")
     session.before_train()
-    assert session.finish().kept_macs <= 0.5
+    plan = session.finish()
+    assert plan.kept_macs <= 0.5
+    assert "imitation" not in plan.settings
     assert "the cut model does not imitate the uncut one: the outputs are of another kind" in caplog.text
     model = build()
     session = make(model, sgd(model), **AT_END)

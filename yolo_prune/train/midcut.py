@@ -24,7 +24,6 @@ from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.progress import LOGGER
-from yolo_prune.recover.imitate import Imitation
 from yolo_prune.recover.one_step import Recipe
 from yolo_prune.recover.stages import recover_by_imitation, recover_by_stages, score_of_kept
 from yolo_prune.recover.steps import CutResult, cut_in_steps
@@ -145,20 +144,20 @@ def _recovered(
         module, stages = recover_by_stages(parent, cut, calibration, score, folded=settings.fold)
         known = score_of_kept(stages, folded=settings.fold)
         noted["recovery"] = {"parent": score(parent.module), **stages}
-    if steps := settings.steps_of_imitation:
-        try:
+    steps = settings.steps_of_imitation
+    try:
+        if steps:
             imitated, result, reached = recover_by_imitation(
                 module, parent.module, lessons(), steps=steps, score=score, known=known
             )
-        except ConfigError as error:  # outputs that cannot be compared
-            if settings.imitation_steps is not None:
-                raise
-            LOGGER.warning("the cut model does not imitate the uncut one: %s", error)
-            imitated, result, reached = module, Imitation(math.nan, math.nan, 0.0, 0, 0.0), None
-        noted["imitation"] = {**result.to_dict(), "kept": imitated is not module}
-        if score is not None:
-            noted["recovery"]["imitation"] = reached
-        module = imitated
+            noted["imitation"] = {**result.to_dict(), "kept": imitated is not module}
+            module = imitated
+            if score is not None:
+                noted["recovery"]["imitation"] = reached
+    except ConfigError as error:  # outputs that cannot be compared
+        if settings.imitation_steps is not None:
+            raise
+        LOGGER.warning("the cut model does not imitate the uncut one: %s", error)
     return replace(cut, module=module, plan=replace(cut.plan, settings={**cut.plan.settings, **noted}))
 
 

@@ -140,9 +140,8 @@ class _PrunesInRun(_ResumesExactly):
                 metrics, self.fitness = self.validate()
                 self.metrics = metrics if metrics is not None else self.metrics
                 self.state.cuts[-1].fitness = self.from_first_rank(self.fitness)
-            self.best_fitness = (
-                self.fitness
-            )  # so that the host writes best.pt, whatever was better before the cut
+            # So that the host writes best.pt, whatever was better before the cut.
+            self.best_fitness = self.fitness
             if aftercut.is_first_process():
                 plan.save(Path(self.save_dir, "plan.json"))
                 if self.best.is_file() and not self.ending:  # parent.pt holds the best of all epochs then
