@@ -97,14 +97,13 @@ def go(way: str, seed: str, given: dict[str, Any]) -> Path:
         return train(way, seed, given, epochs, f"keep_macs={given['keep_macs']}", *FLAGS[way])
     if way == "patience":
         return prune(way, seed, given, go("plain", seed, given))
-    if way == "patience-tuned":
-        first = round(LATE * epochs)
+    first = round(LATE * epochs)
+    if way in ("patience-tuned", "torch-pruning"):
         parent = train("plain-first", seed, given, first)
+    if way == "patience-tuned":
         rest = (f"epochs={epochs - first}", f"fraction={given['fraction']}", f"batch={given['batch']}")
         return prune(way, seed, given, parent, *rest)
     if way == "torch-pruning":
-        first = round(LATE * epochs)
-        parent = train("plain-first", seed, given, first)
         made = Path(given["folder"], f"{way}-{seed}-cut")
         sizes = {"imgsz": int(given["imgsz"]), "keep_macs": float(given["keep_macs"])}
         cut = torch_pruning_cut(parent, made, "GroupNorm", True, sizes)

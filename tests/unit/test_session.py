@@ -577,12 +577,12 @@ def test_without_images_the_cut_comes_late_for_nothing_else_would_recover_it():
 
 
 def test_what_cannot_be_imitated_is_cut_all_the_same_unless_imitation_was_asked_for(monkeypatch, caplog):
-    from yolo_prune.train import midcut
+    from yolo_prune.recover import stages
 
     def refuse(*_, **__):
         raise ConfigError("the outputs are of another kind")
 
-    monkeypatch.setattr(midcut, "recover_by_imitation", refuse)
+    monkeypatch.setattr(stages, "recover_by_imitation", refuse)
     model = build()
     session = make(model, sgd(model), sparsify="auto")
     session.before_train()

@@ -31,6 +31,7 @@ _RATES = (3e-3, 1e-3, 3e-4)
 _SMALLEST = 0.01  # root mean square that a tensor counts as at least: biases begin at 0
 # Steps of a trial. Its rate rises and falls as in the whole: at its height a rate looks worse than it is.
 _TRIAL = 24
+LESSONS = 256  # images that are imitated on, where there are so many: more than moments need
 _PASSES = 20  # over the images; more of them only learn these by heart
 _WARM_UP = 20
 _BATCH = 16

@@ -68,6 +68,43 @@ def score_of_kept(stages: Stages, *, recalibrate: bool | str = "auto", folded: b
     return max((score for name in names if (score := stages[name]) is not None), default=-math.inf)
 
 
+def recover_without_labels(
+    parent: Traced,
+    cut: CutResult,
+    calibration: Calibration,
+    *,
+    folded: bool,
+    steps: int,
+    score: Callable[[nn.Module], float] | None = None,
+    lessons: Callable[[], Calibration] | None = None,
+) -> tuple[nn.Module, Stages, Imitation | None]:
+    """Recover a cut model: BatchNorm where that scores better, then imitation; return the model to keep.
+
+    Args:
+        parent: The uncut model.
+        cut: What :func:`cut_in_steps` returned, of one step at least.
+        calibration: Images and how the model runs on them.
+        folded: The cut's module was folded.
+        steps: Of imitation; 0 leaves it out.
+        score: Accuracy of a model, larger is better; None: what got closer to the parent is kept.
+        lessons: Makes what is imitated on, when it is time; None: the calibration.
+
+    Returns:
+        The model, the score of every stage (none without ``score``), and how far imitation got, None without one.
+    """
+    module, known, stages = cut.module, -math.inf, Stages()
+    if score is not None:
+        module, stages = recover_by_stages(parent, cut, calibration, score, folded=folded)
+        known = score_of_kept(stages, folded=folded)
+    if not steps:
+        return module, stages, None
+    images = lessons() if lessons else calibration
+    module, result, reached = recover_by_imitation(
+        module, parent.module, images, steps=steps, score=score, known=known
+    )
+    return module, ({**stages, "imitation": reached} if stages else stages), result
+
+
 def recover_by_imitation(
     module: nn.Module,
     parent: nn.Module,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
@@ -43,7 +42,7 @@ from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.one_step import Recipe
-from yolo_prune.recover.stages import recover_by_imitation, recover_by_stages, score_of_kept
+from yolo_prune.recover.stages import recover_without_labels
 from yolo_prune.recover.steps import cut_in_steps
 
 _Arguments = ParamSpec("_Arguments")
@@ -224,15 +223,13 @@ def _cut_on_images_(
     images = sized_for_memory(measured_at_heads(target, graph, images), target, graph)
     cut = cut_in_steps(traced, budget, recipe, images, validate=validate if recipe.depth else None)
     _check_met(cut.plan, budget.absolute(traced.cost))
-    best, known, plan = cut.module, -math.inf, cut.plan
-    if validate is not None and cut.steps:
-        best, stages = recover_by_stages(traced, cut, images, validate, folded=recipe.fold)
-        known = score_of_kept(stages, folded=recipe.fold)
-    if imitation_steps and cut.steps:
-        best, result, _ = recover_by_imitation(
-            best, traced.module, images, steps=imitation_steps, score=validate, known=known
+    best, plan = cut.module, cut.plan
+    if cut.steps:
+        best, _, result = recover_without_labels(
+            traced, cut, images, folded=recipe.fold, steps=imitation_steps, score=validate
         )
-        plan = replace(plan, settings={**plan.settings, "imitation": result.to_dict()})
+        if result is not None:
+            plan = replace(plan, settings={**plan.settings, "imitation": result.to_dict()})
     cut_(module, plan, rules=traced.anatomy.rules)
     module.load_state_dict(best.state_dict())
     return plan

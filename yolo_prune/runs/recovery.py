@@ -21,6 +21,7 @@ from yolo_prune.imgsz import plain_size
 from yolo_prune.options.places import has_target, measures
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.aim import how_it_was_met
+from yolo_prune.recover.imitate import LESSONS
 from yolo_prune.recover.one_step import Recipe
 from yolo_prune.recover.stages import Stages, recover_by_imitation, recover_by_stages, score_of_kept
 from yolo_prune.recover.steps import CutResult, cut_in_steps
@@ -32,7 +33,6 @@ from yolo_prune.train.timing import Measure
 
 _Score = Callable[[nn.Module], float]
 _IMITATION = "imitation"
-_IMAGES = 256  # that are imitated on, where there are so many: more than moments need
 
 
 def cut_and_recover(job: PruneJob) -> tuple[CutResult, Stages]:
@@ -156,7 +156,7 @@ def _imitate(job: PruneJob, cut: CutResult, stages: Stages, score: _Score) -> tu
         module, result, reached = recover_by_imitation(
             cut.module,
             job.parent.module,
-            _calibration(job, max(_IMAGES, job.effort.images)),
+            _calibration(job, max(LESSONS, job.effort.images)),
             seconds=config.recover_seconds,
             score=score,
             known=score_of_kept(stages, recalibrate=config.recalibrate_bn, folded=config.fold),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -24,15 +24,15 @@ from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.imitate import LESSONS
 from yolo_prune.recover.one_step import Recipe
-from yolo_prune.recover.stages import recover_by_imitation, recover_by_stages, score_of_kept
+from yolo_prune.recover.stages import recover_without_labels, score_of_kept
 from yolo_prune.recover.steps import CutResult, cut_in_steps
 from yolo_prune.train.state import RunState
 from yolo_prune.train.timing import Target
 
 _Value = TypeVar("_Value")
 Score = Callable[[nn.Module], float]
-_LESSONS = 256  # images that are imitated on, where there are so many: more than moments need
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,16 @@ def recover(
     plan = cut.plan
     if target is not None:
         plan = replace(plan, settings={**plan.settings, "latency": target.met_by(cut, traced)})
+
+    def to_imitate_on() -> Calibration:
+        if lessons is None or not settings.at_end or settings.calibration_images >= LESSONS:
+            return calibration
+        return sized(lessons(LESSONS))
+
     cut = replace(cut, plan=plan)
     if cut.steps:
-        many = lessons is not None and settings.at_end and settings.calibration_images < _LESSONS
-        cut = _recovered(
-            traced,
-            cut,
-            calibration,
-            settings,
-            score if settings.at_end else None,
-            lambda: sized(lessons(_LESSONS)) if lessons and many else calibration,
-        )
+        judge = score if settings.at_end else None
+        cut = _recovered(traced, cut, calibration, settings, judge, to_imitate_on)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in cut.module.state_dict().items()}
     return Recovered(cut.plan, weights)
 
@@ -139,25 +138,29 @@ def _recovered(
     lessons: Callable[[], Calibration],
 ) -> CutResult:
     """Let a cut model imitate its parent; where something says how accurate it is, keep what is most accurate."""
-    module, known, noted = cut.module, -math.inf, dict[str, Any]()
-    if score is not None:
-        module, stages = recover_by_stages(parent, cut, calibration, score, folded=settings.fold)
-        known = score_of_kept(stages, folded=settings.fold)
-        noted["recovery"] = {"parent": score(parent.module), **stages}
-    steps = settings.steps_of_imitation
+    recovered = partial(
+        recover_without_labels,
+        parent,
+        cut,
+        calibration,
+        folded=settings.fold,
+        score=score,
+        lessons=lessons,
+    )
     try:
-        if steps:
-            imitated, result, reached = recover_by_imitation(
-                module, parent.module, lessons(), steps=steps, score=score, known=known
-            )
-            noted["imitation"] = {**result.to_dict(), "kept": imitated is not module}
-            module = imitated
-            if score is not None:
-                noted["recovery"]["imitation"] = reached
+        module, stages, result = recovered(steps=settings.steps_of_imitation)
     except ConfigError as error:  # outputs that cannot be compared
         if settings.imitation_steps is not None:
             raise
         LOGGER.warning("the cut model does not imitate the uncut one: %s", error)
+        module, stages, result = recovered(steps=0)
+    noted: dict[str, Any] = {}
+    if result is not None:
+        reached = stages.get("imitation")
+        better = reached is None or reached > score_of_kept(stages, folded=settings.fold)
+        noted["imitation"] = {**result.to_dict(), "kept": result.steps > 0 and better}
+    if score is not None:
+        noted["recovery"] = {"parent": score(parent.module), **stages}
     return replace(cut, module=module, plan=replace(cut.plan, settings={**cut.plan.settings, **noted}))
 
 

@@ -259,7 +259,6 @@ class PruningHook(HookBase):  # type: ignore[misc]
             if example is None:
                 example = example_of(images)
                 cost_input = whole_example_of(images) if cost_input is None else cost_input
-        moment = {} if self._settings.prune_at is None else {"prune_at": division.prune_at}
         self._session = session = PruningSession(
             *(model, parts.optimizers_of(trainer), example),
             total=division.parts,
@@ -269,7 +268,7 @@ class PruningHook(HookBase):  # type: ignore[misc]
             average=parts.average_of(trainer),
             cost_input=cost_input,
             seed=self._seed,
-            **{**self._options, **moment},
+            **{**self._options, "prune_at": division.prune_at},
         )
         return session
 

@@ -164,10 +164,6 @@ class _PrunesInRun(_ResumesExactly):
             self.session.judge(shared)
         return (metrics if metrics is None else {**metrics, **self.session.columns()}), fitness
 
-    def fitness_of(self: Any, module: nn.Module) -> float:
-        """Return the host's fitness of a model on the validation images; nothing is changed."""
-        return ending.fitness_of(self, module)
-
     def save_metrics(self: Any, metrics: dict[str, Any]) -> None:
         """Write a line of results.csv; the teacher's column is there from the first one on."""
         super().save_metrics(  # type: ignore[misc]

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.closeness import calibration_of
 from yolo_prune.adapters.ultralytics.own import own_classes
 from yolo_prune.adapters.ultralytics.training import aftercut, midrun
+from yolo_prune.adapters.ultralytics.training.ending import fitness_of
 from yolo_prune.adapters.ultralytics.training.trainer import unwrap
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.cut.proven import Anatomy
@@ -100,7 +102,7 @@ class HostLoop:
     @property
     def score(self) -> Callable[[nn.Module], float] | None:
         """The host's fitness; several processes validate together, but only one of them recovers a cut model."""
-        return None if is_distributed() or not self._trainer.args.val else self._trainer.fitness_of
+        return None if is_distributed() or not self._trainer.args.val else partial(fitness_of, self._trainer)
 
     def rate_factor(self, epoch: int) -> float:
         """Return what the host's schedule makes of the initial rates."""
@@ -135,5 +137,5 @@ class HostLoop:
     def after_cut(self, plan: PrunePlan, parent: nn.Module | None) -> None:
         """Make wrappers, average and early stopping anew, attach the teacher, validate and save."""
         self._trainer.params_before = self._trainer.state.current_params
-        aftercut.start_afresh(self._trainer, parent if self._trainer.pruning.learns_from_parent else None)
+        aftercut.start_afresh(self._trainer, parent)
         self._trainer.save_cut(plan)
