@@ -1,6 +1,9 @@
-"""What the flag is worth beside patience: equal epochs, several seeds, COCO AP on val and test after every way.
+"""What the flag is worth beside patience: equal epochs, several seeds, accuracy on val and test after every way.
 
     python scripts/bench_training.py model=yolov5n.pt data=data.yaml state=training.json folder=runs/training
+    python scripts/bench_training.py model=yolo11n-cls.yaml data=cifar10_mini imgsz=64 epochs=30 batch=64 ...
+
+Accuracy is what the task is judged by: COCO AP, top-1 of classifiers; on test where the data has one.
 
     plain            the training without the flag
     flag             the same line with keep_macs=: cut at its end
@@ -36,7 +39,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
 from bench_results import torch_pruning_cut
 
 from yolo_prune.adapters.checkpoint import load_detector
-from yolo_prune.adapters.ultralytics.evaluate import evaluate_detector
+from yolo_prune.adapters.hosts import find_host
+from yolo_prune.errors import DataError
 from yolo_prune.files import write_text
 from yolo_prune.options.fields import parse_overrides
 
@@ -83,7 +87,8 @@ def main() -> None:
 
 def setting(given: dict[str, Any]) -> str:
     """Return what runs must share to stand in one table."""
-    names = (Path(str(given["model"])).stem, Path(str(given["data"])).parent.name)
+    data = Path(str(given["data"]))
+    names = (Path(str(given["model"])).stem, data.parent.name if data.suffix else data.name)
     numbers = (f"{key}={given[key]}" for key in ("imgsz", "epochs", "fraction", "keep_macs"))
     return " ".join([*names, *numbers])
 
@@ -155,14 +160,21 @@ def finished(made: Path, words: list[str]) -> Path:
 
 
 def scored(checkpoint: Path, given: dict[str, Any]) -> dict[str, float]:
-    """Return the AP of a checkpoint, of last.pt beside a trained one, on val and test."""
-    found = {}
-    for name in {checkpoint.name, "last.pt"} if checkpoint.name == "best.pt" else {checkpoint.name}:
-        module = load_detector(checkpoint.with_name(name)).module
+    """Return the accuracy of a checkpoint, of last.pt beside a trained one, on val and test."""
+    found, how = {}, {"batch": 16, "device": "cpu", "workers": 0}
+    for name in (checkpoint.name, "last.pt") if checkpoint.name == "best.pt" else (checkpoint.name,):
+        file = checkpoint.with_name(name)
+        loaded, host = load_detector(file), find_host(str(file))
         label = "last" if name == "last.pt" else "best"
         for split in ("val", "test"):
-            result = evaluate_detector(module, given["data"], imgsz=int(given["imgsz"]), split=split)
-            found[f"{label} {split}"] = round(result.coco.ap, 4)
+            try:
+                task = host.open_task(loaded, given["data"], split=split, **how)
+            except DataError:
+                if split == "val":
+                    raise
+                continue
+            result = task.evaluate(loaded.module, int(given["imgsz"]))
+            found[f"{label} {split}"] = round(float(result.scores[task.metric]), 4)
     return found
 
 
