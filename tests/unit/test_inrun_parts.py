@@ -229,6 +229,21 @@ def test_it_is_cut_at_the_end_unless_scales_or_several_cuts_want_epochs_behind_t
     assert settings.learns_from_parent == (moment != "end")
 
 
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        ({}, ()),
+        ({"distill": False, "exact_resume": False, "max_drop": 0.1}, ("distill", "exact_resume", "max_drop")),
+        ({"distill": False, "prune_at": "late"}, ()),
+        ({"max_drop": 0.1, "prune_at": "late"}, ()),
+        ({"max_drop": 0.1, "sparsify": 0.01}, ("max_drop",)),
+    ],
+)
+def test_it_is_known_which_options_change_nothing(options, idle):
+    settings = make_settings({"keep_macs": 0.5, **options})
+    assert settings.without_effect == tuple(f"{name}={str(options[name]).lower()}" for name in idle)
+
+
 def test_several_cuts_are_not_at_the_end():
     with pytest.raises(ConfigError, match=r"prune_at=end is one cut, after the last epoch, and cuts=3"):
         make_settings({"keep_macs": 0.5, "prune_at": "end", "cuts": 3})

@@ -576,6 +576,12 @@ def test_without_images_the_cut_comes_late_for_nothing_else_would_recover_it():
         make(model, sgd(model), calibration=(), prune_at="end")
 
 
+def test_options_that_change_nothing_are_named_before_the_training(caplog):
+    model = build()
+    make(model, sgd(model), **AT_END, distill=False).before_train()
+    assert "without effect at prune_at=end: distill=false" in caplog.text
+
+
 def test_what_cannot_be_imitated_is_cut_all_the_same_unless_imitation_was_asked_for(monkeypatch, caplog):
     from yolo_prune.recover import stages
 

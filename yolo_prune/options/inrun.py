@@ -149,6 +149,16 @@ class InRunSettings:
         return self.imitation_steps
 
     @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Options that were given and change nothing at this moment of the cut, as they were given."""
+        default = InRunSettings()
+        idle = ["distill", "exact_resume"] if self.at_end else []  # no epoch follows, and none before is ours
+        if self.strength is not None:  # nobody looks for lambda
+            idle.append("max_drop")
+        given = [(name, getattr(self, name)) for name in idle if getattr(self, name) != getattr(default, name)]
+        return tuple(f"{name}={str(value).lower()}" for name, value in given)
+
+    @property
     def strength(self) -> float | None:
         """Lambda as given; 0 for none, None to look for it."""
         if isinstance(self.sparsify, bool):

@@ -94,6 +94,9 @@ class Session:
         """
         settings, loop = self.settings, self.loop
         check_criterion(settings.criterion)
+        if settings.without_effect:
+            words = ", ".join(settings.without_effect)
+            LOGGER.warning("without effect at prune_at=%s: %s", settings.moment, words)
         with untouched_randomness():
             traced = Traced.of(loop.averaged(), loop.anatomy())
             is_new = state is None
