@@ -132,7 +132,7 @@ def test_rates_are_relative_to_weights_so_that_how_large_they_are_makes_no_diffe
         ends.append(learn(student, teacher, steps=20))
     assert ends[0].after < ends[0].before
     assert ends[1].before == pytest.approx(ends[0].before, rel=1e-3)
-    assert ends[1].after == pytest.approx(ends[0].after, rel=0.02)
+    assert ends[1].after == pytest.approx(ends[0].after, rel=0.05)
 
 
 def test_what_is_equal_already_and_what_every_rate_ruins_stays_as_it_was(monkeypatch):
