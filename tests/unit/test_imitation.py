@@ -148,60 +148,68 @@ def test_what_is_equal_already_and_what_every_rate_ruins_stays_as_it_was(monkeyp
     assert all(map(torch.equal, student.state_dict().values(), kept.values()))
 
 
-@pytest.mark.parametrize(
-    ("harmless", "tried", "taken"),
-    [
-        ({5, 4, 3, 2, 1}, [5], 5),
-        ({3, 2, 1}, [5, 4, 3], 3),
-        ({1}, [5, 4, 3, 2, 1], 1),
-        (set(), [5, 4, 3, 2, 1], None),
-    ],
-)
-def test_rates_are_tried_from_the_highest_and_the_first_that_does_no_harm_is_taken(
-    harmless, tried, taken, monkeypatch
+@pytest.fixture
+def courses(monkeypatch):
+    """Rates, and how far from its teacher each is after some steps; what was learnt of them, in order, and for how long."""
+    far, taken = {}, []
+
+    def averages(self, rate, steps):
+        taken.append([rate, 0])
+        for _ in range(steps):
+            taken[-1][1] += 1
+            yield {}
+
+    def reached(self, average, rate, step):
+        return imitate._Reached(far[rate](step), rate, step, self.student.state_dict())
+
+    def set_courses(**each):
+        far.update({int(name[1:]): course for name, course in each.items()})
+        monkeypatch.setattr(imitate, "_RATES", tuple(far))
+        return taken
+
+    monkeypatch.setattr(imitate, "_PASSES", 1000)
+    monkeypatch.setattr(imitate._Lesson, "_averages", averages)
+    monkeypatch.setattr(imitate._Lesson, "_reached", reached)
+    monkeypatch.setattr(imitate._Lesson, "distance", lambda self: 1.0)
+    return set_courses
+
+
+def test_the_highest_rate_that_came_closer_in_time_gets_the_whole_and_the_others_are_given_up(
+    courses, caplog
 ):
-    asked = []
-
-    def learn(self, rate, steps, deadline, words=""):
-        asked.append((rate, steps))
-        ends = (0.5 if rate in harmless else 2.0) - 0.1 * (steps > imitate._TRIAL)
-        return imitate._Reached(ends - rate / 1e3, rate, steps, self.student.state_dict())
-
-    monkeypatch.setattr(imitate, "_RATES", (5, 4, 3, 2, 1))
-    monkeypatch.setattr(imitate, "_PASSES", 100)
-    monkeypatch.setattr(imitate._Lesson, "learn", learn)
-    monkeypatch.setattr(imitate._Lesson, "distance", lambda self: 1.0)
-    result = learn_with(steps=72)
-    assert [rate for rate, steps in asked if steps == imitate._TRIAL] == tried
-    least = 5  # harmful in its trial, as all of them: of the wholes none comes closer here
-    assert [rate for rate, steps in asked if steps == 72] == [taken or least]
-    assert (result.rate, result.steps) == ((taken, 72) if taken else (0.0, 0))
+    caplog.set_level("INFO")
+    taken = courses(r3=lambda step: 1.1, r2=lambda step: 90 / (step + 40), r1=lambda step: 0.1)
+    result = learn_with(steps=240)
+    assert taken == [[3, 60], [2, 240]]
+    assert (result.rate, result.steps, result.after) == (2, 240, 90 / 280)
+    assert "the rate 3e+00 leads away from the parent and is given up" in caplog.text
+    assert "2e+00" not in caplog.text
 
 
-def test_where_the_whole_fails_at_a_rate_that_did_no_harm_in_its_trial_a_lower_one_is_taken(monkeypatch):
-    def learn(self, rate, steps, deadline, words=""):
-        ends = {5: (0.9, 3.0), 4: (0.8, 3.0), 3: (0.4, 0.3)}[rate][steps > imitate._TRIAL]
-        return imitate._Reached(ends, rate, steps, self.student.state_dict())
+def test_where_every_rate_leads_away_at_first_the_one_that_does_it_least_gets_the_whole(courses):
+    taken = courses(
+        r3=lambda step: 1.4,
+        r2=lambda step: 1.2 if step < 100 else 0.6,
+        r1=lambda step: 1.7 if step < 100 else 0.1,
+    )
+    result = learn_with(steps=240)
+    assert taken == [[3, 60], [2, 60], [1, 60], [2, 240]]
+    assert (result.rate, result.after) == (2, 0.6)
+    assert 100 <= result.steps < 120
 
-    monkeypatch.setattr(imitate, "_RATES", (5, 4, 3, 2, 1))
-    monkeypatch.setattr(imitate, "_PASSES", 100)
-    monkeypatch.setattr(imitate._Lesson, "learn", learn)
-    monkeypatch.setattr(imitate._Lesson, "distance", lambda self: 1.0)
-    result = learn_with(steps=72)
-    assert (result.rate, result.steps, result.after) == (3, 72, 0.3)
+
+def test_where_nothing_ever_comes_closer_nothing_is_kept(courses):
+    taken = courses(r2=lambda step: 1.2, r1=lambda step: 1.1)
+    result = learn_with(steps=100)
+    assert taken == [[2, 25], [1, 25], [1, 100]]
+    assert (result.rate, result.steps, result.after) == (0.0, 0, 1.0)
 
 
-def test_where_every_trial_led_away_the_rate_that_led_away_least_may_come_closer_in_the_whole(monkeypatch):
-    def learn(self, rate, steps, deadline, words=""):
-        ends = {3: (1.4, 0.8), 2: (1.2, 0.6), 1: (1.7, 0.9)}[rate][steps > imitate._TRIAL]
-        return imitate._Reached(ends, rate, steps, self.student.state_dict())
-
-    monkeypatch.setattr(imitate, "_RATES", (3, 2, 1))
-    monkeypatch.setattr(imitate, "_PASSES", 100)
-    monkeypatch.setattr(imitate._Lesson, "learn", learn)
-    monkeypatch.setattr(imitate._Lesson, "distance", lambda self: 1.0)
-    result = learn_with(steps=72)
-    assert (result.rate, result.steps, result.after) == (2, 72, 0.6)
+def test_a_short_time_makes_the_whole_shorter_and_the_patience_with_a_rate(courses, monkeypatch):
+    monkeypatch.setattr(imitate._Lesson, "_seconds_of_a_step", lambda self: 1e4)
+    taken = courses(r2=lambda step: 1.2, r1=lambda step: 0.5)
+    learn_with(steps=400, seconds=809_000)  # the tests themselves take none of it
+    assert taken == [[2, 20], [1, 80]]
 
 
 def learn_with(**options):

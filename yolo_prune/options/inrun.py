@@ -155,7 +155,9 @@ class InRunSettings:
         idle = ["distill", "exact_resume"] if self.at_end else []  # no epoch follows, and none before is ours
         if self.strength is not None:  # nobody looks for lambda
             idle.append("max_drop")
-        given = [(name, getattr(self, name)) for name in idle if getattr(self, name) != getattr(default, name)]
+        given = [
+            (name, getattr(self, name)) for name in idle if getattr(self, name) != getattr(default, name)
+        ]
         return tuple(f"{name}={str(value).lower()}" for name, value in given)
 
     @property

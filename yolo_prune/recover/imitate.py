@@ -1,10 +1,10 @@
 """Let a cut network imitate the one that it was cut from, on unlabelled images, and keep it only where it got closer.
 
 BatchNorm statistics stay, weights move. How fast they may is different from model to model (what mends one ruins
-another), so short trials at some rates come first, and images that nobody learns from say which did harm, how far the
-whole got, and which weights to keep: those of the beginning where nothing came closer. They are looked at as they are
-and changed as a lesson's are: a folded network agrees with its parent on images like those that it was folded on, and
-gives some of that up, at first, for what it learns of all others.
+another), so the highest of some rates begins, and images that nobody learns from say whether to go on with it or with
+the next, how far the whole got, and which weights to keep: those of the beginning where nothing came closer. They are
+looked at as they are and changed as a lesson's are: a folded network agrees with its parent on images like those that
+it was folded on, and gives some of that up, at first, for what it learns of all others.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from yolo_prune.words import counted
 # little ruins another.
 _RATES = (1e-2, 3e-3, 1e-3, 3e-4)
 _SMALLEST = 0.01  # root mean square that a tensor counts as at least: biases begin at 0
-# Steps of a trial. Its rate rises and falls as in the whole: at its height a rate looks worse than it is.
-_TRIAL = 24
 LESSONS = 256  # images that are imitated on, where there are so many: more than moments need
 _PASSES = 20  # over the images; more of them only learn these by heart
 _WARM_UP = 20
@@ -41,6 +39,8 @@ _AVERAGE = 0.95  # what stays of the averaged weights in a step
 _CLIP = 10.0
 _HELD_OUT, _MOST_HELD_OUT = 6, 64  # one image in so many is not learnt from, and so many are enough
 _LOOK = 20  # steps between two looks at them
+_PATIENCE = 60  # steps until a rate has to have come closer
+_SHORTEST = 1e-6  # seconds of a step, for a clock that does not see it
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def imitate_(
         student: The cut network; its modes and the flags of its parameters are restored.
         teacher: The uncut one; untouched.
         calibration: Images and how both run on them; its seed orders and varies them.
-        steps: Steps of the optimizer, after those that look for its rate; of few images fewer, 20 for each batch.
+        steps: Steps of the optimizer, and 60 for every rate that is given up; of few images fewer, 20 for each batch.
         seconds: Take fewer steps where so many would take longer than this; the result then depends on the machine.
             None: no limit.
 
@@ -186,58 +186,68 @@ class _Lesson:
         return mean_distance(self.student, self.teacher, self.calibration, self.held_out)
 
     def learn_at_some_rate(self, before: float, steps: int, deadline: float | None) -> _Reached | None:
-        """Try rates from the highest on; take the first that does no harm in a trial and gets closer in the whole.
+        """Take the highest rate that has come closer to the teacher after some steps than it began, to its end.
 
-        The longer a training, the higher the rate that is best for it: what ended a trial where it began ends the whole
-        closer than what was best in the trial. Whatever the rate, first steps lead a network away that begins close to
-        its teacher; where they did so at all of them, the rate that did it least gets the whole all the same.
+        The longer a training, the higher the rate that is best for it, and all but the lowest lead away at first.
+        Where none of them had come back in time, the one that had come nearest gets the whole all the same.
 
         Returns:
-            Weights that are closer than ``before``; None where neither a trial nor the whole came closer.
+            Weights that are closer than ``before``; None where nothing came closer.
         """
-        trial, done, seconds, best, harmless = max(min(_TRIAL, steps // 3), 1), 0, 0.0, None, False
+        step = self._seconds_of_a_step() if deadline is not None else 0.0
 
-        def whole(rate: float) -> _Reached | None:
-            count = steps
-            if deadline is not None:  # a rate that falls to its end does more than one that is broken off
-                count = min(steps, int((deadline - time.monotonic()) * done / seconds))
-            return self.learn(rate, count, deadline) if count > trial else None
-
-        for rate in _RATES:
-            began = time.monotonic()
-            tried = self.learn(rate, trial, deadline, f"trying the rate {rate:.0e}")
-            done, seconds = done + trial, seconds + time.monotonic() - began
-            LOGGER.debug(
-                "imitation from %.4g: %.4g by %.0e", before, tried.distance if tried else math.inf, rate
+        def affordable() -> int:
+            # A rate that falls to its end does more than one that is broken off.
+            return max(
+                steps if deadline is None else min(steps, int((deadline - time.monotonic()) / step)), 1
             )
-            best = _closest(best, tried)
-            if tried is None or tried.distance > before:
-                continue
-            harmless, reached = True, whole(rate)
-            best = _closest(best, reached)
-            if best is reached or reached is None:
+
+        best: _Reached | None = None
+        for rate in _RATES:
+            best = _closest(best, self.learn(rate, affordable(), deadline, closer_than=before))
+            late = deadline is not None and time.monotonic() > deadline
+            if late or (best is not None and best.distance <= before):
                 break
-        if not harmless and best is not None:
-            best = _closest(best, whole(best.rate))
+        else:
+            if best is not None:
+                best = _closest(best, self.learn(best.rate, affordable(), deadline))
         return best if best is not None and best.distance < before else None
 
-    def learn(
-        self, rate: float, steps: int, deadline: float | None, words: str = "imitating the parent"
-    ) -> _Reached | None:
-        """Take steps and go back to the beginning; return the closest averaged weights, None where it diverged."""
-        start = _state(self.student)
-        best: _Reached | None = None
+    def _seconds_of_a_step(self) -> float:
+        """Time the second of two steps, and go back to the beginning."""
+        start, taken = _state(self.student), self._averages(min(_RATES), 2)
         try:
-            with bar(steps, words) as shown:
+            next(taken, None)
+            began = time.monotonic()
+            next(taken, None)
+            return max(time.monotonic() - began, _SHORTEST)
+        finally:
+            self.student.load_state_dict(start)
+
+    def learn(
+        self, rate: float, steps: int, deadline: float | None, closer_than: float = math.inf
+    ) -> _Reached | None:
+        """Take steps and go back to the beginning; return the closest averaged weights, None where it diverged.
+
+        What is not closer than that after 60 steps, or a quarter of them, is given up.
+        """
+        start, patience = _state(self.student), min(_PATIENCE, steps // 4)
+        best: _Reached | None = None
+        given_up = False
+        try:
+            with bar(steps, f"imitating the parent, rate {rate:.0e}") as shown:
                 for step, average in enumerate(self._averages(rate, steps), 1):
                     shown.update()
                     late = deadline is not None and time.monotonic() > deadline
-                    if step % _LOOK == 0 or step == steps or late:
+                    if step % _LOOK == 0 or step in (patience, steps) or late:
                         reached = self._reached(average, rate, step)
                         best = _closest(best, reached) or reached
                         shown.set_postfix_str(f"distance {best.distance:.4g}")
-                    if late:
+                    given_up = step >= patience and best is not None and best.distance > closer_than
+                    if late or given_up:
                         break
+            if given_up:
+                LOGGER.info("imitation: the rate %.0e leads away from the parent and is given up", rate)
         finally:  # also where memory does not suffice, or a user has seen enough
             self.student.load_state_dict(start)
         return best
