@@ -3,8 +3,9 @@
     python scripts/bench_allocations.py models=bccd_yolov5nu,bccd_yolo11n keeps=0.5,0.35 steps=4 state=allocations.json
     python scripts/bench_allocations.py models=bccd_yolov5nu keeps=0.35 steps=6 ways=auto imitation_steps=240 state=goals.json
 
-``ways`` are rankings of reconstruction (``cost``, ``root``, ``global``), or ``auto``: the one that trials say is best. Every
-cut is measured on 96 training images and folded. The distance of its outputs to the parent's is that on the images that it
+``rates=0.01`` imitates at that rate alone, ``rates=0.01,0.003`` at the first of them that leads closer. ``ways`` are
+rankings of reconstruction (``cost``, ``root``, ``global``), or ``auto``: the one that trials say is best. Every cut is
+measured on 96 training images and folded. The distance of its outputs to the parent's is that on the images that it
 was measured on (seen) and on 64 others (held out); accuracy is that on val, and on test where the data has one, less the
 parent's with its 95 % interval over images. Models and data are those of ``scripts/benchmark_accuracy.py``, whose options
 ``shared=`` and ``work=`` are. What is in the state is not run again; the table that is printed is the whole state.
@@ -38,7 +39,7 @@ from yolo_prune.graph.modes import evaluating
 from yolo_prune.options.fields import parse_overrides
 from yolo_prune.progress import log_to_console
 from yolo_prune.recover import Recipe, cut_in_steps
-from yolo_prune.recover.imitate import imitate_
+from yolo_prune.recover.imitate import RATES, imitate_
 
 DEFAULTS: dict[str, Any] = {
     "models": "bccd_yolov5nu",
@@ -46,6 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "ways": "cost,root,global",
     "steps": 4,
     "imitation_steps": 0,
+    "rates": "",
     "seed": 0,
     "images": 96,
     "held_out": 64,
@@ -65,7 +67,8 @@ def main() -> None:
         bench = None
         for keep in listed(given["keeps"]):
             for way in listed(given["ways"]):
-                key = f"{model} {keep} {way} {given['steps']} {given['imitation_steps']} {given['seed']}"
+                imitation = "@".join(filter(None, (str(given["imitation_steps"]), ",".join(rates_of(given)))))
+                key = f"{model} {keep} {way} {given['steps']} {imitation} {given['seed']}"
                 if key in state:
                     continue
                 bench = bench or Judge(model, given)
@@ -78,6 +81,11 @@ def main() -> None:
 def listed(value: Any) -> list[str]:
     """Return words of an option, of which there may be one or several."""
     return [str(one) for one in value] if isinstance(value, (list, tuple)) else str(value).split(",")
+
+
+def rates_of(given: dict[str, Any]) -> list[str]:
+    """Return the rates of imitation that were asked for; none asks for those of the package."""
+    return listed(given["rates"]) if given["rates"] else []
 
 
 class Judge:
@@ -115,10 +123,10 @@ class Judge:
         if given["imitation_steps"]:
             many = bench.calibration(IMITATION_IMAGES, seed)
             module = copy.deepcopy(module)
-            seconds, _ = timed(
-                lambda: imitate_(module, bench.parent.module, many, steps=int(given["imitation_steps"]))
-            )
-            found["imitation_cpu_s"] = seconds
+            rates = [float(rate) for rate in rates_of(given)] or RATES
+            how: dict[str, Any] = {"steps": int(given["imitation_steps"]), "rates": rates}
+            seconds, imitation = timed(lambda: imitate_(module, bench.parent.module, many, **how))
+            found |= {"imitation_cpu_s": seconds, "rate": imitation.rate}
         with evaluating(module), evaluating(bench.parent.module):
             for name, part in {"seen": seen, "held_out": held}.items():
                 apart = mean_distance(module, bench.parent.module, part, part.batches)

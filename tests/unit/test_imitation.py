@@ -135,16 +135,15 @@ def test_rates_are_relative_to_weights_so_that_how_large_they_are_makes_no_diffe
     assert ends[1].after == pytest.approx(ends[0].after, rel=0.05)
 
 
-def test_what_is_equal_already_and_what_every_rate_ruins_stays_as_it_was(monkeypatch):
+def test_what_is_equal_already_and_what_every_rate_ruins_stays_as_it_was():
     teacher = detector()
     twin = copy.deepcopy(teacher)
     result = learn(twin, teacher, steps=20)
     assert (result.before, result.after, result.steps, result.rate) == (0.0, 0.0, 0, 0.0)
     assert all(map(torch.equal, twin.state_dict().values(), teacher.state_dict().values()))
-    monkeypatch.setattr(imitate, "_RATES", (1e9,))
     student = disturbed(teacher)
     kept = copy.deepcopy(student.state_dict())
-    assert learn(student, teacher, steps=20).steps == 0
+    assert learn(student, teacher, steps=20, rates=(1e9,)).steps == 0
     assert all(map(torch.equal, student.state_dict().values(), kept.values()))
 
 
@@ -164,7 +163,6 @@ def courses(monkeypatch):
 
     def set_courses(**each):
         far.update({int(name[1:]): course for name, course in each.items()})
-        monkeypatch.setattr(imitate, "_RATES", tuple(far))
         return taken
 
     monkeypatch.setattr(imitate, "_PASSES", 1000)
@@ -179,7 +177,7 @@ def test_the_highest_rate_that_came_closer_in_time_gets_the_whole_and_the_others
 ):
     caplog.set_level("INFO")
     taken = courses(r3=lambda step: 1.1, r2=lambda step: 90 / (step + 40), r1=lambda step: 0.1)
-    result = learn_with(steps=240)
+    result = learn_with(steps=240, rates=(3, 2, 1))
     assert taken == [[3, 60], [2, 240]]
     assert (result.rate, result.steps, result.after) == (2, 240, 90 / 280)
     assert "the rate 3e+00 leads away from the parent and is given up" in caplog.text
@@ -192,7 +190,7 @@ def test_where_every_rate_leads_away_at_first_the_one_that_does_it_least_gets_th
         r2=lambda step: 1.2 if step < 100 else 0.6,
         r1=lambda step: 1.7 if step < 100 else 0.1,
     )
-    result = learn_with(steps=240)
+    result = learn_with(steps=240, rates=(3, 2, 1))
     assert taken == [[3, 60], [2, 60], [1, 60], [2, 240]]
     assert (result.rate, result.after) == (2, 0.6)
     assert 100 <= result.steps < 120
@@ -200,7 +198,7 @@ def test_where_every_rate_leads_away_at_first_the_one_that_does_it_least_gets_th
 
 def test_where_nothing_ever_comes_closer_nothing_is_kept(courses):
     taken = courses(r2=lambda step: 1.2, r1=lambda step: 1.1)
-    result = learn_with(steps=100)
+    result = learn_with(steps=100, rates=(2, 1))
     assert taken == [[2, 25], [1, 25], [1, 100]]
     assert (result.rate, result.steps, result.after) == (0.0, 0, 1.0)
 
@@ -208,7 +206,7 @@ def test_where_nothing_ever_comes_closer_nothing_is_kept(courses):
 def test_a_short_time_makes_the_whole_shorter_and_the_patience_with_a_rate(courses, monkeypatch):
     monkeypatch.setattr(imitate._Lesson, "_seconds_of_a_step", lambda self: 1e4)
     taken = courses(r2=lambda step: 1.2, r1=lambda step: 0.5)
-    learn_with(steps=400, seconds=809_000)  # the tests themselves take none of it
+    learn_with(steps=400, seconds=809_000, rates=(2, 1))  # the tests themselves take none of it
     assert taken == [[2, 20], [1, 80]]
 
 

@@ -27,9 +27,9 @@ from yolo_prune.progress import LOGGER, bar
 from yolo_prune.recover.augment import augmented
 from yolo_prune.words import counted
 
-# Of the root mean square of each tensor: trained long or short, weights differ by ten in size, and what moves one a
-# little ruins another.
-_RATES = (1e-2, 3e-3, 1e-3, 3e-4)
+RATES = (1e-2, 3e-3, 1e-3, 3e-4)
+"""Of the root mean square of each tensor: trained long or short, weights differ by ten in size, and what moves one a
+little ruins another."""
 _SMALLEST = 0.01  # root mean square that a tensor counts as at least: biases begin at 0
 LESSONS = 256  # images that are imitated on, where there are so many: more than moments need
 _PASSES = 20  # over the images; more of them only learn these by heart
@@ -73,6 +73,7 @@ def imitate_(
     *,
     steps: int = 240,
     seconds: float | None = None,
+    rates: Sequence[float] = RATES,
 ) -> Imitation:
     """Bring a network closer to its teacher, in place.
 
@@ -83,6 +84,7 @@ def imitate_(
         steps: Steps of the optimizer, and 60 for every rate that is given up; of few images fewer, 20 for each batch.
         seconds: Take fewer steps where so many would take longer than this; the result then depends on the machine.
             None: no limit.
+        rates: Of the optimizer, relative to the size of each tensor, from the first to begin with on.
 
     Returns:
         How far it got.
@@ -97,7 +99,7 @@ def imitate_(
         lessons, held_out = _divided(batches)
         generator = torch.Generator().manual_seed(calibration.seed)
         judges = [*held_out, *(augmented(batch, generator) for batch in held_out)]
-        lesson = _Lesson(student, teacher, calibration, lessons, judges)
+        lesson = _Lesson(student, teacher, calibration, lessons, judges, rates)
         with lesson.running():
             before = lesson.distance()
             most = min(steps, _PASSES * len(lesson.learnt))
@@ -160,6 +162,7 @@ class _Lesson:
     calibration: Calibration
     learnt: Sequence[Any]
     held_out: Sequence[Any]
+    rates: Sequence[float]
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -203,7 +206,7 @@ class _Lesson:
             )
 
         best: _Reached | None = None
-        for rate in _RATES:
+        for rate in self.rates:
             best = _closest(best, self.learn(rate, affordable(), deadline, closer_than=before))
             late = deadline is not None and time.monotonic() > deadline
             if late or (best is not None and best.distance <= before):
@@ -215,7 +218,7 @@ class _Lesson:
 
     def _seconds_of_a_step(self) -> float:
         """Time the second of two steps, and go back to the beginning."""
-        start, taken = _state(self.student), self._averages(min(_RATES), 2)
+        start, taken = _state(self.student), self._averages(min(self.rates), 2)
         try:
             next(taken, None)
             began = time.monotonic()
