@@ -2,7 +2,7 @@
 
 import pytest
 
-from yolo_prune.recover.effort import Effort, effort_for
+from yolo_prune.recover.effort import Effort, effort_for, images_for
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,15 @@ def test_what_a_user_says_stays_and_the_rest_gives_way():
     assert effort_for(97e9, "cpu", steps=2) == Effort(48, 2, reduced=True)
     assert effort_for(97e9, "cpu", images=24) == Effort(24, 4, reduced=True)
     assert effort_for(1e9, "cpu", images=8) == Effort(8, 12)
+
+
+def test_a_classifier_is_measured_on_more_images_where_they_are_cheap():
+    assert effort_for(1e8, "cpu", classifier=True) == Effort(512, 12, False)
+    assert effort_for(3e9, "cpu", classifier=True) == Effort(96, 12, True)
+    assert effort_for(1e11, "cuda", classifier=True) == Effort(512, 12, False)
+    assert effort_for(1e8, "cpu", classifier=True, images=40) == Effort(40, 12, False)
+    assert (images_for(None), images_for(None, classifier=True), images_for(7, classifier=True)) == (
+        96,
+        512,
+        7,
+    )

@@ -70,7 +70,11 @@ class InRunSettings:
     min_keep: float | None = shared("min_keep")
     keep_layers: tuple[str, ...] = shared("keep_layers")
     fold: bool = shared("fold")
-    calibration_images: int = shared("calibration_images")
+    calibration_images: int | None = shared(
+        "calibration_images",
+        help="training images that folding and scoring look at; not given: 96, of classifiers 512",
+        default=None,
+    )
     imitation_steps: int | None = option(
         "steps of imitating the uncut model without labels; not given: 240 at the end, else 0",
         None,

@@ -26,7 +26,9 @@ from yolo_prune.options.places import AUTO, check_place
 from yolo_prune.runtimes import RUNTIMES
 
 _STEPS = "cuts on the way to the budget; 12 when not given, fewer for a large model on a CPU"
-_CALIBRATION = "training images that are measured on; 96 when not given, fewer for a large model on a CPU"
+_CALIBRATION = (
+    "training images to measure on; not given: 96 (classifiers 512), of a large model on a CPU fewer"
+)
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,11 @@ def _checked_and_run(config: PruneConfig, host: Host) -> PruneResult:
     widths = widths_of(config, granularity)
     check_budget(config, parent.cost, imgsz, widths)
     effort = effort_for(
-        parent.cost.macs(parent.cost.everything), device, images=config.calibration_images, steps=config.steps
+        parent.cost.macs(parent.cost.everything),
+        device,
+        images=config.calibration_images,
+        steps=config.steps,
+        classifier=loaded.task == "classify",
     )
     space = open_workspace(
         config.project, config.name, "prune", exist_ok=config.exist_ok, resume=config.resume

@@ -58,6 +58,10 @@ class TrainingLoop(Protocol):
         """What times its models on a runtime; None where no runtime can be handed any."""
 
     @property
+    def classifies(self) -> bool:
+        """Whether it is known to train a classifier of images."""
+
+    @property
     def score(self) -> Callable[[nn.Module], float] | None:
         """What says how accurate a cut model is on the validation data, larger is better; None where nothing does."""
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.criteria.calibration import Calibration
+from yolo_prune.criteria.calibration import Calibration, images_in
 from yolo_prune.criteria.heads import measured_at_heads
 from yolo_prune.criteria.memory import sized_for_memory
 from yolo_prune.cut.budget import Budget
@@ -117,7 +117,7 @@ def recover(
         plan = replace(plan, settings={**plan.settings, "latency": target.met_by(cut, traced)})
 
     def to_imitate_on() -> Calibration:
-        if lessons is None or not settings.at_end or settings.calibration_images >= LESSONS:
+        if lessons is None or not settings.at_end or sum(map(images_in, calibration.batches)) >= LESSONS:
             return calibration
         return sized(lessons(LESSONS))
 

@@ -93,6 +93,11 @@ class OwnLoop:
         return not is_distributed() or torch.distributed.get_rank() == 0
 
     @property
+    def classifies(self) -> bool:
+        """Nobody says what is trained."""
+        return False
+
+    @property
     def score(self) -> None:
         """Nothing says how accurate it is."""
         return None

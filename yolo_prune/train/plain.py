@@ -34,6 +34,7 @@ from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.options.inrun import check_state, refuse_places, settings_for
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.effort import images_for
 from yolo_prune.train.imitate import Lesson
 from yolo_prune.train.lowered import LoweredRates
 from yolo_prune.train.own_loop import OwnLoop
@@ -127,7 +128,7 @@ class PruningSession:
         settings = settings_for(options, images=are_given(calibration), labels=labels is not None)
         refuse_places(settings, timekeeper)
         if isinstance(calibration, Iterator):  # it can be read once: now, and the cut is later
-            calibration = gather_batches(calibration, settings.calibration_images)
+            calibration = gather_batches(calibration, images_for(settings.calibration_images))
         checked = calibration_of(network, calibration, 1, forward, projection, seed)
         self._positions = Positions()
         how = Anatomy(

@@ -37,6 +37,7 @@ from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.options.inrun import InRunSettings, refuse_places
 from yolo_prune.options.places import has_place
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.effort import images_for
 from yolo_prune.train.loop import TrainingLoop
 from yolo_prune.train.midcut import (
     Recovered,
@@ -250,6 +251,7 @@ class Session:
         settings, loop = self.settings, self.loop
         widths, lineage = allowed_widths(settings, self.state)
         anatomy, budget = self._anatomy(), self._budget(number)
+        images = images_for(settings.calibration_images, classifier=loop.classifies)
 
         def attempt(criterion: str, target: Target | None) -> Recovered:
             return recover(
@@ -258,7 +260,7 @@ class Session:
                 budget,
                 settings,
                 criterion,
-                loop.calibration(settings.calibration_images),  # each attempt draws the same
+                loop.calibration(images),  # each attempt draws the same
                 widths=widths,
                 lineage=lineage,
                 target=target,

@@ -39,6 +39,7 @@ from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.options.inrun import make_settings, refuse_places, without_images
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.effort import images_for
 from yolo_prune.train.midcut import from_first_process
 from yolo_prune.train.plain import PruningSession
 from yolo_prune.train.wrappers import unwrapped
@@ -255,7 +256,9 @@ class PruningHook(HookBase):  # type: ignore[misc]
             with untouched_randomness():
                 images = from_first_process(lambda: images_of(parts.first_batch(trainer)))
             if calibration is None:
-                self._recent = calibration = RecentImages(self._settings.calibration_images, images)
+                self._recent = calibration = RecentImages(
+                    images_for(self._settings.calibration_images), images
+                )
             if example is None:
                 example = example_of(images)
                 cost_input = whole_example_of(images) if cost_input is None else cost_input
@@ -292,7 +295,9 @@ class PruningHook(HookBase):  # type: ignore[misc]
         """Tell whether a resumed training has not seen the images yet that an unbroken one would be cut on."""
         if self._recent is None or self._is_done(self._session) or done >= self._division.length:
             return False
-        wanted = min(self._settings.calibration_images, done * len(self._recent) / max(self._fed, 1))
+        wanted = min(
+            images_for(self._settings.calibration_images), done * len(self._recent) / max(self._fed, 1)
+        )
         return len(self._recent) < wanted
 
     def _is_done(self, session: PruningSession | None) -> bool:

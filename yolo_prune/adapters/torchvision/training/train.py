@@ -33,6 +33,7 @@ from yolo_prune.options.inrun import InRunSettings
 from yolo_prune.options.places import has_place
 from yolo_prune.progress import LOGGER
 from yolo_prune.recover.aim import target_sentence
+from yolo_prune.recover.effort import images_for
 from yolo_prune.run_log import keep_log_in
 from yolo_prune.train.plain import PruningSession
 from yolo_prune.train.timing import Timekeeper
@@ -152,8 +153,8 @@ def _transfer_(module: nn.Module, architecture: str, file: Path) -> None:
 def _session(training: Training, settings: Mapping[str, Any]) -> PruningSession:
     """Make the session that prunes in the loop."""
     module, recipe = training.module, training.recipe
-    images, task = int(settings["calibration_images"]), _task(training)
-    options = InRunSettings(**settings)
+    options, task = InRunSettings(**settings), _task(training)
+    images = images_for(options.calibration_images, classifier=described(module).task == CLASSIFY)
     training.uncut = copy.deepcopy(module) if options.at_end else None
     return PruningSession(
         module,
@@ -165,7 +166,7 @@ def _session(training: Training, settings: Mapping[str, Any]) -> PruningSession:
         average=training.uncut,
         seed=recipe.seed,
         timekeeper=_timekeeper(training, options) if has_place(options) else None,
-        **settings,
+        **{**settings, "calibration_images": images},
     )
 
 

@@ -100,6 +100,11 @@ class HostLoop:
         )
 
     @property
+    def classifies(self) -> bool:
+        """Whether the host trains a classifier."""
+        return bool(self._trainer.args.task == "classify")
+
+    @property
     def score(self) -> Callable[[nn.Module], float] | None:
         """The host's fitness; several processes validate together, but only one of them recovers a cut model."""
         return None if is_distributed() or not self._trainer.args.val else partial(fitness_of, self._trainer)
