@@ -1,6 +1,7 @@
 """Removal costs equal a refit by brute force, and the choice keeps budget, widths and ties."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.widths import Widths
 from yolo_prune.recover import choose_by_reconstruction, collect_moments
+from yolo_prune.recover.fold import solve_fold
 
 ANY = Widths(1, 1)
 
@@ -197,6 +199,22 @@ def test_channels_whose_readers_were_not_measured_stay():
     keep = choose_by_reconstruction(net, cost, moments, Budget("keep_macs", 0.6), widths=ANY)
     assert kept_widths(cost, keep)["0"] == 16
     assert kept_widths(cost, keep)["3"] < 16
+
+
+def test_an_input_that_hardly_varies_beside_its_mean_is_chosen_from_without_an_overflow():
+    net = chain(64, 8)
+    cost, moments = measured(net, torch.rand(8, 3, 12, 12))
+    rng, still = np.random.default_rng(0), {}
+    for name, seen in moments.items():
+        values = 200 + 1e-6 * rng.normal(size=(500, len(seen.mean)))
+        still[name] = replace(seen, second=values.T @ values / 500, mean=values.mean(0))
+    widest = max(still.values(), key=lambda seen: len(seen.mean))
+    assert np.linalg.eigvalsh(widest.covariance)[0] < -1e-3 * np.trace(widest.covariance) / 64, "rounding"
+    with np.errstate(all="raise"):
+        keep = choose_by_reconstruction(net, cost, still, Budget("keep_macs", 0.3), widths=ANY)
+        coefficients, _ = solve_fold(widest, np.arange(32), np.arange(32, 64))
+    assert cost.macs(keep) <= 0.3 * cost.macs(cost.everything)
+    assert np.abs(coefficients).max() < 10
 
 
 def test_a_channel_that_the_others_explain_goes_first():

@@ -27,6 +27,7 @@ from yolo_prune.errors import DataError
 from yolo_prune.graph.groups import ChannelGraph
 
 _PIXELS = 256
+_ROUNDED = 1e-9  # of the squares of an input: variances below it are no more than rounding
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class Moments:
     def covariance(self) -> FloatArray:
         """Weighted covariance of the input, shape (C, C)."""
         return self.second - np.outer(self.mean, self.mean)
+
+    def damping(self, ridge: float) -> float:
+        """Return what makes the covariance one that can be solved with, once it is added to its diagonal.
+
+        Args:
+            ridge: Share of the mean variance. Where an input hardly varies beside its mean, rounding leaves a
+                covariance with negative variances; there it is a share of the squares.
+        """
+        variance = float(np.trace(self.covariance)) / len(self.mean)
+        return ridge * max(variance, _ROUNDED * float(self.second.diagonal().max()), 1e-12)
 
 
 class _Accumulator:

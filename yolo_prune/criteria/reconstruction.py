@@ -179,9 +179,7 @@ def _readers(
                 places[channel].append((-1, -1))
             continue
         covariance = seen.covariance
-        covariance[np.diag_indices(len(covariance))] += ridge * max(
-            float(np.trace(covariance)) / len(covariance), 1e-12
-        )
+        covariance[np.diag_indices(len(covariance))] += seen.damping(ridge)
         channels = channels[:: len(channels) // len(seen.mean)]
         weight = by_channel(weights[axis.name].detach().cpu().double(), axis.dim, len(channels))
         matrix = weight.flatten(

@@ -30,14 +30,14 @@ def solve_fold(
         moments: Of the layer's input.
         kept: Kept input indices, shape (K,).
         removed: Removed input indices, shape (R,).
-        ridge: Share of the mean variance added to the diagonal.
+        ridge: As in :meth:`Moments.damping`.
 
     Returns:
         Coefficients, shape (K, R), and constants, shape (R,): ``x_removed ~ coefficients^T x_kept + constants``.
     """
     covariance = moments.covariance
     normal = covariance[np.ix_(kept, kept)].copy()
-    normal[np.diag_indices(len(kept))] += ridge * max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    normal[np.diag_indices(len(kept))] += moments.damping(ridge)
     coefficients = np.linalg.solve(normal, covariance[np.ix_(kept, removed)])
     return coefficients, moments.mean[removed] - coefficients.T @ moments.mean[kept]
 
