@@ -127,6 +127,19 @@ def test_only_so_many_images_are_looked_at():
     assert {sum(seen[2 + at : 4 + at]) for at in range(0, len(seen) - 2, 2)} == {10}
 
 
+def test_of_a_classifier_more_images_are_looked_at():
+    torch.manual_seed(0)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)]
+    nets = (nn.Sequential(*backbone()), nn.Sequential(*backbone(), *head))
+    looked_at = []
+    for net in nets:
+        read = []
+        batches = (read.append(100) or images(seed, 100) for seed in range(6))
+        prune_module(randomise_(net, x=IMAGE).eval(), IMAGE, calibration=batches, steps=1, **CUT)
+        looked_at.append(sum(read))
+    assert looked_at == [300, 600], "256 and 512, of batches of 100"
+
+
 def test_statistics_are_estimated_again_where_that_validates_better():
     parent = made()
     kept, again = copy.deepcopy(parent), copy.deepcopy(parent)

@@ -17,6 +17,7 @@ from yolo_prune import PruningSession
 from yolo_prune.cost import count_parameters
 from yolo_prune.criteria.distance import output_distance
 from yolo_prune.errors import BudgetError, CheckpointError, ConfigError, PlanError
+from yolo_prune.train import midcut
 
 EPOCHS = 5
 OPTIONS = {"keep_macs": 0.5, "total": EPOCHS, "min_width": 4, "round_to": 4, "steps": 2, "sparsify": 0.1}
@@ -373,6 +374,21 @@ def test_a_session_draws_nothing_from_the_random_numbers_of_the_training():
     session.before_train()
     assert session.plan is not None
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("wrap", [list, iter], ids=["a list", "an iterator"])
+@pytest.mark.parametrize(("pooled", "looked_at"), [(True, 512), (False, 96)], ids=["classifier", "any other"])
+def test_a_classifier_is_measured_on_more_images(monkeypatch, wrap, pooled, looked_at):
+    model = build() if pooled else build()[:-3]
+    found = []
+    monkeypatch.setattr(
+        midcut, "sized_for_memory", lambda images, *_: found.append(sum(map(len, images.batches))) or images
+    )
+    images = wrap([torch.rand(100, 3, 4, 4) for _ in range(6)])
+    options = {**OPTIONS, "calibration": images, "prune_at": 0, "sparsify": "off", "keep_macs": 0.8}
+    session = PruningSession(model, sgd(model), torch.rand(1, 3, 4, 4), **options)
+    session.before_train()
+    assert (session.plan is not None, found) == (True, [looked_at])
 
 
 def test_without_images_the_scales_rank_and_nothing_is_folded():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,10 +27,18 @@ from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.graph.values import tensors_in
 
 ReadLabels = Callable[[Sequence[Any]], Sequence[Labels]]
+_NONE = object()
 
 
-def check_batch(model: nn.Module, batch: Any, forward: Forward) -> None:
+HowMany = Callable[[bool], int]
+"""How many images are looked at, of a model whose outputs are a row of scores an image (a classifier), or of others."""
+
+
+def check_batch(model: nn.Module, batch: Any, forward: Forward) -> bool:
     """Run a model on a calibration batch, as a cut will, before hours are spent.
+
+    Returns:
+        Whether all that it makes of an image is a row of scores, shape (B, C), as a classifier does.
 
     Raises:
         ConfigError: The model does not take it, or returns nothing that could be measured.
@@ -44,11 +53,13 @@ def check_batch(model: nn.Module, batch: Any, forward: Forward) -> None:
         raise ConfigError(
             f"the model does not run on a batch of calibration=, {_kind(batch)}: {said}.{_hint(batch)}"
         ) from error
-    if not any(tensor.is_floating_point() for tensor in tensors_in(outputs)):
+    made = [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
+    if not made:
         raise ConfigError(
             f"the model returned no floating-point tensor for a batch of calibration=, {_kind(batch)}: nothing of it "
             "could be measured."
         )
+    return all(tensor.dim() == 2 and tensor.shape[0] == 1 < tensor.shape[1] for tensor in made)
 
 
 def gather_batches(source: Iterable[Any], count: int) -> list[Any]:
@@ -77,7 +88,7 @@ def are_given(source: Iterable[Any]) -> bool:
 def calibration_of(
     module: nn.Module,
     source: Iterable[Any],
-    images: int,
+    images: HowMany,
     forward: Forward,
     projection: Projection | None,
     seed: int,
@@ -88,7 +99,7 @@ def calibration_of(
     Args:
         module: It is run on the first batch.
         source: Batches, see :func:`are_given`.
-        images: How many images are looked at.
+        images: How many images are looked at, once it is known what the module makes.
         forward: Runs a module on a batch.
         projection: What its task feels; None for that of any outputs.
         seed: Of what is drawn at random.
@@ -100,12 +111,15 @@ def calibration_of(
     if not are_given(source):
         return None
     with untouched_randomness():  # a loader draws a seed when it is read
-        batches = gather_batches(source, images)
-    if not batches:
-        raise ConfigError("calibration= yields no batch: give the training loader, or a list of batches.")
-    check_batch(module, batches[0], forward)
+        left = iter(source)
+        first = next(left, _NONE)
+        if first is _NONE:
+            raise ConfigError("calibration= yields no batch: give the training loader, or a list of batches.")
+        classifies = check_batch(module, first, forward)
+        batches = gather_batches(chain([first], left), images(classifies))
     read = None if labels is None else partial(labels, tuple(batches))
-    return Calibration(batches, projection or output_projection(seed), forward, seed, labels=read)
+    felt = projection or output_projection(seed)
+    return Calibration(batches, felt, forward, seed, labels=read, classifies=classifies)
 
 
 def _kind(batch: Any) -> str:

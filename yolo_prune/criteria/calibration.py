@@ -54,6 +54,7 @@ class Calibration:
         paired: Values choose positions inside the model (proposals, queries): two models are compared where the first
             decides for both.
         labels: Reads what is in each image, in the order of the batches; None: nobody knows.
+        classifies: All that the model makes of an image is known to be a row of scores.
     """
 
     batches: Sequence[Any] = ()
@@ -63,6 +64,7 @@ class Calibration:
     distance: Distance | None = None
     paired: bool = False
     labels: Callable[[], Sequence[Labels]] | None = None
+    classifies: bool = False
 
     def run(self, module: nn.Module, batch: Any) -> Any:
         """Return a module's outputs for a batch, which is moved to where its weights are."""

@@ -11,7 +11,7 @@ _FEWER = ((96, 6), (48, 6), (48, 4), (48, 2), (24, 2), (24, 1), (12, 1))
 """Images and steps of ever larger models. At half of the MACs two steps lose nothing; in deeper cuts they do."""
 
 
-def images_for(given: int | None, *, classifier: bool = False) -> int:
+def images_for(given: int | None, classifier: bool = False) -> int:
     """Return how many training images a cut is measured on: as many as the user said, else what is enough.
 
     A layer after a classifier's pooling reads one position of an image, where a detector's read hundreds: of too few,

@@ -41,6 +41,8 @@ from yolo_prune.graph.module_rules import ModuleRules
 from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.progress import LOGGER
+from yolo_prune.recover.effort import images_for
+from yolo_prune.recover.imitate import LESSONS
 from yolo_prune.recover.one_step import Recipe
 from yolo_prune.recover.stages import recover_without_labels
 from yolo_prune.recover.steps import cut_in_steps
@@ -85,7 +87,7 @@ def prune_module(
     operators: Mapping[str, Operator] | None = None,
     select_outputs: OutputSelector | None = None,
     calibration: Iterable[Any] = (),
-    calibration_images: int = 256,
+    calibration_images: int | None = None,
     forward: Forward = call,
     projection: Projection | None = None,
     validate: Callable[[nn.Module], float] | None = None,
@@ -126,7 +128,7 @@ def prune_module(
         select_outputs: Picks the outputs of fixed width; default: all tensors.
         calibration: Batches of training images as the module takes them: a loader, or a list. See
             :class:`yolo_prune.criteria.calibration.Calibration`.
-        calibration_images: How many of them are looked at.
+        calibration_images: How many of them are looked at. None: 256, of a classifier 512.
         forward: ``forward(module, batch)`` runs the module on a batch that is not its one argument and returns its
             outputs: ``lambda module, batch: module(batch[0])``.
         projection: Scalar of the outputs whose squared gradient says how much predictions change. None:
@@ -176,7 +178,15 @@ def prune_module(
     check_possible(before, limit, widths)
     target = copy_with(module, Tensor.clone)  # the module itself changes when everything has worked
     traced = Traced(target, anatomy, before)
-    images = calibration_of(module, calibration, calibration_images, forward, projection, seed, labels)
+    images = calibration_of(
+        module,
+        calibration,
+        functools.partial(_most_images, calibration_images),
+        forward,
+        projection,
+        seed,
+        labels,
+    )
     if images is not None:
         recipe = Recipe(criterion or RECONSTRUCTION, steps, widths, seed=seed, depth=depth)
         plan = _cut_on_images_(module, traced, budget, recipe, images, validate, imitation_steps)
@@ -202,10 +212,15 @@ def prune_module(
     )
 
 
-def _check_counts(**numbers: tuple[int, int]) -> None:
+def _most_images(given: int | None, classifies: bool) -> int:
+    """Return how many images are measured and imitated on."""
+    return max(images_for(None, classifies), LESSONS) if given is None else given
+
+
+def _check_counts(**numbers: tuple[int | None, int]) -> None:
     """Refuse numbers below what each of them may be."""
     for name, (value, least) in numbers.items():
-        if value < least:
+        if value is not None and value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.criteria.batches import ReadLabels, gather_batches
+from yolo_prune.criteria.batches import ReadLabels, calibration_of, gather_batches
 from yolo_prune.criteria.calibration import Calibration, Forward, Projection
 from yolo_prune.criteria.distance import bounded_distance
 from yolo_prune.criteria.heads import HeadForward, last_layers
@@ -19,6 +19,7 @@ from yolo_prune.cut.optimizer import follow_cut
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
+from yolo_prune.recover.effort import images_for
 from yolo_prune.train.imitate import HeadTeacher, OutputTeacher
 from yolo_prune.train.midcut import is_distributed
 from yolo_prune.train.timing import Timekeeper
@@ -47,6 +48,7 @@ class OwnLoop:
         labels: Says of batches what is in each of their images.
         last: What the last layer of each of its heads makes; None as long as nobody asked.
         timekeeper: Times its models on a runtime, None where nothing can.
+        classifies: All that the network makes of an image is a row of scores.
     """
 
     wrapped: nn.Module
@@ -66,6 +68,7 @@ class OwnLoop:
     labels: ReadLabels | None = None
     last: HeadForward | None = None
     timekeeper: Timekeeper | None = None
+    classifies: bool = False
 
     @property
     def model(self) -> nn.Module:
@@ -91,11 +94,6 @@ class OwnLoop:
     def is_first(self) -> bool:
         """Whether this process is the only one or the first."""
         return not is_distributed() or torch.distributed.get_rank() == 0
-
-    @property
-    def classifies(self) -> bool:
-        """Nobody says what is trained."""
-        return False
 
     @property
     def score(self) -> None:
@@ -169,3 +167,36 @@ class OwnLoop:
         renew_wrappers_(self.wrapped)
         if self.mean is not None:
             restart_average_(self.mean, self.model)
+
+
+def looked_into(
+    source: Iterable[Any],
+    network: nn.Module,
+    given: int | None,
+    forward: Forward,
+    projection: Projection | None,
+    seed: int,
+) -> tuple[Iterable[Any], Calibration | None]:
+    """Run the network on the first calibration batch, before hours are spent.
+
+    Args:
+        source: Where calibration batches come from. An iterator can be read once: now, and the cut is later.
+        network: What is trained.
+        given: How many images its user wants to measure on; None: as many as are enough.
+        forward: Runs the network on a batch.
+        projection: What its task feels, None for that of any outputs.
+        seed: Of what is drawn at random.
+
+    Returns:
+        Where to read the batches at a cut, and what is known of them now; None where there are none.
+
+    Raises:
+        ConfigError: The network does not take a batch, or there is none.
+    """
+    once = isinstance(source, Iterator)
+
+    def how_many(classifies: bool) -> int:
+        return images_for(given, classifies) if once else 1
+
+    found = calibration_of(network, source, how_many, forward, projection, seed)
+    return (found.batches if found is not None and once else source), found

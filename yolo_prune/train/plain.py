@@ -13,13 +13,13 @@ Around an ordinary loop::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.criteria.batches import ReadLabels, are_given, calibration_of, gather_batches
+from yolo_prune.criteria.batches import ReadLabels, are_given
 from yolo_prune.criteria.calibration import Forward, Projection, call
 from yolo_prune.criteria.heads import HeadForward
 from yolo_prune.cut.optimizer import able_to_follow
@@ -34,10 +34,9 @@ from yolo_prune.graph.rules import Operator
 from yolo_prune.graph.trace import OutputSelector
 from yolo_prune.options.inrun import check_state, refuse_places, settings_for
 from yolo_prune.progress import LOGGER
-from yolo_prune.recover.effort import images_for
 from yolo_prune.train.imitate import Lesson
 from yolo_prune.train.lowered import LoweredRates
-from yolo_prune.train.own_loop import OwnLoop
+from yolo_prune.train.own_loop import OwnLoop, looked_into
 from yolo_prune.train.session import Session
 from yolo_prune.train.state import RunState
 from yolo_prune.train.timing import Timekeeper
@@ -96,7 +95,8 @@ class PruningSession:
             optimizer: What trains it: one, or several that share its parameters.
             example_input: What the model is called with, batch size 1, as for :func:`yolo_prune.prune_module`.
             total: Length of the training in epochs: how often :meth:`after_epoch` will be called.
-            calibration: Training batches, such as the loader; read at a cut, up to ``calibration_images`` images.
+            calibration: Training batches, such as the loader; read at a cut, up to ``calibration_images`` images (96,
+                of a classifier 512).
                 Without them channels are ranked by BatchNorm scales, and nothing is folded.
             forward: ``forward(model, batch)`` runs the network on one of them and returns its outputs, where a batch is
                 not its one argument: ``lambda model, batch: model(batch[0])``.
@@ -127,9 +127,9 @@ class PruningSession:
             raise ConfigError(f"total must be at least 1 epoch, got {total}.")
         settings = settings_for(options, images=are_given(calibration), labels=labels is not None)
         refuse_places(settings, timekeeper)
-        if isinstance(calibration, Iterator):  # it can be read once: now, and the cut is later
-            calibration = gather_batches(calibration, images_for(settings.calibration_images))
-        checked = calibration_of(network, calibration, 1, forward, projection, seed)
+        calibration, checked = looked_into(
+            calibration, network, settings.calibration_images, forward, projection, seed
+        )
         self._positions = Positions()
         how = Anatomy(
             *(example_input, cost_input, rules, select_outputs, settings.keep_layers, operators),
@@ -138,6 +138,7 @@ class PruningSession:
         felt, taught = checked.projection if checked else None, settings.learns_from_parent
         self._loop = OwnLoop(
             *(model, optimizers, total, how, calibration, forward, felt, seed, average, taught),
+            classifies=checked is not None and checked.classifies,
             counted=steps_per_epoch or 0,
             labels=labels,
             timekeeper=timekeeper,
