@@ -7,7 +7,7 @@ import torch
 from test_saliency import CLASSES, build, images
 from ultralytics.nn import tasks
 
-from yolo_prune.adapters.ultralytics.closeness import calibration_of
+from yolo_prune.adapters.ultralytics.closeness import PredictionDistance, calibration_of
 from yolo_prune.recover.imitate import imitate_
 
 PARTS = {
@@ -80,3 +80,36 @@ def test_queries_of_a_decoder_are_compared_where_both_look_at_the_same_locations
     result = imitate_(student, teacher, calibration, steps=3)
     assert result.before > 1e-4
     assert result.after <= result.before
+
+
+def outputs(move=0.0, side=16.0):
+    """Of one image and one location: a certain object, and its box as the head decodes it."""
+    raw = {"scores": torch.tensor([[[9.0], [-9.0], [-9.0]]]), "boxes": torch.zeros(1, 64, 1), "feats": []}
+    box = torch.tensor([[[30.0 + move], [30.0], [side], [side]]])
+    return torch.cat([box, raw["scores"].sigmoid()], 1), raw
+
+
+@pytest.mark.parametrize("weight", [1.0, 4.0])
+def test_boxes_count_by_their_overlap(weight):
+    distance = PredictionDistance(64, CLASSES, overlap=weight)
+    assert float(distance(outputs(), outputs())) == pytest.approx(0.0, abs=1e-6)
+    assert float(distance(outputs(side=0), outputs(side=0))) == pytest.approx(0.0, abs=1e-3), (
+        "without an area"
+    )
+    found = float(distance(outputs(move=4.0), outputs()))
+    assert found == pytest.approx(weight * (1 - 12 / 20), rel=0.02), "12 of the 20 columns that they cover"
+    apart = float(distance(outputs(move=32.0), outputs()))
+    assert apart == pytest.approx(weight * (1 + 16 / 48), rel=0.02), "a hull of 48 columns, 16 of them empty"
+
+
+def test_sides_of_a_second_branch_overlap_as_boxes_do():
+    box = {"boxes": torch.tensor([[[1.0], [1.0], [1.0], [1.0]]]), "scores": torch.full((1, CLASSES, 1), 9.0)}
+    moved = {**box, "boxes": torch.tensor([[[0.5], [1.0], [1.5], [1.0]]])}
+    theirs, ours = (
+        (torch.zeros(1, 1, 6), {name: {**one, "feats": []} for name in ("one2many", "one2one")})
+        for one in (box, moved)
+    )
+    with_it, without = (
+        PredictionDistance(64, CLASSES, overlap=weight)(ours, theirs) for weight in (1.0, 0.0)
+    )
+    assert float(with_it - without) == pytest.approx(1 - 1.5 / 2.5, rel=0.02)

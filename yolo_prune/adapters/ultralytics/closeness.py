@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torchvision.ops import generalized_box_iou_loss
 
 from yolo_prune.adapters.ultralytics.saliency import Predictions, branches, detection_projection, masks_at
 from yolo_prune.criteria.calibration import Calibration
@@ -17,6 +18,8 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.train.distill import anchor_weights, box_loss, class_loss, score_loss
 
+_OVERLAP = 4.0
+_RIM = 0.01  # in sizes of a box, around it and the other: boxes without an area agree, too
 _KNEE = 0.1  # in sizes of a box: beyond it the distance of a coordinate grows linearly
 
 
@@ -104,23 +107,35 @@ def chooses_queries(module: nn.Module) -> bool:
     return isinstance(layers, nn.Sequential) and hasattr(layers[-1], "num_queries")
 
 
+def _missed(ours: Predictions, theirs: Predictions) -> Tensor:
+    """Return 1 less the generalised intersection over union of the boxes, shape (B, 1, A)."""
+    rim = theirs.size * _RIM * theirs.size.new_tensor([-1, -1, 1, 1])[:, None]
+    boxes = (one.corners.float() + rim for one in (ours, theirs))
+    one, other = (corners.transpose(1, 2) for corners in boxes)
+    return generalized_box_iou_loss(one, other.detach())[:, None]
+
+
 @dataclass(frozen=True)
 class PredictionDistance:
     """The distance between the outputs of two models of the host in evaluation mode.
 
-    Scores and boxes count as in distillation, and what else the task predicts (key points and angles as a smooth L1
-    distance in sizes of the box and in rad, masks of the likeliest locations by their squared difference) beside the
-    boxes. Queries of a decoder count by their decoded boxes: both models have to have chosen the same ones.
+    Scores and boxes count as in distillation, and boxes by their overlap as well: the distributions that they are read
+    from agree long before a box is good enough for AP at high overlaps. What else the task predicts (key points and
+    angles as a smooth L1 distance in sizes of the box and in rad, masks of the likeliest locations by their squared
+    difference) counts beside the boxes. Queries of a decoder count by their decoded boxes: both models have to have
+    chosen the same ones.
 
     Attributes:
         imgsz: Image size, pixels.
         classes: Number of classes.
         weights: How much each part counts.
+        overlap: How much 1 less the generalised intersection over union counts.
     """
 
     imgsz: ImageSize
     classes: int
     weights: DistillationWeights = DistillationWeights()
+    overlap: float = _OVERLAP
 
     def __call__(self, ours: Any, theirs: Any) -> Tensor:
         """Return a scalar with gradient with respect to ``ours``; zero where they agree."""
@@ -158,7 +173,7 @@ class PredictionDistance:
         if ours.masks is not None and theirs.masks is not None:
             seen, wanted = masks_at(*ours.masks, best), masks_at(*theirs.masks, best).detach()
             beside = beside + (seen - wanted).square().sum() / total
-        distance = beside * self.weights.boxes
+        distance = beside * self.weights.boxes + self.overlap * (_missed(ours, theirs) * best).sum() / total
         if not decoded:
             return distance
         scores = bernoulli_divergence(ours.scores.float(), theirs.scores.detach().float())

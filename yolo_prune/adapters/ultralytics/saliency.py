@@ -13,6 +13,8 @@ from yolo_prune.criteria.projection import balanced_signs
 from yolo_prune.imgsz import ImageSize, height_width
 
 TaskLoss = Callable[[Any], Tensor]
+BOX_WEIGHT = 4.0
+"""How much a box counts beside the probabilities: AP asks for boxes that overlap by 0.95, and forgives a score."""
 _MASKS = 16  # locations of an image whose masks count: the likeliest to be an object, and as many others
 
 
@@ -23,6 +25,7 @@ class Predictions:
     Attributes:
         scores: Class probabilities, shape (B, classes, A).
         boxes: Coordinates in any unit, shape (B, 4, A).
+        corners: Left, top, right and bottom of the box in the same unit, from any point, shape (B, 4, A).
         size: Side of the box in the same unit, shape (B, 1, A).
         points: Key points in the same unit, shape (B, C, A), or None.
         angle: Of an oriented box, rad, shape (B, 1, A), or None.
@@ -31,6 +34,7 @@ class Predictions:
 
     scores: Tensor
     boxes: Tensor
+    corners: Tensor
     size: Tensor
     points: Tensor | None = None
     angle: Tensor | None = None
@@ -38,7 +42,7 @@ class Predictions:
 
 
 def detection_projection(
-    imgsz: ImageSize, seed: int = 0, *, classes: int | None = None, box_weight: float = 1.0
+    imgsz: ImageSize, seed: int = 0, *, classes: int | None = None, box_weight: float = BOX_WEIGHT
 ) -> TaskLoss:
     """Return a scalar whose squared gradient says how much the predictions change.
 
@@ -51,7 +55,7 @@ def detection_projection(
         imgsz: Image size, pixels.
         seed: Of the random signs.
         classes: Number of classes; None: everything behind the box is a class (plain detection).
-        box_weight: How much boxes count beside class probabilities.
+        box_weight: How much boxes, and what else says where an object is, count beside class probabilities.
 
     Returns:
         A function from a host model's output in evaluation mode to a scalar.
@@ -109,9 +113,11 @@ def _from_decoded(
     """Take apart a tensor (B, 4 + classes + what the task adds, A) of boxes in pixels and probabilities."""
     count = decoded.shape[1] - 4 if classes is None else classes
     boxes, scores, extra = decoded[:, :4], decoded[:, 4 : 4 + count], decoded[:, 4 + count :]
+    half = boxes[:, 2:].clamp(min=0.0) / 2
     return Predictions(
         scores=scores,
         boxes=boxes,
+        corners=torch.cat([boxes[:, :2] - half, boxes[:, :2] + half], 1),
         size=boxes.detach()[:, 2:3].mul(boxes.detach()[:, 3:4]).clamp(min=1.0).sqrt(),
         points=extra if "kpts" in kinds else None,
         angle=extra if "angle" in kinds else None,
@@ -125,12 +131,13 @@ def _from_raw(branch: dict[str, Any], proto: Any) -> Predictions:
     if distances.shape[1] > 4:  # a distribution over distances for each side
         bins = distances.reshape(len(distances), 4, -1, distances.shape[-1]).softmax(2)
         distances = (bins * torch.arange(bins.shape[2]).to(bins).view(1, 1, -1, 1)).sum(2)
-    sides = distances.detach()
+    outwards, sides = distances.clamp(min=0.0), distances.detach()
     area = (sides[:, 0:1] + sides[:, 2:3]).clamp(min=0.0) * (sides[:, 1:2] + sides[:, 3:4]).clamp(min=0.0)
     proto = proto[0] if isinstance(proto, (tuple, list)) else proto
     return Predictions(
         scores=branch["scores"].sigmoid(),
         boxes=distances,
+        corners=torch.cat([-outwards[:, :2], outwards[:, 2:]], 1),
         size=area.clamp(min=0.25).sqrt(),
         points=branch.get("kpts"),
         angle=branch.get("angle"),
