@@ -3,7 +3,8 @@
     python scripts/bench_allocations.py models=bccd_yolov5nu,bccd_yolo11n keeps=0.5,0.35 steps=4 state=allocations.json
     python scripts/bench_allocations.py models=bccd_yolov5nu keeps=0.35 steps=6 ways=auto imitation_steps=240 state=goals.json
 
-``rates=0.01`` imitates at that rate alone, ``rates=0.01,0.003`` at the first of them that leads closer. ``ways`` are
+``rates=0.01`` imitates at that rate alone, ``rates=0.01,0.003`` at the first of them that leads closer;
+``box_weight=1`` weighs boxes otherwise than the package where channels are chosen and folded. ``ways`` are
 rankings of reconstruction (``cost``, ``root``, ``global``), or ``auto``: the one that trials say is best. Every cut is
 measured on 96 training images and folded. The distance of its outputs to the parent's is that on the images that it
 was measured on (seen) and on 64 others (held out); accuracy is that on val, and on test where the data has one, less the
@@ -30,6 +31,7 @@ from torch import nn
 from yolo_prune.accuracy.bootstrap import interval_of, resampled_accuracy
 from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.hosts import find_host
+from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.criteria.apart import mean_distance
 from yolo_prune.criteria.calibration import Calibration, images_in, part_of
 from yolo_prune.cut.budget import Budget
@@ -48,6 +50,7 @@ DEFAULTS: dict[str, Any] = {
     "steps": 4,
     "imitation_steps": 0,
     "rates": "",
+    "box_weight": "",
     "seed": 0,
     "images": 96,
     "held_out": 64,
@@ -68,7 +71,8 @@ def main() -> None:
         for keep in listed(given["keeps"]):
             for way in listed(given["ways"]):
                 imitation = "@".join(filter(None, (str(given["imitation_steps"]), ",".join(rates_of(given)))))
-                key = f"{model} {keep} {way} {given['steps']} {imitation} {given['seed']}"
+                name = "*".join(filter(None, (way, str(given["box_weight"]))))
+                key = f"{model} {keep} {name} {given['steps']} {imitation} {given['seed']}"
                 if key in state:
                     continue
                 bench = bench or Judge(model, given)
@@ -97,6 +101,7 @@ class Judge:
         self.bench = Bench(model, options)
         self.tasks = {"val": self.bench.task}
         loaded = load_detector(self.bench.file)
+        self.classes = len(loaded.names)
         host, data = find_host(str(self.bench.file)), options.shared / "data" / SUBJECTS[model].data
         try:
             self.tasks["test"] = host.open_task(loaded, data, split="test", batch=16, device="cpu", workers=0)
@@ -117,6 +122,9 @@ class Judge:
         images = int(given["images"])
         whole = bench.calibration(images + int(given["held_out"]), seed)
         seen, held = split_images(whole, images)
+        if given["box_weight"]:
+            how = {"classes": self.classes, "box_weight": float(given["box_weight"])}
+            seen = replace(seen, projection=detection_projection(bench.imgsz, seed, **how))
         recipe = Recipe(steps=int(given["steps"]), seed=seed, allocation=None if way == "auto" else way)
         seconds, cut = timed(lambda: cut_in_steps(bench.parent, Budget("keep_macs", keep), recipe, seen))
         module, found = cut.module, {"cut_cpu_s": seconds, "allocation": cut.plan.settings["allocation"]}
@@ -124,8 +132,8 @@ class Judge:
             many = bench.calibration(IMITATION_IMAGES, seed)
             module = copy.deepcopy(module)
             rates = [float(rate) for rate in rates_of(given)] or RATES
-            how: dict[str, Any] = {"steps": int(given["imitation_steps"]), "rates": rates}
-            seconds, imitation = timed(lambda: imitate_(module, bench.parent.module, many, **how))
+            long: dict[str, Any] = {"steps": int(given["imitation_steps"]), "rates": rates}
+            seconds, imitation = timed(lambda: imitate_(module, bench.parent.module, many, **long))
             found |= {"imitation_cpu_s": seconds, "rate": imitation.rate}
         with evaluating(module), evaluating(bench.parent.module):
             for name, part in {"seen": seen, "held_out": held}.items():

@@ -7,10 +7,11 @@ from ultralytics.nn import tasks
 
 from yolo_prune.adapters.ultralytics.anatomy import anatomy_of
 from yolo_prune.adapters.ultralytics.host import HOST
-from yolo_prune.adapters.ultralytics.saliency import BOX_WEIGHT, detection_projection
+from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.criteria.backward import run_with_gradients
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import collect_moments, reading_layers
+from yolo_prune.criteria.projection import BOX_WEIGHT
 from yolo_prune.errors import ConfigError
 
 CLASSES = 3

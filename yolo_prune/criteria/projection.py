@@ -11,6 +11,8 @@ from yolo_prune.criteria.calibration import Projection
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.values import tensors_in
 
+BOX_WEIGHT = 4.0
+"""How much what says where an object is counts beside its scores: AP asks for boxes that overlap by 0.95."""
 _LIKELY_ANYWHERE, _RARE = 0.1, 0.1  # mean over all locations of the best class, and of an objectness
 
 
@@ -54,8 +56,8 @@ def output_projection(seed: int = 0) -> Projection:
     * class scores, shape (B, C): their probabilities count, with signs that are balanced in every image;
     * predictions at many locations, some of whose channels lie in [0, 1] (scores) while others do not (boxes): scores
       count as they are, so background counts only where it could become a detection, and the others by the location's
-      best score. A first score that is low nearly everywhere where the others are not is an objectness, and multiplies
-      them. Where there are such predictions, raw maps beside them do not count.
+      best score, four times as much. A first score that is low nearly everywhere where the others are not is an
+      objectness, and multiplies them. Where there are such predictions, raw maps beside them do not count.
 
     Of a network whose outputs are filtered by their values, the results of its last layers count instead, see
     :func:`yolo_prune.criteria.heads.measured_at_heads`.
@@ -105,7 +107,8 @@ def _predictions(output: Tensor, generator: torch.Generator) -> Tensor:
     scores, best = rated(values[..., unit], values[..., unit].detach())
     total = _signed_sum(scores, generator)
     if others.shape[-1]:
-        return total + _signed_sum(best * others / spread_of(others.detach(), best), generator)
+        relative = best * others / spread_of(others.detach(), best)
+        return total + BOX_WEIGHT * _signed_sum(relative, generator)
     return total
 
 

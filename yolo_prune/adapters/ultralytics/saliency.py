@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolo_prune.criteria.projection import balanced_signs
+from yolo_prune.criteria.projection import BOX_WEIGHT, balanced_signs
 from yolo_prune.imgsz import ImageSize, height_width
 
 TaskLoss = Callable[[Any], Tensor]
-BOX_WEIGHT = 4.0
-"""How much a box counts beside the probabilities: AP asks for boxes that overlap by 0.95, and forgives a score."""
 _MASKS = 16  # locations of an image whose masks count: the likeliest to be an object, and as many others
 
 
