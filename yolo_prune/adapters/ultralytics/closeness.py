@@ -18,7 +18,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.train.distill import anchor_weights, box_loss, class_loss, score_loss
 
-_OVERLAP = 4.0
+_OVERLAP = 4.0  # near its end imitation then sees of boxes, and of scores, what AP sees
 _RIM = 0.01  # in sizes of a box, around it and the other: boxes without an area agree, too
 _KNEE = 0.1  # in sizes of a box: beyond it the distance of a coordinate grows linearly
 

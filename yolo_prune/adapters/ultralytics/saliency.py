@@ -23,7 +23,8 @@ class Predictions:
     Attributes:
         scores: Class probabilities, shape (B, classes, A).
         boxes: Coordinates in any unit, shape (B, 4, A).
-        corners: Left, top, right and bottom of the box in the same unit, from any point, shape (B, 4, A).
+        corners: Left, top, right and bottom of the box in the same unit, from any point, shape (B, 4, A); of an
+            oriented one before it is turned.
         size: Side of the box in the same unit, shape (B, 1, A).
         points: Key points in the same unit, shape (B, C, A), or None.
         angle: Of an oriented box, rad, shape (B, 1, A), or None.
