@@ -178,15 +178,8 @@ def prune_module(
     check_possible(before, limit, widths)
     target = copy_with(module, Tensor.clone)  # the module itself changes when everything has worked
     traced = Traced(target, anatomy, before)
-    images = calibration_of(
-        module,
-        calibration,
-        functools.partial(_most_images, calibration_images),
-        forward,
-        projection,
-        seed,
-        labels,
-    )
+    how_many = functools.partial(_most_images, calibration_images)
+    images = calibration_of(module, calibration, how_many, forward, projection, seed, labels)
     if images is not None:
         recipe = Recipe(criterion or RECONSTRUCTION, steps, widths, seed=seed, depth=depth)
         plan = _cut_on_images_(module, traced, budget, recipe, images, validate, imitation_steps)

@@ -112,7 +112,8 @@ def _missed(ours: Predictions, theirs: Predictions) -> Tensor:
     rim = theirs.size * _RIM * theirs.size.new_tensor([-1, -1, 1, 1])[:, None]
     boxes = (one.corners.float() + rim for one in (ours, theirs))
     one, other = (corners.transpose(1, 2) for corners in boxes)
-    return generalized_box_iou_loss(one, other.detach())[:, None]
+    missed: Tensor = generalized_box_iou_loss(one, other.detach())[:, None]
+    return missed
 
 
 @dataclass(frozen=True)
