@@ -123,8 +123,9 @@ class Judge:
         whole = bench.calibration(images + int(given["held_out"]), seed)
         seen, held = split_images(whole, images)
         if given["box_weight"]:
-            how = {"classes": self.classes, "box_weight": float(given["box_weight"])}
-            seen = replace(seen, projection=detection_projection(bench.imgsz, seed, **how))
+            weight = float(given["box_weight"])
+            felt = detection_projection(bench.imgsz, seed, classes=self.classes, box_weight=weight)
+            seen = replace(seen, projection=felt)
         recipe = Recipe(steps=int(given["steps"]), seed=seed, allocation=None if way == "auto" else way)
         seconds, cut = timed(lambda: cut_in_steps(bench.parent, Budget("keep_macs", keep), recipe, seen))
         module, found = cut.module, {"cut_cpu_s": seconds, "allocation": cut.plan.settings["allocation"]}
@@ -132,8 +133,8 @@ class Judge:
             many = bench.calibration(IMITATION_IMAGES, seed)
             module = copy.deepcopy(module)
             rates = [float(rate) for rate in rates_of(given)] or RATES
-            long: dict[str, Any] = {"steps": int(given["imitation_steps"]), "rates": rates}
-            seconds, imitation = timed(lambda: imitate_(module, bench.parent.module, many, **long))
+            how: dict[str, Any] = {"steps": int(given["imitation_steps"]), "rates": rates}
+            seconds, imitation = timed(lambda: imitate_(module, bench.parent.module, many, **how))
             found |= {"imitation_cpu_s": seconds, "rate": imitation.rate}
         with evaluating(module), evaluating(bench.parent.module):
             for name, part in {"seen": seen, "held_out": held}.items():

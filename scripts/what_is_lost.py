@@ -32,25 +32,31 @@ def main() -> None:
     torch.set_num_threads(int(given["threads"]))
     loaded = load_detector(given["model"])
     student, parent = loaded.module.eval(), load_detector(given["parent"]).module.eval()
+    host, how = find_host(str(given["model"])), {"batch": 16, "device": "cpu", "workers": 0}
     for split in ("val", "test"):
         try:
-            task = find_host(str(given["model"])).open_task(
-                loaded, given["data"], split=split, batch=16, device="cpu", workers=0
-            )
+            task = host.open_task(loaded, given["data"], split=split, **how)
         except DataError:
             continue
         for way, (boxes, scores) in WAYS.items():
-            result = task.evaluate(mixed(student, parent, boxes=boxes, scores=scores), int(given["imgsz"]))
+            result = task.evaluate(
+                mixed(student, parent, len(loaded.names), boxes, scores), int(given["imgsz"])
+            )
             print(f"{split:5} {way:25} {float(result.scores[task.metric]):.4f}", flush=True)
 
 
-def mixed(student: nn.Module, parent: nn.Module, *, boxes: bool, scores: bool) -> nn.Module:
+def mixed(student: nn.Module, parent: nn.Module, classes: int, boxes: bool, scores: bool) -> nn.Module:
     """Return a copy of the student that predicts the parent's boxes, the parent's scores, or both."""
     made = copy.deepcopy(student)
 
-    def forward(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Any]:
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         with torch.no_grad():
             ours, theirs = student(x), parent(x)
+        for predictions, *_ in (ours, theirs):
+            if not isinstance(predictions, Tensor) or predictions.shape[1] != 4 + classes:
+                raise SystemExit(
+                    "this takes detectors with one branch, whose predictions stand at the same locations."
+                )
         box, score = (theirs if chosen else ours for chosen in (boxes, scores))
         return torch.cat([box[0][:, :4], score[0][:, 4:]], 1), ours[1]
 

@@ -11,7 +11,6 @@ from yolo_prune.adapters.ultralytics.saliency import detection_projection
 from yolo_prune.criteria.backward import run_with_gradients
 from yolo_prune.criteria.calibration import Calibration
 from yolo_prune.criteria.moments import collect_moments, reading_layers
-from yolo_prune.criteria.projection import BOX_WEIGHT
 from yolo_prune.errors import ConfigError
 
 CLASSES = 3
@@ -82,7 +81,7 @@ def test_a_decoder_of_queries_is_understood():
     outputs = (torch.zeros(1, 5, 6), (boxes, scores, None, None, None))
     detection_projection(64, classes=CLASSES)(outputs).backward()
     assert torch.equal(boxes.grad[0], torch.zeros(1, 5, 4))  # only the last layer predicts
-    torch.testing.assert_close(boxes.grad[1].abs(), torch.full((1, 5, 4), BOX_WEIGHT * 64 / 32 * 0.5))
+    torch.testing.assert_close(boxes.grad[1].abs(), torch.full((1, 5, 4), 4 * 64 / 32 * 0.5))
     torch.testing.assert_close(scores.grad[1].abs(), torch.full((1, 5, CLASSES), 0.25))
 
 
@@ -103,7 +102,7 @@ def predictions(extra: int = 0) -> torch.Tensor:
 def test_probabilities_count_alike_and_boxes_by_size_and_probability():
     gradient = projected(predictions(), classes=CLASSES)[0].abs()
     torch.testing.assert_close(gradient[4:], torch.ones(3, 2))
-    torch.testing.assert_close(gradient[:4], BOX_WEIGHT * torch.tensor([[0.9 / 8, 0.01 / 8]]).expand(4, 2))
+    torch.testing.assert_close(gradient[:4], 4 * torch.tensor([[0.9 / 8, 0.01 / 8]]).expand(4, 2))
 
 
 def test_boxes_can_count_less():
@@ -118,12 +117,12 @@ def test_without_a_number_of_classes_all_behind_the_box_is_a_class():
 def test_key_points_count_like_boxes_and_are_no_classes():
     gradient = projected(predictions(6), {"kpts": None}, classes=CLASSES)[0].abs()
     torch.testing.assert_close(gradient[4:7], torch.ones(3, 2))
-    torch.testing.assert_close(gradient[7:], BOX_WEIGHT * torch.tensor([[0.9 / 8, 0.01 / 8]]).expand(6, 2))
+    torch.testing.assert_close(gradient[7:], 4 * torch.tensor([[0.9 / 8, 0.01 / 8]]).expand(6, 2))
 
 
 def test_an_angle_counts_by_probability():
     gradient = projected(predictions(1), {"angle": None}, classes=CLASSES)[0].abs()
-    torch.testing.assert_close(gradient[7], BOX_WEIGHT * torch.tensor([0.9, 0.01]))
+    torch.testing.assert_close(gradient[7], 4 * torch.tensor([0.9, 0.01]))
 
 
 def test_masks_count_by_probability():

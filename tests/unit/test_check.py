@@ -81,11 +81,8 @@ def test_a_limit_that_is_met_exits_with_zero_and_says_on_what(file, capsys, tmp_
 
 def test_a_limit_that_is_missed_exits_with_one_and_says_by_how_much(file, capsys, tmp_path):
     junit, md = tmp_path / "check.xml", tmp_path / "check.md"
-    limits = (
-        "min_fps=1e9",
-        "max_latency_ms=1e4",
-        "percentile=p50",
-    )  # of few steps, none bound a higher percentile
+    # of few steps, none bound a higher percentile
+    limits = ("min_fps=1e9", "max_latency_ms=1e4", "percentile=p50")
     assert check(f"model={file}", *limits, f"junit={junit}", f"md={md}") == 1
     out = capsys.readouterr().out
     assert out.startswith("MISSED: 1 of 2 met by ")

@@ -209,6 +209,13 @@ def test_background_is_felt_only_where_it_could_become_a_detection():
     assert set(felt[4:].abs().unique().tolist()) == {1.0}
 
 
+def test_boxes_are_felt_four_times_as_much_as_scores():
+    boxes, scores = torch.rand(1, 4, 50) * 200, torch.full((1, 3, 50), 0.5)
+    felt = gradient_of(torch.cat([boxes, scores], 1))[0].abs()
+    spread = boxes[0].var(1, correction=0, keepdim=True).sqrt()
+    torch.testing.assert_close(felt, torch.cat([(4 * 0.5 / spread).expand(4, 50), torch.ones(3, 50)]))
+
+
 def test_an_objectness_multiplies_the_classes():
     generator = torch.Generator().manual_seed(0)
     boxes, classes = torch.rand(1, 50, 4) * 200, torch.rand(1, 50, 6, generator=generator)

@@ -19,7 +19,7 @@ from yolo_prune.criteria.calibration import (
     part_of,
     placed_batch,
 )
-from yolo_prune.criteria.projection import output_projection
+from yolo_prune.criteria.projection import are_class_scores, output_projection
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.graph.modes import evaluating
 from yolo_prune.graph.passes import FAILURES
@@ -27,11 +27,9 @@ from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.graph.values import tensors_in
 
 ReadLabels = Callable[[Sequence[Any]], Sequence[Labels]]
-_NONE = object()
-
-
 HowMany = Callable[[bool], int]
 """How many images are looked at, of a model whose outputs are a row of scores an image (a classifier), or of others."""
+_NONE = object()
 
 
 def check_batch(model: nn.Module, batch: Any, forward: Forward) -> bool:
@@ -59,7 +57,7 @@ def check_batch(model: nn.Module, batch: Any, forward: Forward) -> bool:
             f"the model returned no floating-point tensor for a batch of calibration=, {_kind(batch)}: nothing of it "
             "could be measured."
         )
-    return all(tensor.dim() == 2 and tensor.shape[0] == 1 < tensor.shape[1] for tensor in made)
+    return all(are_class_scores(tensor) and len(tensor) == 1 for tensor in made)
 
 
 def gather_batches(source: Iterable[Any], count: int) -> list[Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from yolo_prune.criteria.projection import has_scores, in_unit, locations, rated, spread_of
+from yolo_prune.criteria.projection import are_class_scores, has_scores, in_unit, locations, rated, spread_of
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.values import tensors_in
 
@@ -128,7 +128,7 @@ def _alike_but_in_channels(one: Tensor, other: Tensor) -> bool:
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    if theirs.dim() == 2 and theirs.shape[1] > 1:
+    if are_class_scores(theirs):
         if bool(in_unit(theirs, 1).all()):
             return bernoulli_divergence(ours, theirs).sum() / len(theirs)
         return F.kl_div(ours.log_softmax(1), theirs.log_softmax(1), log_target=True, reduction="batchmean")

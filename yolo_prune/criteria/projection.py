@@ -83,7 +83,7 @@ def _with_gradient(outputs: Any) -> list[Tensor]:
 
 def _felt(output: Tensor, generator: torch.Generator) -> Tensor:
     """Return the projection of one output."""
-    if output.dim() == 2 and output.shape[1] > 1:
+    if are_class_scores(output):
         probabilities = output if in_unit(output.detach(), 1).all() else output.softmax(1)
         return (balanced_signs(probabilities, generator) * probabilities).sum()
     if has_scores(output):
@@ -159,6 +159,11 @@ def _has_objectness(scores: Tensor) -> bool:
     if scores.shape[-1] < 3:
         return False
     return bool(scores[..., 1:].amax(-1).mean() > _LIKELY_ANYWHERE and scores[..., 0].mean() < _RARE)
+
+
+def are_class_scores(output: Tensor) -> bool:
+    """Tell whether an output is a row of numbers an image, shape (B, C), as a classifier's is."""
+    return output.dim() == 2 and output.shape[1] > 1
 
 
 def has_scores(output: Tensor) -> bool:

@@ -96,8 +96,7 @@ class PruningSession:
             example_input: What the model is called with, batch size 1, as for :func:`yolo_prune.prune_module`.
             total: Length of the training in epochs: how often :meth:`after_epoch` will be called.
             calibration: Training batches, such as the loader; read at a cut, up to ``calibration_images`` images (96,
-                of a classifier 512).
-                Without them channels are ranked by BatchNorm scales, and nothing is folded.
+                of a classifier 512). Without them channels are ranked by BatchNorm scales, and nothing is folded.
             forward: ``forward(model, batch)`` runs the network on one of them and returns its outputs, where a batch is
                 not its one argument: ``lambda model, batch: model(batch[0])``.
             projection: Scalar of the outputs whose squared gradient says how much predictions change. None:
