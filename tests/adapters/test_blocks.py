@@ -10,10 +10,10 @@ from torch import nn
 
 from yolo_prune import prune_module, restore
 from yolo_prune.graph import ModuleRule, trace_groups
-from yolo_prune.graph.known_blocks import known_blocks
 from yolo_prune.graph.module_rules import rule_for
+from yolo_prune.graph.plugged import plugged_in
 
-LIBRARIES = sorted({name.partition(".")[0] for name in known_blocks()})
+LIBRARIES = sorted({name.partition(".")[0] for name in plugged_in("blocks")})
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def same_weights():
 def test_every_block_with_a_rule_is_in_the_library(library):
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
-    names = [name for name in known_blocks() if name.startswith(f"{library}.")]
+    names = [name for name in plugged_in("blocks") if name.startswith(f"{library}.")]
     for home, _, name in (name.rpartition(".") for name in names):
         kind = getattr(importlib.import_module(home), name)
         assert (kind.__module__, kind.__qualname__) == (home, name)

@@ -8,8 +8,9 @@ import torch
 from nets import Net, conv, randomise_
 from torch import nn
 
-from yolo_prune.criteria.distance import Predictions, bounded_distance, prediction_distance
+from yolo_prune.criteria.distance import bounded_distance
 from yolo_prune.criteria.heads import HeadForward
+from yolo_prune.criteria.predictions import Predictions, prediction_distance
 from yolo_prune.errors import ConfigError
 from yolo_prune.train.imitate import HeadTeacher
 

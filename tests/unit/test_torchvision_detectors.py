@@ -4,6 +4,8 @@ Small backbones stand in for the stock ones; the stock ones are marked slow.
 """
 
 import copy
+from functools import reduce
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -11,16 +13,20 @@ import torch
 from nets import Net, conv, randomise_
 from torch import nn
 
-from yolo_prune.criteria.calibration import Calibration
-from yolo_prune.criteria.heads import last_layers, measured_at_heads
+from yolo_prune.criteria.apart import outputs_apart
+from yolo_prune.criteria.calibration import Calibration, call
+from yolo_prune.criteria.heads import known_heads, last_layers, measured_at_heads
 from yolo_prune.criteria.moments import collect_moments
+from yolo_prune.criteria.predictions import PredictionProjection, missed_overlap
 from yolo_prune.criteria.projection import output_projection
 from yolo_prune.cut.budget import Budget
 from yolo_prune.cut.plan import choose_channels, make_plan
 from yolo_prune.cut.proof import prove_equivalence, zero_removed_
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.surgery import cut_
+from yolo_prune.graph.plugged import plugged_in
 from yolo_prune.recover.structure import prune_module
+from yolo_prune.train.imitate import HeadTeacher
 
 detection = pytest.importorskip("torchvision.models.detection")
 SIZES = {"min_size": 64, "max_size": 64}
@@ -208,6 +214,100 @@ def test_a_detector_that_filters_its_boxes_is_measured_at_its_heads(build):
     assert plan.kept_macs <= 0.6
     assert plan.equivalence["exact"]
     assert plan.settings["criterion"] == "reconstruction"
+
+
+CODERS = {retinanet: "box_coder", fcos: "box_coder", ssd: "box_coder", two_stage: "rpn.box_coder"}
+
+
+@pytest.mark.parametrize("build", CODERS, ids=lambda build: build.__name__)
+def test_boxes_of_heads_overlap_as_those_that_the_library_makes_of_them(build):
+    """Whatever the anchors are: what a head says of a box is in the sides of its anchor."""
+    from torchvision.ops import generalized_box_iou_loss
+
+    net, other = built(build), built(build)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+        ours, theirs = (known_heads(one, call)(one, X)[0] for one in (net, other))
+    corner = torch.rand(ours.boxes.shape[1], 2, generator=torch.Generator().manual_seed(1)) * 40
+    anchors = torch.cat([corner, corner + torch.tensor([12.0, 20.0])], 1)
+    coder = reduce(getattr, CODERS[build].split("."), net)
+    decode = getattr(coder, "decode_single", coder.decode)
+    made = [decode(one.boxes[0], anchors) for one in (ours, theirs)]
+    if build is fcos:  # the library clips nothing of what its head made positive
+        assert all(bool((one.boxes >= 0).all()) for one in (ours, theirs))
+    real = [(box[:, 2:] > box[:, :2]).all(1) for box in made]
+    seen = real[0] & real[1]
+    assert int(seen.sum()) > 20
+    expected = generalized_box_iou_loss(*made)
+    apart = missed_overlap(ours.corners[0], theirs.corners[0])
+    assert float(expected[seen].mean()) > 0.05, "or nothing would be compared"
+    assert torch.allclose(apart[seen], expected[seen], atol=0.05)
+
+
+@pytest.mark.parametrize("build", DETECTORS, ids=lambda build: build.__name__)
+def test_every_head_of_a_detector_is_compared_and_felt(build):
+    net = built(build)
+    graph = Anatomy(X).cost_of(net).graph
+    felt = measured_at_heads(net, graph, Calibration([X], output_projection()))
+    assert isinstance(felt.projection, PredictionProjection)
+    assert felt.paired
+    felt.projection(felt.run(net, X)).backward()
+    silent = [name for name in DETECTORS[build] if not net.get_submodule(name).weight.grad.abs().sum()]
+    assert not silent
+    assert float(outputs_apart(net, net, felt, X).detach()) == pytest.approx(0, abs=2e-7)
+    for name in DETECTORS[build]:
+        changed = copy.deepcopy(net)
+        with torch.no_grad():
+            weight = changed.get_submodule(name).weight
+            weight += torch.randn_like(weight)
+        assert float(outputs_apart(changed, net, felt, X).detach()) > 1e-6, name
+
+
+@pytest.mark.parametrize("objects", [0, 2])
+def test_a_teacher_of_masks_is_at_no_distance_from_itself_and_far_from_another(objects):
+    """With masks of what is there, and where nothing is."""
+    net = built(mask_rcnn).train()
+    net.backbone.eval()  # what a teacher normalises by is its own
+    boxes, masks = torch.tensor([[4.0, 4, 40, 40], [20, 8, 60, 30]]), torch.ones(2, 64, 64)
+    whole = {"boxes": boxes, "labels": torch.tensor([1, 2]), "masks": masks.byte()}
+    target = {key: value[:objects] for key, value in whole.items()}
+
+    def distance(student):
+        torch.manual_seed(0)
+        lesson = HeadTeacher(copy.deepcopy(net), known_heads(net, call)).lesson(student)
+        lesson.watch(lambda: run(student))
+        return float(lesson.distance(run).detach())
+
+    def run(network):
+        return network(list(X), [target])
+
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.roi_heads.mask_predictor.mask_fcn_logits.bias += 2.0
+    assert distance(net) == pytest.approx(0, abs=1e-5)
+    assert (distance(other) > 0.01) == bool(objects)
+
+
+def test_a_detector_inside_ones_own_module_is_known_two_are_not():
+    one = Net(lambda m, x: m.detector(x), detector=built(two_stage))
+    assert set(known_heads(one, call).layers) == {"detector.rpn.head", "detector.roi_heads.box_predictor"}
+    both = nn.ModuleList([built(two_stage), built(retinanet)])
+    assert known_heads(both, call) is None
+    assert known_heads(built(backbone), call) is None
+
+
+def test_whatever_detector_a_name_builds_has_known_heads():
+    """The class says it; nothing is built."""
+    from torchvision.models import get_model_builder, list_models
+
+    known = {name.rpartition(".")[2] for name in plugged_in("heads")}
+    makes = {
+        name: get_type_hints(get_model_builder(name))["return"] for name in list_models(module=detection)
+    }
+    unknown = [name for name, kind in makes.items() if not known & {base.__name__ for base in kind.__mro__}]
+    assert len(makes) > 8
+    assert not unknown
 
 
 def test_a_projection_that_was_given_and_a_model_that_filters_nothing_are_measured_as_before():

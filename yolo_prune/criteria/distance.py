@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from yolo_prune.criteria.projection import are_class_scores, has_scores, in_unit, locations, rated, spread_of
-from yolo_prune.errors import ConfigError
+from yolo_prune.criteria.predictions import (
+    Predictions,
+    bernoulli_divergence,
+    not_comparable,
+    predictions_apart,
+)
+from yolo_prune.criteria.projection import are_class_scores, has_scores, in_unit, locations, rated
 from yolo_prune.graph.values import tensors_in
-
-_SMALL = 1e-6
-_KNEE = 0.1  # in spreads of a box's coordinate: beyond it the distance grows linearly
 
 
 def output_distance(ours: Any, theirs: Any) -> Tensor:
@@ -66,37 +67,6 @@ def bounded_distance(ours: Any, theirs: Any) -> Tensor:
     return torch.stack([error / (1 + error.detach()) for error in errors]).mean()
 
 
-class Predictions(NamedTuple):
-    """What a head says at many locations, when it is known what is what.
-
-    Attributes:
-        scores: Probabilities, shape (B, locations, scores).
-        boxes: What stands beside them, shape (B, locations, numbers).
-    """
-
-    scores: Tensor
-    boxes: Tensor
-
-
-def prediction_distance(ours: Sequence[Predictions], theirs: Sequence[Predictions]) -> Tensor:
-    """Return the distance of the predictions of several heads, the mean over them; see :func:`output_distance`.
-
-    Raises:
-        ConfigError: They are of another number or shape, or there are none.
-    """
-    pairs = list(zip(ours, theirs, strict=False))
-    same = all(a.scores.shape == b.scores.shape and a.boxes.shape == b.boxes.shape for a, b in pairs)
-    if not pairs or len(ours) != len(theirs) or not same:
-        raise _not_comparable(_floating(ours), _floating(theirs))
-    return torch.stack([_of_head(*pair) for pair in pairs]).mean()
-
-
-def _of_head(ours: Predictions, theirs: Predictions) -> Tensor:
-    ours, theirs = (Predictions(*(values.float() for values in one)) for one in (ours, theirs))
-    theirs = Predictions(*(values.detach() for values in theirs))
-    return _apart(ours, theirs, theirs.scores.amax(-1, keepdim=True))
-
-
 def comparable(ours: Any, theirs: Any) -> list[tuple[Tensor, Tensor]]:
     """Return the floating-point outputs of two networks side by side, in float32, the teacher's without gradient.
 
@@ -109,15 +79,8 @@ def comparable(ours: Any, theirs: Any) -> list[tuple[Tensor, Tensor]]:
     pairs = list(zip(left, right, strict=False))
     same = [(a, b) for a, b in pairs if a.shape == b.shape]
     if not same or len(left) != len(right) or not all(_alike_but_in_channels(a, b) for a, b in pairs):
-        raise _not_comparable(left, right)
+        raise not_comparable(left, right)
     return [(a.float(), b.detach().float()) for a, b in same]
-
-
-def _not_comparable(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> ConfigError:
-    return ConfigError(
-        f"the uncut model's outputs cannot be compared: {_shapes(ours)} of the model, {_shapes(theirs)} of its "
-        "teacher. Hand over the batch that the outputs are of, and the outputs before they are filtered."
-    )
 
 
 def _alike_but_in_channels(one: Tensor, other: Tensor) -> bool:
@@ -144,24 +107,7 @@ def _of_predictions(ours: Tensor, theirs: Tensor) -> Tensor:
     known = before[..., unit]
     wanted, best = rated(known, known)
     made = Predictions(rated(after[..., unit], known)[0], after[..., ~unit])
-    return _apart(made, Predictions(wanted, before[..., ~unit]), best)
-
-
-def _apart(ours: Predictions, theirs: Predictions, best: Tensor) -> Tensor:
-    """Return the distance of predictions where the teacher's best score of each location is known."""
-    total = best.sum().clamp(min=_SMALL)
-    distance = bernoulli_divergence(ours.scores, theirs.scores).sum() / total
-    if theirs.boxes.shape[-1]:
-        spread = spread_of(theirs.boxes, best)
-        apart = F.smooth_l1_loss(ours.boxes / spread, theirs.boxes / spread, reduction="none", beta=_KNEE)
-        distance = distance + (best * apart).sum() / total
-    return distance
-
-
-def bernoulli_divergence(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Return the divergence of every probability."""
-    p, q = (values.clamp(_SMALL, 1 - _SMALL) for values in (theirs, ours))
-    return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    return predictions_apart(made, Predictions(wanted, before[..., ~unit]), best)
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -170,7 +116,3 @@ def _relative(ours: Tensor, theirs: Tensor) -> Tensor:
 
 def _floating(outputs: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point() and tensor.numel()]
-
-
-def _shapes(tensors: Sequence[Tensor]) -> str:
-    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors) or "no floating-point tensor"

@@ -12,22 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from yolo_prune.criteria.calibration import Calibration, Forward, part_of
+from yolo_prune.criteria.calibration import Calibration, Distance, Forward, Projection, part_of
 from yolo_prune.criteria.distance import relative_distance
+from yolo_prune.criteria.predictions import OVERLAP, PredictionProjection, prediction_distance
 from yolo_prune.criteria.projection import HeadProjection, OutputProjection
 from yolo_prune.graph.dispatch import OperatorMode
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.modes import evaluating
+from yolo_prune.graph.plugged import known_of
 from yolo_prune.graph.randomness import untouched_randomness
 from yolo_prune.graph.reading import last_weights
 from yolo_prune.progress import LOGGER
 
 
 def measured_at_heads(module: nn.Module, graph: ChannelGraph, calibration: Calibration) -> Calibration:
-    """Return what a model is measured on, felt at its last layers where its outputs are filtered by their values.
+    """Return what a model is measured on, felt at its heads where its outputs are filtered by their values.
 
     Behind a threshold or non-maximum suppression there may be nothing, of which nothing has a gradient, and a region
-    proposal network is cut off from the boxes on purpose. What the last layer of each head makes is always there.
+    proposal network is cut off from the boxes on purpose. What the last layer of each head makes is always there; of
+    the detectors of known libraries it is known what are scores and what are boxes.
 
     Args:
         module: The model.
@@ -38,10 +41,12 @@ def measured_at_heads(module: nn.Module, graph: ChannelGraph, calibration: Calib
         return calibration
     if not _filters(module, calibration):
         return calibration
-    names = last_layers(module, graph)
-    LOGGER.info("the outputs are filtered by their values: measuring at %s", ", ".join(names) or "no layer")
-    heads = HeadForward(calibration.forward, names)
-    projection = HeadProjection(calibration.seed)
+    forward = calibration.forward
+    heads = known_heads(module, forward) or HeadForward(forward, last_layers(module, graph))
+    LOGGER.info(
+        "the outputs are filtered by their values: measuring at %s", ", ".join(heads.layers) or "no layer"
+    )
+    projection = heads.projection(calibration.seed)
     return replace(calibration, forward=heads, projection=projection, distance=heads.distance, paired=True)
 
 
@@ -51,6 +56,24 @@ def last_layers(module: nn.Module, graph: ChannelGraph) -> tuple[str, ...]:
     known = dict(module.named_modules())
     owners = (name.rpartition(".")[0] for name in weights if name.endswith("weight"))
     return tuple(sorted({owner for owner in owners if owner in known}))
+
+
+def known_heads(module: nn.Module, forward: Forward, *, overlap: float = OVERLAP) -> HeadForward | None:
+    """Return what to watch of a detector that is, or has in it, one of a known library; None of any other.
+
+    Args:
+        module: The model.
+        forward: Runs it.
+        overlap: How much the overlap of boxes counts in the distance.
+    """
+    known = ((name, part, known_of("heads", type(part))) for name, part in module.named_modules())
+    found = [(name, readers(part)) for name, part, readers in known if readers is not None]
+    if len(found) != 1:
+        return None
+    (name, own), *_ = found
+    readers = {".".join(filter(None, (name, layer))): read for layer, read in own.items()}
+    distance = partial(prediction_distance, overlap=overlap)
+    return HeadForward(forward, readers, distance, PredictionProjection)
 
 
 Reader = Callable[[Any], Any]
@@ -64,18 +87,20 @@ class HeadForward:
         layers: Names of its last layers, or of its heads with what to make of what each returns.
         distance: How far what a model's heads made is from what another's did; None: the mean over all of the squared
             error relative to the teacher's variance.
+        projection: Makes of a seed what a task feels of what they made.
     """
 
     def __init__(
         self,
         forward: Forward,
         layers: Sequence[str] | Mapping[str, Reader],
-        distance: Callable[[Any, Any], Tensor] | None = None,
+        distance: Distance | None = None,
+        projection: Callable[[int], Projection] = HeadProjection,
     ) -> None:
         self._forward = forward
         named = layers if isinstance(layers, Mapping) else dict.fromkeys(layers, _as_it_is)
-        self._layers = dict(named)
-        self.distance = distance or relative_distance
+        self.layers = dict(named)
+        self.distance, self.projection = distance or relative_distance, projection
 
     def __call__(self, module: nn.Module, batch: Any) -> list[Any]:
         """Return what was made for every call of a head."""
@@ -92,7 +117,7 @@ class HeadForward:
             made.append(read(output))
 
         with ExitStack() as undo:
-            for name, read in self._layers.items():
+            for name, read in self.layers.items():
                 layer = module.get_submodule(name)
                 undo.callback(layer.register_forward_hook(partial(keep, read)).remove)
             yield made

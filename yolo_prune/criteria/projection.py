@@ -96,7 +96,7 @@ def _relative(output: Tensor, generator: torch.Generator) -> Tensor:
     dim = _channel_dim(output)
     values = output.detach()
     scale = _spread(values, dim) if dim is not None else values.std(correction=0)
-    return _signed_sum(output / scale.clamp(min=1e-6), generator)
+    return signed_sum(output / scale.clamp(min=1e-6), generator)
 
 
 def _predictions(output: Tensor, generator: torch.Generator) -> Tensor:
@@ -105,10 +105,10 @@ def _predictions(output: Tensor, generator: torch.Generator) -> Tensor:
     unit = in_unit(values.detach(), 2)
     others = values[..., ~unit]
     scores, best = rated(values[..., unit], values[..., unit].detach())
-    total = _signed_sum(scores, generator)
+    total = signed_sum(scores, generator)
     if others.shape[-1]:
         relative = best * others / spread_of(others.detach(), best)
-        return total + BOX_WEIGHT * _signed_sum(relative, generator)
+        return total + BOX_WEIGHT * signed_sum(relative, generator)
     return total
 
 
@@ -197,7 +197,8 @@ def _spread(values: Tensor, dim: int) -> Tensor:
     return values.float().var(others, correction=0, keepdim=True).sqrt()
 
 
-def _signed_sum(values: Tensor, generator: torch.Generator) -> Tensor:
+def signed_sum(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the sum with random signs; they are drawn on the CPU."""
     drawn = torch.randint(0, 2, values.shape, generator=generator, dtype=torch.int8)
     return ((drawn.to(values.device, values.dtype) * 2 - 1) * values).sum()
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from torch import nn
 
-from yolo_prune.graph.known_blocks import known_blocks
+from yolo_prune.graph.plugged import known_of
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,4 @@ ModuleRules = Mapping[type[nn.Module], ModuleRule]
 def rule_for(rules: ModuleRules, module: nn.Module) -> ModuleRule | None:
     """Return the rule of a module's class, or of the nearest base class that has one; then what adapters know of it."""
     found = next((rules[base] for base in type(module).__mro__ if base in rules), None)
-    return found or _known_rule(
-        tuple(f"{base.__module__}.{base.__qualname__}" for base in type(module).__mro__)
-    )
-
-
-@cache
-def _known_rule(names: tuple[str, ...]) -> ModuleRule | None:
-    """Return the rule that an adapter has for one of these classes, the nearest base first."""
-    blocks = known_blocks()
-    return next((blocks[name] for name in names if name in blocks), None)
+    return found or known_of("blocks", type(module))

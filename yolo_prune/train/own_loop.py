@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from yolo_prune.criteria.batches import ReadLabels, calibration_of, gather_batches
 from yolo_prune.criteria.calibration import Calibration, Forward, Projection
 from yolo_prune.criteria.distance import bounded_distance
-from yolo_prune.criteria.heads import HeadForward, last_layers
+from yolo_prune.criteria.heads import HeadForward, known_heads, last_layers
 from yolo_prune.cut.optimizer import follow_cut
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.cut.surgery import cut_
 from yolo_prune.recover.effort import images_for
-from yolo_prune.train.imitate import HeadTeacher, OutputTeacher
+from yolo_prune.train.imitate import WITH_LABELS, HeadTeacher, OutputTeacher
 from yolo_prune.train.midcut import is_distributed
 from yolo_prune.train.timing import Timekeeper
 from yolo_prune.train.wrappers import average_inside, renew_wrappers_, restart_average_, unwrapped
@@ -46,7 +46,7 @@ class OwnLoop:
         counted: Steps of the optimizer in the last one.
         teacher: The uncut network.
         labels: Says of batches what is in each of their images.
-        last: What the last layer of each of its heads makes; None as long as nobody asked.
+        heads: What its heads make; None as long as nobody asked.
         timekeeper: Times its models on a runtime, None where nothing can.
         classifies: All that the network makes of an image is a row of scores.
     """
@@ -66,7 +66,7 @@ class OwnLoop:
     counted: int = 0
     teacher: OutputTeacher | None = None
     labels: ReadLabels | None = None
-    last: HeadForward | None = None
+    heads: HeadForward | None = None
     timekeeper: Timekeeper | None = None
     classifies: bool = False
 
@@ -125,20 +125,17 @@ class OwnLoop:
         if self.distill:
             self.teacher = OutputTeacher(copy.deepcopy(parent), self.forward)
 
-    def head_teacher(self, heads: HeadForward | None) -> HeadTeacher | None:
-        """Return the uncut model as a teacher of detectors, None before the first cut.
-
-        Args:
-            heads: What is compared; None: what the last layers make.
-        """
+    @property
+    def head_teacher(self) -> HeadTeacher | None:
+        """The uncut model as a teacher of detectors, None before the first cut."""
         if self.teacher is None:
             return None
         uncut = self.teacher.module
-        if heads is None:
-            heads = self.last = self.last or HeadForward(
+        if self.heads is None:
+            self.heads = known_heads(uncut, self.forward, overlap=WITH_LABELS) or HeadForward(
                 self.forward, last_layers(uncut, self.how.cost_of(uncut).graph), bounded_distance
             )
-        return HeadTeacher(uncut, heads)
+        return HeadTeacher(uncut, self.heads)
 
     def after_cut(self, plan: PrunePlan, parent: nn.Module | None) -> None:
         """Renew wrappers and average."""

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from yolo_prune.criteria.batches import ReadLabels, are_given
 from yolo_prune.criteria.calibration import Forward, Projection, call
-from yolo_prune.criteria.heads import HeadForward
 from yolo_prune.cut.optimizer import able_to_follow
 from yolo_prune.cut.proven import Anatomy
 from yolo_prune.cut.prunable import check_prunable
@@ -223,27 +222,28 @@ class PruningSession:
             return self._no_distance()
         return teacher.distance(self.model, batch, outputs) * self._session.teacher_share()
 
-    def learn(self, run: Callable[[nn.Module], Any], heads: HeadForward | None = None) -> tuple[Any, Tensor]:
+    def learn(self, run: Callable[[nn.Module], Any]) -> tuple[Any, Tensor]:
         """Run a detector on a batch, and return how far its heads are from the uncut model's, to be added to the loss.
 
         For models that return losses in training. As :meth:`teacher_loss` it fades, and is zero before the first cut.
+        Scores and boxes are compared where the detector is of a known library, else what the last layer of each head
+        makes, by its spread.
 
         Args:
             run: Runs a network as the loop does: ``losses, apart = session.learn(lambda net: net(images, targets))``.
-            heads: What is compared, and how; None: what the last layer of each head makes, by its spread.
 
         Returns:
             What the model returned, and a scalar with gradient.
         """
-        lesson, wrapped = self.lesson(heads), self._loop.wrapped
+        lesson, wrapped = self.lesson(), self._loop.wrapped
         if lesson is None:
             return run(wrapped), self._no_distance()
         outputs = lesson.watch(lambda: run(wrapped))
         return outputs, lesson.distance(run)
 
-    def lesson(self, heads: HeadForward | None = None) -> Lesson | None:
+    def lesson(self) -> Lesson | None:
         """Return :meth:`learn` in parts, for a loop that cannot call it; None before the first cut."""
-        teacher = self._loop.head_teacher(heads)
+        teacher = self._loop.head_teacher
         return None if teacher is None else teacher.lesson(self.model, self._session.teacher_share())
 
     def finish(self) -> PrunePlan | None:

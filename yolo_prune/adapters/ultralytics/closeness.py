@@ -9,17 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torchvision.ops import generalized_box_iou_loss
 
 from yolo_prune.adapters.ultralytics.saliency import Predictions, branches, detection_projection, masks_at
 from yolo_prune.criteria.calibration import Calibration
-from yolo_prune.criteria.distance import bernoulli_divergence
+from yolo_prune.criteria.predictions import OVERLAP, bernoulli_divergence, missed_overlap
 from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
 from yolo_prune.train.distill import anchor_weights, box_loss, class_loss, score_loss
 
-_OVERLAP = 4.0  # near its end imitation then sees of boxes, and of scores, what AP sees
-_RIM = 0.01  # in sizes of a box, around it and the other: boxes without an area agree, too
 _KNEE = 0.1  # in sizes of a box: beyond it the distance of a coordinate grows linearly
 
 
@@ -109,11 +106,8 @@ def chooses_queries(module: nn.Module) -> bool:
 
 def _missed(ours: Predictions, theirs: Predictions) -> Tensor:
     """Return 1 less the generalised intersection over union of the boxes, shape (B, 1, A)."""
-    rim = theirs.size * _RIM * theirs.size.new_tensor([-1, -1, 1, 1])[:, None]
-    boxes = (one.corners.float() + rim for one in (ours, theirs))
-    one, other = (corners.transpose(1, 2) for corners in boxes)
-    missed: Tensor = generalized_box_iou_loss(one, other.detach())[:, None]
-    return missed
+    one, other = (boxes.corners.transpose(1, 2) for boxes in (ours, theirs))
+    return missed_overlap(one, other)[:, None]
 
 
 @dataclass(frozen=True)
@@ -136,7 +130,7 @@ class PredictionDistance:
     imgsz: ImageSize
     classes: int
     weights: DistillationWeights = DistillationWeights()
-    overlap: float = _OVERLAP
+    overlap: float = OVERLAP
 
     def __call__(self, ours: Any, theirs: Any) -> Tensor:
         """Return a scalar with gradient with respect to ``ours``; zero where they agree."""

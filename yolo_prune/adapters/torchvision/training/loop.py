@@ -15,7 +15,6 @@ from torch.nn import functional as F  # noqa: N812
 
 from yolo_prune.adapters.torchvision import files
 from yolo_prune.adapters.torchvision.described import CLASSIFY, described
-from yolo_prune.adapters.torchvision.predictions import heads_of
 from yolo_prune.adapters.torchvision.training.recipe import TrainRecipe
 from yolo_prune.adapters.torchvision.training.samples import Loader
 from yolo_prune.cut.record import PrunePlan
@@ -208,7 +207,7 @@ class Training:
     def _losses(self, run: Callable[[nn.Module], dict[str, Tensor]]) -> Tensor:
         """Return what a detector makes of a batch, with the distance to its teacher, and to the uncut network."""
         if self.session is not None:
-            losses, apart = self.session.learn(run, heads_of(self.module))
+            losses, apart = self.session.learn(run)
             return torch.stack([*losses.values(), apart]).sum()
         if not isinstance(self.teacher, HeadTeacher):
             return torch.stack(list(run(self.module).values())).sum()

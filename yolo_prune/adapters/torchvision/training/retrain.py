@@ -12,13 +12,14 @@ from torch import nn
 from yolo_prune.adapters.torchvision import files
 from yolo_prune.adapters.torchvision.described import CLASSIFY, described
 from yolo_prune.adapters.torchvision.detector import learn_from_
-from yolo_prune.adapters.torchvision.predictions import heads_of
 from yolo_prune.adapters.torchvision.training.recipe import make_recipe
 from yolo_prune.adapters.torchvision.training.setup import check_trainable, go_on_, state_of, training_of
 from yolo_prune.cost import count_parameters
 from yolo_prune.criteria.calibration import call
+from yolo_prune.criteria.heads import known_heads
+from yolo_prune.errors import ConfigError
 from yolo_prune.imgsz import ImageSize
-from yolo_prune.train.imitate import HeadTeacher, OutputTeacher
+from yolo_prune.train.imitate import WITH_LABELS, HeadTeacher, OutputTeacher
 from yolo_prune.train.retrained import RetrainResult, check_still_cut
 
 
@@ -78,4 +79,7 @@ def _teacher(parent: nn.Module, regions: int) -> OutputTeacher | HeadTeacher:
     if described(parent).task == CLASSIFY:
         return OutputTeacher(parent, call)
     learn_from_(parent, regions)
-    return HeadTeacher(parent, heads_of(parent))
+    heads = known_heads(parent, call, overlap=WITH_LABELS)
+    if heads is None:
+        raise ConfigError(f"the heads of {type(parent).__name__} are not known: train with distill=false.")
+    return HeadTeacher(parent, heads)
