@@ -72,21 +72,21 @@ def gradients(*heads):
     return [[None if part is None else part.grad for part in head] for head in leaves]
 
 
-def test_boxes_are_felt_four_times_as_much_relative_to_their_sides_where_an_object_is():
+def test_boxes_are_felt_as_much_as_scores_relative_to_their_sides_where_an_object_is():
     scores = torch.tensor([[[0.5, 0.1], [0.1, 0.3]]])
     corners = boxes([0.0, 0, 2, 4], [0.0, 0, 1, 1])[None]
     felt, numbers, sides = gradients((scores, torch.zeros(1, 2, 4), corners))[0]
     unit = math.sqrt(0.5 + 0.3)
     assert torch.allclose(felt.abs() * unit, torch.ones(1, 2, 2))
     assert numbers is None, "what corners are read from is felt through them"
-    expected = 4 * torch.tensor([[0.5 / 2, 0.5 / 4, 0.5 / 2, 0.5 / 4], [0.3, 0.3, 0.3, 0.3]])
+    expected = torch.tensor([[0.5 / 2, 0.5 / 4, 0.5 / 2, 0.5 / 4], [0.3, 0.3, 0.3, 0.3]])
     assert torch.allclose(sides.abs()[0] * unit, expected)
 
 
 def test_numbers_of_an_unknown_kind_are_felt_relative_to_their_spread():
     numbers = torch.tensor([[[0.0], [6.0]]])
     _, felt, _ = gradients((torch.full((1, 2, 1), 0.5), numbers, None))[0]
-    assert torch.allclose(felt.abs(), torch.full((1, 2, 1), 4 * 0.5 / 3))
+    assert torch.allclose(felt.abs(), torch.full((1, 2, 1), 0.5 / 3))
 
 
 def test_a_head_of_many_locations_is_felt_as_much_as_one_of_few():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from yolo_prune.criteria.projection import BOX_WEIGHT, signed_sum, spread_of
+from yolo_prune.criteria.projection import signed_sum, spread_of
 from yolo_prune.errors import ConfigError
 
 OVERLAP = 4.0
@@ -39,9 +39,8 @@ class PredictionProjection:
     """A scalar of the predictions of several heads, whose squared gradient says how much they change.
 
     Scores count as they are, so background counts only where it could become a detection; boxes count by the location's
-    best score and :data:`yolo_prune.criteria.projection.BOX_WEIGHT` times as much: their corners relative to their
-    sides where they are known, else relative to each number's spread. Heads count alike, however many locations they
-    have.
+    best score, as much as scores do: their corners relative to their sides where they are known, else relative to each
+    number's spread. Heads count alike, however many locations they have.
 
     Args:
         seed: Of the random signs.
@@ -60,9 +59,7 @@ class PredictionProjection:
             boxes = head.boxes / spread_of(head.boxes.detach(), best)
         else:
             boxes = head.corners / _sides(head.corners.detach()).clamp(min=_SMALL)
-        felt = signed_sum(head.scores, self._generator) + BOX_WEIGHT * signed_sum(
-            best * boxes, self._generator
-        )
+        felt = signed_sum(head.scores, self._generator) + signed_sum(best * boxes, self._generator)
         return felt / best.sum().clamp(min=_SMALL).sqrt()
 
 
