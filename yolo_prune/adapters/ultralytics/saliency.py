@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from yolo_prune.criteria.projection import BOX_WEIGHT, balanced_signs
+from yolo_prune.criteria.projection import BOX_WEIGHT, balanced_signs, signed_sum
 from yolo_prune.imgsz import ImageSize, height_width
 
 TaskLoss = Callable[[Any], Tensor]
@@ -60,10 +61,7 @@ def detection_projection(
         A function from a host model's output in evaluation mode to a scalar.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def signed_sum(values: Tensor) -> Tensor:
-        drawn = torch.randint(0, 2, values.shape, generator=generator, dtype=torch.int8)
-        return (((drawn.to(values.device, values.dtype) * 2) - 1) * values).sum()
+    signed = partial(signed_sum, generator=generator)
 
     def project(outputs: Any) -> Tensor:
         decoded = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
@@ -72,14 +70,14 @@ def detection_projection(
         total = torch.zeros(())
         for found in branches(outputs, imgsz, classes):
             best = found.scores.detach().amax(1, keepdim=True)
-            total = total.to(best.device) + signed_sum(found.scores)
-            total = total + box_weight * signed_sum(found.boxes / found.size * best)
+            total = total.to(best.device) + signed(found.scores)
+            total = total + box_weight * signed(found.boxes / found.size * best)
             if found.points is not None:
-                total = total + box_weight * signed_sum(found.points / found.size * best)
+                total = total + box_weight * signed(found.points / found.size * best)
             if found.angle is not None:
-                total = total + box_weight * signed_sum(found.angle * best)
+                total = total + box_weight * signed(found.angle * best)
             if found.masks is not None:
-                total = total + box_weight * signed_sum(masks_at(*found.masks, best))
+                total = total + box_weight * signed(masks_at(*found.masks, best))
         return total
 
     return project
