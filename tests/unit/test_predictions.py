@@ -83,6 +83,15 @@ def test_boxes_are_felt_as_much_as_scores_relative_to_their_sides_where_an_objec
     assert torch.allclose(sides.abs()[0] * unit, expected)
 
 
+@pytest.mark.parametrize("unit", [1.0, 300.0])
+def test_a_box_that_has_collapsed_does_not_outweigh_all_others(unit):
+    corners = boxes(*([0.0, 0, 2, 4] for _ in range(99)), [1.0, 1, 1, 5])[None] * unit
+    _, _, sides = gradients((torch.full((1, 100, 1), 0.5), torch.zeros(1, 100, 4), corners))[0]
+    usual = float(sides[0, 0, 0].abs())
+    assert float(sides[0, 99, 0].abs()) == pytest.approx(usual / 0.05, rel=0.02)
+    assert float(sides[0, 99, 1].abs()) == pytest.approx(float(sides[0, 0, 1].abs()))
+
+
 def test_numbers_of_an_unknown_kind_are_felt_relative_to_their_spread():
     numbers = torch.tensor([[[0.0], [6.0]]])
     _, felt, _ = gradients((torch.full((1, 2, 1), 0.5), numbers, None))[0]

@@ -16,6 +16,7 @@ OVERLAP = 4.0
 """How much it counts beside scores what of a box is missed: near its end imitation then sees of boxes what AP sees."""
 _RIM = 0.01  # in sides of a box, around it and the other: boxes without an area agree, too
 _POINT = 1e-3  # no side counts as shorter
+_SLIM = 0.05  # of the usual side: relative to less, a box that has collapsed would outweigh all others
 _SMALL, _TINY = 1e-6, 1e-12
 _KNEE = 0.1  # in spreads of a box's coordinate: beyond it the distance grows linearly
 
@@ -39,8 +40,9 @@ class PredictionProjection:
     """A scalar of the predictions of several heads, whose squared gradient says how much they change.
 
     Scores count as they are, so background counts only where it could become a detection; boxes count by the location's
-    best score, as much as scores do: their corners relative to their sides where they are known, else relative to each
-    number's spread. Heads count alike, however many locations they have.
+    best score, as much as scores do: their corners relative to their sides where they are known (a side that is next to
+    nothing counts as a twentieth of the usual one), else relative to each number's spread. Heads count alike, however
+    many locations they have.
 
     Args:
         seed: Of the random signs.
@@ -58,7 +60,9 @@ class PredictionProjection:
         if head.corners is None:
             boxes = head.boxes / spread_of(head.boxes.detach(), best)
         else:
-            boxes = head.corners / _sides(head.corners.detach()).clamp(min=_SMALL)
+            sides = _sides(head.corners.detach())
+            usual = (best * sides).sum((0, 1)) / best.sum().clamp(min=_SMALL)
+            boxes = head.corners / torch.maximum(sides, _SLIM * usual).clamp(min=_SMALL)
         felt = signed_sum(head.scores, self._generator) + signed_sum(best * boxes, self._generator)
         return felt / best.sum().clamp(min=_SMALL).sqrt()
 
