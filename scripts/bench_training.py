@@ -15,6 +15,7 @@ Accuracy is what the task is judged by: COCO AP, top-1 of classifiers; on test w
     flag-imitates    that with imitation_steps=120 at the cut
     flag-0.9         the same with prune_at=0.9
     flag-0.9-dense   the same without sparse epochs
+    lasso            the plain training with group lasso (lasso=, its strength) on all that reads a channel, then as patience
     patience         the plain training, then prune without training (fold, imitation)
     patience-tuned   a plain training of 0.7 of the epochs, prune, and the other 0.3 of them as retraining
     torch-pruning    that, cut by Torch-Pruning's GroupNormPruner: the same retraining, teacher and epochs
@@ -54,6 +55,7 @@ DEFAULTS: dict[str, Any] = {
     "seeds": "0,1,2",
     "ways": "plain,flag,flag-late,patience,patience-tuned",
     "imitate_seconds": 120,
+    "lasso": 1.0,
 }
 FLAGS = {
     "flag": (),
@@ -76,7 +78,8 @@ def main() -> None:
     state: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     for seed in str(given["seeds"]).split(","):
         for way in str(given["ways"]).split(","):
-            key = " ".join([setting(given), way, seed])
+            named = f"{way}-{given['lasso']}" if way == "lasso" else way
+            key = " ".join([setting(given), named, seed])
             if key in state:
                 continue
             state[key] = scored(go(way, seed, given), given)
@@ -89,7 +92,7 @@ def setting(given: dict[str, Any]) -> str:
     """Return what runs must share to stand in one table."""
     data = Path(str(given["data"]))
     names = (Path(str(given["model"])).stem, data.parent.name if data.suffix else data.name)
-    numbers = (f"{key}={given[key]}" for key in ("imgsz", "epochs", "fraction", "keep_macs"))
+    numbers = [f"{key}={given[key]}" for key in ("imgsz", "epochs", "fraction", "keep_macs")]
     return " ".join([*names, *numbers])
 
 
@@ -102,6 +105,8 @@ def go(way: str, seed: str, given: dict[str, Any]) -> Path:
         return train(way, seed, given, epochs, f"keep_macs={given['keep_macs']}", *FLAGS[way])
     if way == "patience":
         return prune(way, seed, given, go("plain", seed, given))
+    if way == "lasso":
+        return prune(f"{way}-{given['lasso']}", seed, given, train_lasso(seed, given, epochs))
     first = round(LATE * epochs)
     if way in ("patience-tuned", "torch-pruning"):
         parent = train("plain-first", seed, given, first)
@@ -118,7 +123,7 @@ def go(way: str, seed: str, given: dict[str, Any]) -> Path:
         whole = {**given, "imitate_seconds": 0}
         cut = prune("thin-cut", seed, whole, parent, criterion="l1", fold="false", recalibrate_bn="true")
         return train(way, seed, {**given, "model": cut}, epochs - 1, "recipe=host")
-    known = ", ".join(("plain", *FLAGS, "patience", "patience-tuned", "torch-pruning", "thin"))
+    known = ", ".join(("plain", *FLAGS, "lasso", "patience", "patience-tuned", "torch-pruning", "thin"))
     raise SystemExit(f"ways= must be of {known}, got '{way}'")
 
 
@@ -137,6 +142,64 @@ def train(way: str, seed: str, given: dict[str, Any], epochs: int, *more: str) -
     ]
     best = Path(given["folder"], f"{way}-{seed}", "weights", "best.pt")
     return finished(best, ["train", *shared, *place, *rest, *more])
+
+
+def train_lasso(seed: str, given: dict[str, Any], epochs: int) -> Path:
+    """Train a detector with group lasso on the weights that read a channel, unless that was done; return best.pt.
+
+    After every step of the optimizer the norm of each group falls by rate x strength, not below zero (the proximal step).
+    """
+    import torch
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    strength, name = float(given["lasso"]), f"lasso-{given['lasso']}-{seed}-whole"
+
+    class LassoTrainer(DetectionTrainer):  # type: ignore[misc]
+        def optimizer_step(self) -> None:
+            super().optimizer_step()
+            rate = self.optimizer.param_groups[0]["lr"]
+            with torch.no_grad():
+                for reader in readers(self.model):
+                    norms = reader.weight.square().sum((0, 2, 3), keepdim=True).sqrt()
+                    reader.weight.mul_((1 - rate * strength / norms.clamp(min=1e-9)).clamp(min=0))
+
+    best = Path(given["folder"], name, "weights", "best.pt")
+    if not best.is_file() or not (best.parent.parent / "finished").is_file():
+        torch.set_num_threads(int(given["threads"]))
+        how = {key: str(given[key]) for key in ("model", "data")}
+        how |= {key: float(given[key]) if key == "fraction" else int(given[key]) for key in ("imgsz", "fraction", "batch")}
+        place = {"project": str(Path(given["folder"]).resolve()), "name": name, "exist_ok": True}
+        rest = {"workers": 0, "cache": "ram", "plots": False, "patience": 1000, "device": "cpu"}
+        LassoTrainer(
+            overrides={**how, **place, **rest, "epochs": epochs, "seed": int(seed), "task": "detect"}
+        ).train()
+        write_text(best.parent.parent / "finished", f"lasso={strength}")
+    print(
+        f"lasso={strength} {seed}, before the cut: {scored(best, given)}, {faint(best):.1%} of the groups below a tenth",
+        flush=True,
+    )
+    return best
+
+
+def readers(module: Any) -> list[Any]:
+    """Return the dense convolutions that read channels of others."""
+    found = (part for name, part in module.named_modules() if "dfl" not in name)
+    return [
+        part
+        for part in found
+        if type(part).__name__ == "Conv2d" and part.groups == 1 and part.in_channels > 3
+    ]
+
+
+def faint(checkpoint: Path) -> float:
+    """Return the share of groups whose norm is below a tenth of their layer's mean: what the lasso has emptied."""
+    import torch
+
+    norms = [
+        part.weight.float().square().sum((0, 2, 3)).sqrt()
+        for part in readers(load_detector(checkpoint).module)
+    ]
+    return float(torch.cat([layer < 0.1 * layer.mean() for layer in norms]).float().mean())
 
 
 def prune(way: str, seed: str, given: dict[str, Any], parent: Path, *more: str, **how: str) -> Path:
