@@ -25,6 +25,7 @@ from yolo_prune.criteria.memory import in_batches_that_fit
 from yolo_prune.graph.modes import evaluating, in_full_precision
 from yolo_prune.progress import LOGGER, bar
 from yolo_prune.recover.augment import augmented
+from yolo_prune.recover.muon import optimizers_for
 from yolo_prune.words import counted
 
 RATES = (1e-2, 3e-3, 1e-3, 3e-4)
@@ -258,20 +259,21 @@ class _Lesson:
     def _averages(self, rate: float, steps: int) -> Iterator[dict[str, Tensor]]:
         """Train the student and yield its averaged weights after every step; end where a gradient is not finite."""
         weights = [weight for weight in self.student.parameters() if weight.requires_grad]
-        groups = [{"params": [weight], "size": _size(weight)} for weight in weights]
-        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
+        optimizers = optimizers_for(self.student, _size)
         generator = torch.Generator().manual_seed(self.calibration.seed)
         average = _state(self.student)
         for step, batch in enumerate(_shuffled(self.learnt, steps, generator)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["size"] * _factor(step, steps)
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group["size"] * _factor(step, steps)
             changed = augmented(batch, generator)
             apart = outputs_apart(self.student, self.teacher, self.calibration, changed)
             apart.backward()  # type: ignore[no-untyped-call]
             if not bool(nn.utils.clip_grad_norm_(weights, _CLIP).isfinite()):
                 return
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             _blend_(average, self.student, min(_AVERAGE, (1 + step) / (10 + step)))
             yield average
 
