@@ -12,7 +12,7 @@ from yolo_prune import prune_module
 from yolo_prune.criteria.calibration import Calibration, call
 from yolo_prune.criteria.distance import output_distance, relative_distance
 from yolo_prune.errors import ConfigError
-from yolo_prune.recover import imitate
+from yolo_prune.recover import imitate, muon
 from yolo_prune.recover.imitate import imitate_
 
 
@@ -297,3 +297,11 @@ def test_batches_that_are_pairs_learn_through_forward():
         imitate_(student, teacher, calibration, steps=20).after
         < imitate_(disturbed(teacher), teacher, calibration, steps=1).before
     )
+
+
+def test_matrices_are_moved_by_muon_in_every_step(monkeypatch):
+    teacher, moved = detector(), []
+    step = muon.Muon.step
+    monkeypatch.setattr(muon.Muon, "step", lambda self: (moved.append(len(self.param_groups)), step(self))[1])
+    learn(disturbed(teacher), teacher, steps=8, rates=(1e-3,))
+    assert moved == [3] * 8
