@@ -28,7 +28,7 @@ from yolo_prune.recover.augment import augmented
 from yolo_prune.recover.muon import optimizers_for
 from yolo_prune.words import counted
 
-RATES = (1e-2, 3e-3, 1e-3, 3e-4)
+RATES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
 """Of the root mean square of each tensor: trained long or short, weights differ by ten in size, and what moves one a
 little ruins another."""
 _SMALLEST = 0.01  # root mean square that a tensor counts as at least: biases begin at 0
