@@ -196,6 +196,21 @@ def test_where_every_rate_leads_away_at_first_the_one_that_does_it_least_gets_th
     assert 100 <= result.steps < 120
 
 
+def test_a_rate_that_is_on_its_way_is_not_given_up_until_it_turns_or_where_it_is_far_away(courses):
+    """It falls: what a high rate has learnt shows at its end."""
+    taken = courses(
+        r4=lambda step: 3 - step / 100,
+        r3=lambda step: 1.9 - step / 200,
+        r2=lambda step: 1.9 - min(step, 100) / 200,
+        r1=lambda step: 0.5,
+    )
+    assert learn_with(steps=240, rates=(3, 1)).rate == 3
+    assert taken == [[3, 240]]
+    taken.clear()
+    assert learn_with(steps=240, rates=(4, 2, 1)).rate == 1
+    assert taken == [[4, 60], [2, 120], [1, 240]]
+
+
 def test_where_nothing_ever_comes_closer_nothing_is_kept(courses):
     taken = courses(r2=lambda step: 1.2, r1=lambda step: 1.1)
     result = learn_with(steps=100, rates=(2, 1))

@@ -41,6 +41,7 @@ _CLIP = 10.0
 _HELD_OUT, _MOST_HELD_OUT = 6, 64  # one image in so many is not learnt from, and so many are enough
 _LOOK = 20  # steps between two looks at them
 _PATIENCE = 60  # steps until a rate has to have come closer
+_NEAR = 2.0  # times as far as it began, and still nearing: a high rate arrives as it falls
 _SHORTEST = 1e-6  # seconds of a step, for a clock that does not see it
 
 
@@ -233,11 +234,12 @@ class _Lesson:
     ) -> _Reached | None:
         """Take steps and go back to the beginning; return the closest averaged weights, None where it diverged.
 
-        What is not closer than that after 60 steps, or a quarter of them, is given up.
+        What is not closer than that after 60 steps, or a quarter of them, is given up, unless it is on its way: less
+        than twice as far, and at every look closer than before.
         """
         start, patience = _state(self.student), min(_PATIENCE, steps // 4)
         best: _Reached | None = None
-        given_up = False
+        given_up = nearing = False
         try:
             with bar(steps, f"imitating the parent, rate {rate:.0e}") as shown:
                 for step, average in enumerate(self._averages(rate, steps), 1):
@@ -245,9 +247,13 @@ class _Lesson:
                     late = deadline is not None and time.monotonic() > deadline
                     if step % _LOOK == 0 or step in (patience, steps) or late:
                         reached = self._reached(average, rate, step)
+                        nearing = best is not None and reached.distance < min(
+                            best.distance, _NEAR * closer_than
+                        )
                         best = _closest(best, reached) or reached
                         shown.set_postfix_str(f"distance {best.distance:.4g}")
-                    given_up = step >= patience and best is not None and best.distance > closer_than
+                    away = best is not None and best.distance > closer_than and not nearing
+                    given_up = step >= patience and away
                     if late or given_up:
                         break
             if given_up:
