@@ -167,7 +167,10 @@ def train_lasso(seed: str, given: dict[str, Any], epochs: int) -> Path:
     if not best.is_file() or not (best.parent.parent / "finished").is_file():
         torch.set_num_threads(int(given["threads"]))
         how = {key: str(given[key]) for key in ("model", "data")}
-        how |= {key: float(given[key]) if key == "fraction" else int(given[key]) for key in ("imgsz", "fraction", "batch")}
+        how |= {
+            key: float(given[key]) if key == "fraction" else int(given[key])
+            for key in ("imgsz", "fraction", "batch")
+        }
         place = {"project": str(Path(given["folder"]).resolve()), "name": name, "exist_ok": True}
         rest = {"workers": 0, "cache": "ram", "plots": False, "patience": 1000, "device": "cpu"}
         LassoTrainer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -63,14 +63,14 @@ def orthogonal(matrix: Tensor) -> Tensor:
     if rows > columns:
         return orthogonal(matrix.T).T
     first, third, fifth = _COEFFICIENTS
-    result = matrix / matrix.norm().clamp(min=_TINY)
+    result: Tensor = matrix / matrix.norm().clamp(min=_TINY)
     for _ in range(_ITERATIONS):
         gram = result @ result.T
         result = first * result + (third * gram + fifth * gram @ gram) @ result
     return result
 
 
-def optimizers_for(module: nn.Module, size: Any) -> list[torch.optim.Optimizer]:
+def optimizers_for(module: nn.Module, size: Callable[[Tensor], float]) -> list[torch.optim.Optimizer]:
     """Return what trains the parameters that want gradients, each of them a group of its own.
 
     Args:
@@ -89,7 +89,7 @@ def optimizers_for(module: nn.Module, size: Any) -> list[torch.optim.Optimizer]:
     return made + ([torch.optim.AdamW(others, lr=0.0, weight_decay=0.0)] if others else [])
 
 
-def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+def _matrices(module: nn.Module) -> Iterator[Tensor]:
     for part in module.modules():
         if isinstance(part, (_ConvNd, nn.Linear)) and min(part.weight.shape[:2]) > 1:
             yield part.weight
