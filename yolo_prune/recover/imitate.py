@@ -3,8 +3,8 @@
 BatchNorm statistics stay, weights move. How fast they may is different from model to model (what mends one ruins
 another), so the highest of some rates begins, and images that nobody learns from say whether to go on with it or with
 the next, how far the whole got, and which weights to keep: those of the beginning where nothing came closer. They are
-looked at as they are and changed as a lesson's are: a folded network agrees with its parent on images like those that
-it was folded on, and gives some of that up, at first, for what it learns of all others.
+looked at changed as a lesson's are: a folded network agrees with its parent on images like those that it was folded on,
+and gives some of that up for what it learns of all others, which is worth more.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _BATCH = 16
 _AVERAGE = 0.95  # what stays of the averaged weights in a step
 _CLIP = 10.0
 _HELD_OUT, _MOST_HELD_OUT = 6, 64  # one image in so many is not learnt from, and so many are enough
+_LOOKS_AT_EACH = 2  # each time changed in another way
 _LOOK = 20  # steps between two looks at them
 _PATIENCE = 60  # steps until a rate has to have come closer
 _NEAR = 2.0  # times as far as it began, and still nearing: a high rate arrives as it falls
@@ -50,7 +51,7 @@ class Imitation:
     """What came of it.
 
     Attributes:
-        before: Distance to the teacher on images that were not learnt from, as they are and changed.
+        before: Distance to the teacher on images that were not learnt from, changed as lessons are.
         after: The same of the weights that were kept; never larger.
         rate: Of the optimizer, relative to the size of each tensor; 0 where nothing came closer.
         steps: That led to the weights that were kept.
@@ -100,7 +101,7 @@ def imitate_(
     def learnt(batches: Sequence[Any]) -> tuple[float, _Reached | None]:
         lessons, held_out = _divided(batches)
         generator = torch.Generator().manual_seed(calibration.seed)
-        judges = [*held_out, *(augmented(batch, generator) for batch in held_out)]
+        judges = [augmented(batch, generator) for batch in held_out for _ in range(_LOOKS_AT_EACH)]
         lesson = _Lesson(student, teacher, calibration, lessons, judges, rates)
         with lesson.running():
             before = lesson.distance()
