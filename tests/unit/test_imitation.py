@@ -211,6 +211,12 @@ def test_a_rate_that_is_on_its_way_is_not_given_up_until_it_turns_or_where_it_is
     assert taken == [[4, 60], [2, 120], [1, 240]]
 
 
+def test_a_rate_that_had_the_whole_does_not_get_it_again(courses):
+    taken = courses(r2=lambda step: 1.9 - step / 400, r1=lambda step: 1.95)
+    assert learn_with(steps=240, rates=(2, 1)).steps == 0
+    assert taken == [[2, 240], [1, 60]]
+
+
 def test_where_nothing_ever_comes_closer_nothing_is_kept(courses):
     taken = courses(r2=lambda step: 1.2, r1=lambda step: 1.1)
     result = learn_with(steps=100, rates=(2, 1))

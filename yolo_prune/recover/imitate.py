@@ -41,7 +41,7 @@ _CLIP = 10.0
 _HELD_OUT, _MOST_HELD_OUT = 6, 64  # one image in so many is not learnt from, and so many are enough
 _LOOKS_AT_EACH = 2  # each time changed in another way
 _LOOK = 20  # steps between two looks at them
-_PATIENCE = 60  # steps until a rate has to have come closer
+_PATIENCE = 60  # steps until a rate has to have come closer, or to be on its way
 _NEAR = 2.0  # times as far as it began, and still nearing: a high rate arrives as it falls
 _SHORTEST = 1e-6  # seconds of a step, for a clock that does not see it
 
@@ -124,12 +124,13 @@ def imitate_(
 
 @dataclass(frozen=True)
 class _Reached:
-    """Averaged weights after some steps, and their distance to the teacher."""
+    """Averaged weights after some steps, their distance to the teacher, and whether their rate was given up."""
 
     distance: float
     rate: float
     steps: int
     state: dict[str, Tensor]
+    given_up: bool = False
 
 
 def _divided(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -192,10 +193,11 @@ class _Lesson:
         return mean_distance(self.student, self.teacher, self.calibration, self.held_out)
 
     def learn_at_some_rate(self, before: float, steps: int, deadline: float | None) -> _Reached | None:
-        """Take the highest rate that has come closer to the teacher after some steps than it began, to its end.
+        """Take the highest rate that after some steps is closer than it began, or on its way there, to its end.
 
         The longer a training, the higher the rate that is best for it, and all but the lowest lead away at first.
-        Where none of them had come back in time, the one that had come nearest gets the whole all the same.
+        Where none of them had come back in time, the one that had come nearest gets the whole all the same, unless it
+        had it.
 
         Returns:
             Weights that are closer than ``before``; None where nothing came closer.
@@ -215,7 +217,7 @@ class _Lesson:
             if late or (best is not None and best.distance <= before):
                 break
         else:
-            if best is not None:
+            if best is not None and best.given_up:
                 best = _closest(best, self.learn(best.rate, affordable(), deadline))
         return best if best is not None and best.distance < before else None
 
@@ -261,7 +263,7 @@ class _Lesson:
                 LOGGER.info("imitation: the rate %.0e leads away from the parent and is given up", rate)
         finally:  # also where memory does not suffice, or a user has seen enough
             self.student.load_state_dict(start)
-        return best
+        return None if best is None else replace(best, given_up=given_up)
 
     def _averages(self, rate: float, steps: int) -> Iterator[dict[str, Tensor]]:
         """Train the student and yield its averaged weights after every step; end where a gradient is not finite."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-MOMENTUM = 0.95
+_MOMENTUM = 0.95
 _SCALE = 0.2  # root mean square of an update of matrices, in rates: about that of AdamW's updates
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -43,8 +43,8 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[weight]
                 if not state:
                     state["average"] = torch.zeros_like(weight)
-                state["average"].lerp_(weight.grad, 1 - MOMENTUM)
-                ahead = weight.grad.lerp(state["average"], MOMENTUM)
+                state["average"].lerp_(weight.grad, 1 - _MOMENTUM)
+                ahead = weight.grad.lerp(state["average"], _MOMENTUM)
                 update = orthogonal(ahead.flatten(1)).view_as(weight)
                 size = update.square().mean().sqrt().clamp(min=_TINY)
                 weight.sub_(update / size * (group["lr"] * _SCALE))
