@@ -37,7 +37,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
 
+import torch
 from bench_results import torch_pruning_cut
+from torch import nn
 
 from yolo_prune.adapters.checkpoint import load_detector
 from yolo_prune.adapters.hosts import find_host
@@ -92,7 +94,7 @@ def setting(given: dict[str, Any]) -> str:
     """Return what runs must share to stand in one table."""
     data = Path(str(given["data"]))
     names = (Path(str(given["model"])).stem, data.parent.name if data.suffix else data.name)
-    numbers = [f"{key}={given[key]}" for key in ("imgsz", "epochs", "fraction", "keep_macs")]
+    numbers = (f"{key}={given[key]}" for key in ("imgsz", "epochs", "fraction", "keep_macs"))
     return " ".join([*names, *numbers])
 
 
@@ -149,7 +151,6 @@ def train_lasso(seed: str, given: dict[str, Any], epochs: int) -> Path:
 
     After every step of the optimizer the norm of each group falls by rate x strength, not below zero (the proximal step).
     """
-    import torch
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     strength, name = float(given["lasso"]), f"lasso-{given['lasso']}-{seed}-whole"
@@ -164,7 +165,8 @@ def train_lasso(seed: str, given: dict[str, Any], epochs: int) -> Path:
                     reader.weight.mul_((1 - rate * strength / norms.clamp(min=1e-9)).clamp(min=0))
 
     best = Path(given["folder"], name, "weights", "best.pt")
-    if not best.is_file() or not (best.parent.parent / "finished").is_file():
+    note = best.parent.parent / "finished"
+    if not note.is_file():
         torch.set_num_threads(int(given["threads"]))
         how = {key: str(given[key]) for key in ("model", "data")}
         how |= {
@@ -176,7 +178,7 @@ def train_lasso(seed: str, given: dict[str, Any], epochs: int) -> Path:
         LassoTrainer(
             overrides={**how, **place, **rest, "epochs": epochs, "seed": int(seed), "task": "detect"}
         ).train()
-        write_text(best.parent.parent / "finished", f"lasso={strength}")
+        write_text(note, f"lasso={strength}")
     print(
         f"lasso={strength} {seed}, before the cut: {scored(best, given)}, {faint(best):.1%} of the groups below a tenth",
         flush=True,
@@ -184,20 +186,16 @@ def train_lasso(seed: str, given: dict[str, Any], epochs: int) -> Path:
     return best
 
 
-def readers(module: Any) -> list[Any]:
-    """Return the dense convolutions that read channels of others."""
-    found = (part for name, part in module.named_modules() if "dfl" not in name)
-    return [
-        part
-        for part in found
-        if type(part).__name__ == "Conv2d" and part.groups == 1 and part.in_channels > 3
+def readers(module: nn.Module) -> list[nn.Conv2d]:
+    """Return the dense convolutions that read channels of others, without the one of box distributions, which is fixed."""
+    found = [
+        part for name, part in module.named_modules() if isinstance(part, nn.Conv2d) and "dfl" not in name
     ]
+    return [part for part in found if part.groups == 1 and part.in_channels > 3]
 
 
 def faint(checkpoint: Path) -> float:
     """Return the share of groups whose norm is below a tenth of their layer's mean: what the lasso has emptied."""
-    import torch
-
     norms = [
         part.weight.float().square().sum((0, 2, 3)).sqrt()
         for part in readers(load_detector(checkpoint).module)

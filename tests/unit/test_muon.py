@@ -14,11 +14,7 @@ def random(*shape, seed=0):
 @pytest.mark.parametrize("shape", [(8, 8), (4, 60), (60, 4)])
 def test_all_directions_become_alike(shape):
     left, _, right = torch.linalg.svd(random(*shape), full_matrices=False)
-    uneven = (
-        left
-        @ torch.diag(torch.logspace(0, -2, 4).repeat(shape[0] // 4 if shape[0] == shape[1] else 1))
-        @ right
-    )
+    uneven = left @ torch.diag(torch.logspace(0, -2, min(shape))) @ right
     made = orthogonal(uneven)
     values = torch.linalg.svdvals(made)
     assert made.shape == shape

@@ -57,14 +57,15 @@ class PredictionProjection:
 
     def _of_head(self, head: Predictions) -> Tensor:
         best = head.scores.detach().amax(-1, keepdim=True)
+        total = best.sum().clamp(min=_SMALL)
         if head.corners is None:
             boxes = head.boxes / spread_of(head.boxes.detach(), best)
         else:
             sides = _sides(head.corners.detach())
-            usual = (best * sides).sum((0, 1)) / best.sum().clamp(min=_SMALL)
+            usual = (best * sides).sum((0, 1)) / total
             boxes = head.corners / torch.maximum(sides, _SLIM * usual).clamp(min=_SMALL)
         felt = signed_sum(head.scores, self._generator) + signed_sum(best * boxes, self._generator)
-        return felt / best.sum().clamp(min=_SMALL).sqrt()
+        return felt / total.sqrt()
 
 
 def prediction_distance(
