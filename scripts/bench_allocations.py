@@ -3,7 +3,8 @@
     python scripts/bench_allocations.py models=bccd_yolov5nu,bccd_yolo11n keeps=0.5,0.35 steps=4 state=allocations.json
     python scripts/bench_allocations.py models=bccd_yolov5nu keeps=0.35 steps=6 ways=auto imitation_steps=240 state=goals.json
 
-``rates=0.01`` imitates at that rate alone, ``rates=0.01,0.003`` at the first of them that leads closer;
+``rates=0.01`` imitates at that rate alone, ``rates=0.01,0.003`` at the first of them that leads closer, and
+``rates=0.01/0.003 imitation_steps=30,120`` makes four rows of one cut;
 ``box_weight=1`` weighs boxes otherwise than the package where channels are chosen and folded. ``ways`` are
 rankings of reconstruction (``cost``, ``root``, ``global``), or ``auto``: the one that trials say is best. Every cut is
 measured on 96 training images and folded. The distance of its outputs to the parent's is that on the images that it
@@ -15,6 +16,8 @@ parent's with its 95 % interval over images. Models and data are those of ``scri
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import json
 import os
 import sys
@@ -42,6 +45,7 @@ from yolo_prune.options.fields import parse_overrides
 from yolo_prune.progress import log_to_console
 from yolo_prune.recover import Recipe, cut_in_steps
 from yolo_prune.recover.imitate import RATES, imitate_
+from yolo_prune.recover.steps import CutResult
 
 DEFAULTS: dict[str, Any] = {
     "models": "bccd_yolov5nu",
@@ -69,14 +73,14 @@ def main() -> None:
     for model in listed(given["models"]):
         bench = None
         for keep in listed(given["keeps"]):
-            for way in listed(given["ways"]):
-                imitation = "@".join(filter(None, (str(given["imitation_steps"]), ",".join(rates_of(given)))))
+            for way, (steps, rates) in itertools.product(listed(given["ways"]), imitations(given)):
                 name = "*".join(filter(None, (way, str(given["box_weight"]))))
-                key = f"{model} {keep} {name} {given['steps']} {imitation} {given['seed']}"
+                how = "@".join(filter(None, (str(steps), ",".join(map(str, rates)))))
+                key = f"{model} {keep} {name} {given['steps']} {how} {given['seed']}"
                 if key in state:
                     continue
                 bench = bench or Judge(model, given)
-                state[key] = bench.row(float(keep), way)
+                state[key] = bench.row(float(keep), way, steps, rates)
                 write_text(path, json.dumps(state, indent=1) + "\n")
                 print(f"{key}: {state[key]}", flush=True)
     print(table(state))
@@ -87,9 +91,11 @@ def listed(value: Any) -> list[str]:
     return [str(one) for one in value] if isinstance(value, (list, tuple)) else str(value).split(",")
 
 
-def rates_of(given: dict[str, Any]) -> list[str]:
-    """Return the rates of imitation that were asked for; none asks for those of the package."""
-    return listed(given["rates"]) if given["rates"] else []
+def imitations(given: dict[str, Any]) -> list[tuple[int, list[float]]]:
+    """Return steps and rates of every imitation that was asked for; no rates are those of the package."""
+    rates = ",".join(listed(given["rates"]))
+    each = [[float(rate) for rate in one.split(",") if rate] for one in rates.split("/")]
+    return list(itertools.product(map(int, listed(given["imitation_steps"])), each))
 
 
 class Judge:
@@ -116,24 +122,34 @@ class Judge:
         result = self.tasks[split].evaluate(module, self.bench.imgsz)
         return result.scores[self.tasks[split].metric], resampled_accuracy(result.sample)
 
-    def row(self, keep: float, way: str) -> dict[str, Any]:
-        """Cut by one way, imitate on request, and return what came of it."""
-        given, bench, seed = self.given, self.bench, int(self.given["seed"])
-        images = int(given["images"])
-        whole = bench.calibration(images + int(given["held_out"]), seed)
-        seen, held = split_images(whole, images)
+    @functools.cached_property
+    def images(self) -> tuple[Calibration, Calibration]:
+        """Images that are measured on, and others."""
+        given, seed, number = self.given, int(self.given["seed"]), int(self.given["images"])
+        seen, held = split_images(self.bench.calibration(number + int(given["held_out"]), seed), number)
         if given["box_weight"]:
             weight = float(given["box_weight"])
-            felt = detection_projection(bench.imgsz, seed, classes=self.classes, box_weight=weight)
+            felt = detection_projection(self.bench.imgsz, seed, classes=self.classes, box_weight=weight)
             seen = replace(seen, projection=felt)
-        recipe = Recipe(steps=int(given["steps"]), seed=seed, allocation=None if way == "auto" else way)
-        seconds, cut = timed(lambda: cut_in_steps(bench.parent, Budget("keep_macs", keep), recipe, seen))
-        module, found = cut.module, {"cut_cpu_s": seconds, "allocation": cut.plan.settings["allocation"]}
-        if given["imitation_steps"]:
-            many = bench.calibration(IMITATION_IMAGES, seed)
-            module = copy.deepcopy(module)
-            rates = [float(rate) for rate in rates_of(given)] or RATES
-            how: dict[str, Any] = {"steps": int(given["imitation_steps"]), "rates": rates}
+        return seen, held
+
+    @functools.lru_cache(1)  # noqa: B019  a judge lives as long as the run
+    def cut(self, keep: float, way: str) -> tuple[float, CutResult]:
+        """Cut by one way, and return its CPU seconds beside it."""
+        steps, seed = int(self.given["steps"]), int(self.given["seed"])
+        recipe = Recipe(steps=steps, seed=seed, allocation=None if way == "auto" else way)
+        budget = Budget("keep_macs", keep)
+        return timed(lambda: cut_in_steps(self.bench.parent, budget, recipe, self.images[0]))
+
+    def row(self, keep: float, way: str, steps: int, rates: list[float]) -> dict[str, Any]:
+        """Cut by one way, imitate on request, and return what came of it."""
+        bench, (seen, held) = self.bench, self.images
+        seconds, cut = self.cut(keep, way)
+        module = copy.deepcopy(cut.module)
+        found = {"cut_cpu_s": seconds, "allocation": cut.plan.settings["allocation"]}
+        if steps:
+            many = bench.calibration(IMITATION_IMAGES, int(self.given["seed"]))
+            how: dict[str, Any] = {"steps": steps, "rates": rates or RATES}
             seconds, imitation = timed(lambda: imitate_(module, bench.parent.module, many, **how))
             found |= {"imitation_cpu_s": seconds, "rate": imitation.rate}
         with evaluating(module), evaluating(bench.parent.module):
