@@ -6,7 +6,8 @@
 ``rates=0.01`` imitates at that rate alone, ``rates=0.01,0.003`` at the first of them that leads closer, and
 ``rates=0.01/0.003 imitation_steps=30,120`` makes four rows of one cut;
 ``box_weight=1`` weighs boxes otherwise than the package where channels are chosen and folded. ``ways`` are
-rankings of reconstruction (``cost``, ``root``, ``global``), or ``auto``: the one that trials say is best. Every cut is
+rankings of reconstruction (``cost``, ``root``, ``global``), or ``auto``: the one that trials say is best;
+``ways=disturbed keeps=1 imitation_steps=240`` is the control, an uncut model whose weights got noise. Every cut is
 measured on 96 training images and folded. The distance of its outputs to the parent's is that on the images that it
 was measured on (seen) and on 64 others (held out); accuracy is that on val, and on test where the data has one, less the
 parent's with its 95 % interval over images. Models and data are those of ``scripts/benchmark_accuracy.py``, whose options
@@ -45,7 +46,6 @@ from yolo_prune.options.fields import parse_overrides
 from yolo_prune.progress import log_to_console
 from yolo_prune.recover import Recipe, cut_in_steps
 from yolo_prune.recover.imitate import RATES, imitate_
-from yolo_prune.recover.steps import CutResult
 
 DEFAULTS: dict[str, Any] = {
     "models": "bccd_yolov5nu",
@@ -62,6 +62,7 @@ DEFAULTS: dict[str, Any] = {
     "work": str(ROOT / "runs" / "accuracy"),
 }
 IMITATION_IMAGES = 256
+DISTURBED, NOISE = "disturbed", 0.05  # of a tensor's size: as far from the parent as a cut to a third, folded
 
 
 def main() -> None:
@@ -134,19 +135,26 @@ class Judge:
         return seen, held
 
     @functools.lru_cache(1)  # noqa: B019  a judge lives as long as the run
-    def cut(self, keep: float, way: str) -> tuple[float, CutResult]:
-        """Cut by one way, and return its CPU seconds beside it."""
+    def cut(self, keep: float, way: str) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the parent after a cut by one way, or after noise, and what is to be said of that."""
         steps, seed = int(self.given["steps"]), int(self.given["seed"])
+        if way == DISTURBED:
+            return disturbed(self.bench.parent.module, seed), {
+                "cut_cpu_s": 0.0,
+                "allocation": way,
+                "kept": 1.0,
+            }
         recipe = Recipe(steps=steps, seed=seed, allocation=None if way == "auto" else way)
         budget = Budget("keep_macs", keep)
-        return timed(lambda: cut_in_steps(self.bench.parent, budget, recipe, self.images[0]))
+        seconds, cut = timed(lambda: cut_in_steps(self.bench.parent, budget, recipe, self.images[0]))
+        kept, allocation = round(cut.plan.kept_macs, 4), cut.plan.settings["allocation"]
+        return cut.module, {"cut_cpu_s": seconds, "allocation": allocation, "kept": kept}
 
     def row(self, keep: float, way: str, steps: int, rates: list[float]) -> dict[str, Any]:
         """Cut by one way, imitate on request, and return what came of it."""
         bench, (seen, held) = self.bench, self.images
-        seconds, cut = self.cut(keep, way)
-        module = copy.deepcopy(cut.module)
-        found = {"cut_cpu_s": seconds, "allocation": cut.plan.settings["allocation"]}
+        module, said = self.cut(keep, way)
+        module, found = copy.deepcopy(module), dict(said)
         if steps:
             many = bench.calibration(IMITATION_IMAGES, int(self.given["seed"]))
             how: dict[str, Any] = {"steps": steps, "rates": rates or RATES}
@@ -156,7 +164,6 @@ class Judge:
             for name, part in {"seen": seen, "held_out": held}.items():
                 apart = mean_distance(module, bench.parent.module, part, part.batches)
                 found[name] = float(f"{apart:.4g}")
-        found["kept"] = round(cut.plan.kept_macs, 4)
         for split, (before, draws) in self.parent.items():
             value, now = self.judged(module, split)
             change = interval_of(now - draws)
@@ -164,6 +171,17 @@ class Judge:
             found[f"{split}_parent"] = round(float(before), 4)
             found[f"{split}_change"] = [round(change.low, 4), round(change.high, 4)] if change else None
         return found
+
+
+def disturbed(module: nn.Module, seed: int) -> nn.Module:
+    """Return a copy whose matrices of weights got normal noise of 5 % of their root mean squares."""
+    module, generator = copy.deepcopy(module), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.dim() > 1:
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.add_(NOISE * weight.square().mean().sqrt() * noise)
+    return module
 
 
 def split_images(calibration: Calibration, first: int) -> tuple[Calibration, Calibration]:
