@@ -22,7 +22,8 @@ def plugged_in(part: str) -> Mapping[str, Any]:
     Returns:
         Where a class is defined, as in ``timm.layers.attention.Attention`` -> what is known. ``blocks`` bake a width
         into an attribute (:class:`yolo_prune.graph.module_rules.ModuleRule`); of detectors ``heads`` are known: a
-        function from the detector to the names of its heads and what to make of what each returns.
+        function from the detector to the names of its heads and what to make of what each returns; ``constants`` are
+        the names of parameters that nobody may move.
     """
     found: dict[str, Any] = {}
     for file in sorted((Path(__file__).parents[1] / _ADAPTERS).glob(f"*/{part}.py")):

@@ -25,6 +25,7 @@ from yolo_prune.criteria.memory import in_batches_that_fit
 from yolo_prune.graph.modes import evaluating, in_full_precision
 from yolo_prune.progress import LOGGER, bar
 from yolo_prune.recover.augment import augmented
+from yolo_prune.recover.learnable import learnable
 from yolo_prune.recover.muon import optimizers_for
 from yolo_prune.words import counted
 
@@ -179,8 +180,10 @@ class _Lesson:
                 undo.enter_context(in_full_precision(module))
             undo.enter_context(torch.enable_grad())
             self.teacher.requires_grad_(False)
-            for weight in self.student.parameters():
-                weight.requires_grad_(weight.is_floating_point())
+            free = learnable(self.student, self.teacher)
+            self.student.requires_grad_(False)
+            for weight in free:
+                weight.requires_grad_(True)
             try:
                 yield
             finally:
