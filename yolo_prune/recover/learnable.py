@@ -13,9 +13,9 @@ def learnable(student: nn.Module, teacher: nn.Module) -> list[nn.Parameter]:
     """Return the floating-point parameters that may move.
 
     Not those that an adapter knows to be constants of their module, as the numbers 0 to 15 are by which the host reads
-    boxes, and not those that want no gradient where others of the network do, as long as the cut left them as they were:
-    what was cut has to be mended, frozen or not. Files often say of no weight that it wants a gradient; then the flags
-    say nothing.
+    boxes, and not those that want no gradient where others of the network do, as long as the cut left them as they
+    were: what was cut has to be mended, frozen or not. Files often say of no weight that it wants a gradient; then the
+    flags say nothing.
 
     Args:
         student: The cut network.

@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 CONSTANTS: dict[str, tuple[str, ...]] = {"ultralytics.nn.modules.block.DFL": ("conv.weight",)}
-"""Where a class is defined -> names of its parameters that nobody may move: 0 to 15, by which sides of boxes are read."""
+"""Where a class is defined -> names of its parameters that nobody may move: 0 to 15, to read boxes by."""
