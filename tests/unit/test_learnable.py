@@ -68,3 +68,14 @@ def test_imitation_moves_what_may_move_alone():
     assert learn(student, teacher, [images(24)], steps=20).steps
     moved = {name for name, weight in student.state_dict().items() if not torch.equal(weight, before[name])}
     assert moved == {name for name, _ in student.named_parameters() if not name.startswith("stem.")}
+
+
+def test_where_nothing_that_may_move_reaches_the_outputs_everything_stays():
+    teacher = detector()
+    teacher.beside = nn.Linear(2, 2)  # of a loss that only a training has
+    student = disturbed(teacher)
+    student.requires_grad_(False)
+    student.beside.requires_grad_(True)
+    before = copy.deepcopy(student.state_dict())
+    assert learn(student, teacher, steps=20).steps == 0
+    assert all(torch.equal(weight, before[name]) for name, weight in student.state_dict().items())

@@ -281,6 +281,8 @@ class _Lesson:
                     group["lr"] = rate * group["size"] * _factor(step, steps)
             changed = augmented(batch, generator)
             apart = outputs_apart(self.student, self.teacher, self.calibration, changed)
+            if not apart.requires_grad:  # nothing that may move reaches the outputs
+                return
             apart.backward()  # type: ignore[no-untyped-call]
             if not bool(nn.utils.clip_grad_norm_(weights, _CLIP).isfinite()):
                 return
