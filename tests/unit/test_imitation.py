@@ -154,7 +154,9 @@ def courses(monkeypatch):
 
     def averages(self, rate, steps):
         taken.append([rate, 0])
-        for _ in range(steps):
+        for step in range(steps):
+            if far[rate](step) is None:
+                return
             taken[-1][1] += 1
             yield {}
 
@@ -176,7 +178,7 @@ def test_the_highest_rate_that_came_closer_in_time_gets_the_whole_and_the_others
     courses, caplog
 ):
     caplog.set_level("INFO")
-    taken = courses(r3=lambda step: 1.1, r2=lambda step: 90 / (step + 40), r1=lambda step: 0.1)
+    taken = courses(r3=lambda step: 1.8, r2=lambda step: 90 / (step + 40), r1=lambda step: 0.1)
     result = learn_with(steps=240, rates=(3, 2, 1))
     assert taken == [[3, 60], [2, 240]]
     assert (result.rate, result.steps, result.after) == (2, 240, 90 / 280)
@@ -186,9 +188,9 @@ def test_the_highest_rate_that_came_closer_in_time_gets_the_whole_and_the_others
 
 def test_where_every_rate_leads_away_at_first_the_one_that_does_it_least_gets_the_whole(courses):
     taken = courses(
-        r3=lambda step: 1.4,
-        r2=lambda step: 1.2 if step < 100 else 0.6,
-        r1=lambda step: 1.7 if step < 100 else 0.1,
+        r3=lambda step: 1.9,
+        r2=lambda step: 1.8 if step < 100 else 0.6,
+        r1=lambda step: 2.7 if step < 100 else 0.1,
     )
     result = learn_with(steps=240, rates=(3, 2, 1))
     assert taken == [[3, 60], [2, 60], [1, 60], [2, 240]]
@@ -196,29 +198,40 @@ def test_where_every_rate_leads_away_at_first_the_one_that_does_it_least_gets_th
     assert 100 <= result.steps < 120
 
 
-def test_a_rate_that_is_on_its_way_is_not_given_up_until_it_turns_or_where_it_is_far_away(courses):
+def test_a_rate_is_given_up_where_it_is_too_far_away_for_what_is_left_of_it(courses):
     """It falls: what a high rate has learnt shows at its end."""
     taken = courses(
         r4=lambda step: 3 - step / 100,
-        r3=lambda step: 1.9 - step / 200,
-        r2=lambda step: 1.9 - min(step, 100) / 200,
+        r3=lambda step: 1.9 - step / 200 + 0.1 * (step == 60),
+        r2=lambda step: 1.6,
         r1=lambda step: 0.5,
     )
     assert learn_with(steps=240, rates=(3, 1)).rate == 3
     assert taken == [[3, 240]]
     taken.clear()
     assert learn_with(steps=240, rates=(4, 2, 1)).rate == 1
-    assert taken == [[4, 60], [2, 120], [1, 240]]
+    assert taken == [[4, 60], [2, 100], [1, 240]]
 
 
 def test_a_rate_that_had_the_whole_does_not_get_it_again(courses):
-    taken = courses(r2=lambda step: 1.9 - step / 400, r1=lambda step: 1.95)
+    taken = courses(r2=lambda step: max(1.01, 1.99 - step / 240), r1=lambda step: 1.95)
     assert learn_with(steps=240, rates=(2, 1)).steps == 0
     assert taken == [[2, 240], [1, 60]]
 
 
+@pytest.mark.parametrize("later", [None, 5.0])
+def test_a_rate_that_diverges_is_given_up_although_it_had_come_closer(courses, later):
+    taken = courses(r2=lambda step: 0.9 if step < 50 else later, r1=lambda step: 0.5)
+    assert learn_with(steps=240, rates=(2, 1)).rate == 1
+    assert [rate for rate, _ in taken] == [2, 1]
+    taken.clear()
+    courses(r1=lambda step: 1.9)
+    result = learn_with(steps=240, rates=(2, 1))
+    assert (result.rate, result.after) == (2, 0.9)  # still the nearest of all
+
+
 def test_where_nothing_ever_comes_closer_nothing_is_kept(courses):
-    taken = courses(r2=lambda step: 1.2, r1=lambda step: 1.1)
+    taken = courses(r2=lambda step: 1.9, r1=lambda step: 1.8)
     result = learn_with(steps=100, rates=(2, 1))
     assert taken == [[2, 25], [1, 25], [1, 100]]
     assert (result.rate, result.steps, result.after) == (0.0, 0, 1.0)
@@ -226,7 +239,7 @@ def test_where_nothing_ever_comes_closer_nothing_is_kept(courses):
 
 def test_a_short_time_makes_the_whole_shorter_and_the_patience_with_a_rate(courses, monkeypatch):
     monkeypatch.setattr(imitate._Lesson, "_seconds_of_a_step", lambda self: 1e4)
-    taken = courses(r2=lambda step: 1.2, r1=lambda step: 0.5)
+    taken = courses(r2=lambda step: 1.9, r1=lambda step: 0.5)
     learn_with(steps=400, seconds=809_000, rates=(2, 1))  # the tests themselves take none of it
     assert taken == [[2, 20], [1, 80]]
 

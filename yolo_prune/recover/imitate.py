@@ -42,8 +42,8 @@ _CLIP = 10.0
 _HELD_OUT, _MOST_HELD_OUT = 6, 64  # one image in so many is not learnt from, and so many are enough
 _LOOKS_AT_EACH = 2  # each time changed in another way
 _LOOK = 20  # steps between two looks at them
-_PATIENCE = 60  # steps until a rate has to have come closer, or to be on its way
-_NEAR = 2.0  # times as far as it began, and still nearing: a high rate arrives as it falls
+_PATIENCE = 60  # steps until a rate has to be on its way
+_AWAY = 2.0  # less the share of its steps that it took: so many times as far as it began is too far
 _SHORTEST = 1e-6  # seconds of a step, for a clock that does not see it
 
 
@@ -85,7 +85,8 @@ def imitate_(
         student: The cut network; its modes and the flags of its parameters are restored.
         teacher: The uncut one; untouched.
         calibration: Images and how both run on them; its seed orders and varies them.
-        steps: Steps of the optimizer, and 60 for every rate that is given up; of few images fewer, 20 for each batch.
+        steps: Steps of the optimizer, and 60 or more for every rate that is given up; of few images fewer, 20 for each
+            batch.
         seconds: Take fewer steps where so many would take longer than this; the result then depends on the machine.
             None: no limit.
         rates: Of the optimizer, relative to the size of each tensor, from the first to begin with on.
@@ -196,11 +197,10 @@ class _Lesson:
         return mean_distance(self.student, self.teacher, self.calibration, self.held_out)
 
     def learn_at_some_rate(self, before: float, steps: int, deadline: float | None) -> _Reached | None:
-        """Take the highest rate that after some steps is closer than it began, or on its way there, to its end.
+        """Take the highest rate that is not given up on its way, and ends closer than it began.
 
         The longer a training, the higher the rate that is best for it, and all but the lowest lead away at first.
-        Where none of them had come back in time, the one that had come nearest gets the whole all the same, unless it
-        had it.
+        Where there is none, the one that had come nearest gets the whole all the same, unless it had it.
 
         Returns:
             Weights that are closer than ``before``; None where nothing came closer.
@@ -215,9 +215,11 @@ class _Lesson:
 
         best: _Reached | None = None
         for rate in self.rates:
-            best = _closest(best, self.learn(rate, affordable(), deadline, closer_than=before))
+            reached = self.learn(rate, affordable(), deadline, closer_than=before)
+            best = _closest(best, reached)
             late = deadline is not None and time.monotonic() > deadline
-            if late or (best is not None and best.distance <= before):
+            arrived = reached is not None and not reached.given_up and reached.distance <= before
+            if late or arrived:
                 break
         else:
             if best is not None and best.given_up:
@@ -240,28 +242,27 @@ class _Lesson:
     ) -> _Reached | None:
         """Take steps and go back to the beginning; return the closest averaged weights, None where it diverged.
 
-        What is not closer than that after 60 steps, or a quarter of them, is given up, unless it is on its way: less
-        than twice as far, and at every look closer than before.
+        From 60 steps, or a quarter of them, on, what is too far away is given up: after a quarter 1.75 times as far as
+        that, after a half 1.5 times. A rate leads away as long as it is high, and back as it falls.
         """
         start, patience = _state(self.student), min(_PATIENCE, steps // 4)
         best: _Reached | None = None
-        given_up = nearing = False
+        step, late = 0, False
         try:
             with bar(steps, f"imitating the parent, rate {rate:.0e}") as shown:
                 for step, average in enumerate(self._averages(rate, steps), 1):
                     shown.update()
+                    away = False
                     late = deadline is not None and time.monotonic() > deadline
                     if step % _LOOK == 0 or step in (patience, steps) or late:
                         reached = self._reached(average, rate, step)
-                        nearing = best is not None and reached.distance < min(
-                            best.distance, _NEAR * closer_than
-                        )
                         best = _closest(best, reached) or reached
-                        shown.set_postfix_str(f"distance {best.distance:.4g}")
-                    away = best is not None and best.distance > closer_than and not nearing
-                    given_up = step >= patience and away
-                    if late or given_up:
+                        shown.set_postfix_str(f"distance {reached.distance:.4g}")
+                        on_its_way = reached.distance <= closer_than * (_AWAY - step / steps)
+                        away = step >= patience and not on_its_way
+                    if late or away:
                         break
+            given_up = step < steps and not late  # or its gradients were not finite any more
             if given_up:
                 LOGGER.info("imitation: the rate %.0e leads away from the parent and is given up", rate)
         finally:  # also where memory does not suffice, or a user has seen enough
