@@ -1,6 +1,7 @@
 """Masks, key points and oriented boxes are judged by their own AP: against the truth, the host and each other."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 from oracle import NAMES, POINTS, Picture, disturbed, oracle, pictures, rectangle, write
 from pycocotools import mask as coco_mask
 from tiny_host import draw, tiny
+from ultralytics.utils import YAML
 
 from yolo_prune.accuracy.bootstrap import draw_images
 from yolo_prune.accuracy.looks import differing_images
@@ -79,11 +81,26 @@ def test_the_quick_evaluation_and_the_sample_have_the_same_number(made):
     assert result.own.ap != pytest.approx(result.coco.ap, abs=1e-3), "the control: boxes have another AP"
 
 
-def test_single_images_are_shown_with_what_the_task_is_about(made):
+def renamed_to_test(data, folder):
+    """Copy the data: the images become the test split, one of them val."""
+    shutil.copytree(data.parent, folder)
+    for kind in ("images", "labels"):
+        (folder / kind / "val").rename(folder / kind / "test")
+        first = min((folder / kind / "test").iterdir())
+        (folder / kind / "val").mkdir()
+        shutil.copy(first, folder / kind / "val")
+    yaml = YAML.load(data) | {"path": str(folder), "val": "images/val", "test": "images/test"}
+    YAML.save(folder / data.name, yaml)
+    return folder / data.name
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_single_images_are_shown_with_what_the_task_is_about(made, split, tmp_path):
     """Chosen by their places in the sample; the model that finds the truth is right on each of them."""
     task, things, data = made
+    data = data if split == "val" else renamed_to_test(data, tmp_path / "data")
     opened = open_task(
-        SimpleNamespace(task=task, names=NAMES), data, split="val", batch=3, device="cpu", workers=0
+        SimpleNamespace(task=task, names=NAMES), data, split=split, batch=3, device="cpu", workers=0
     )
     perfect, moved = (opened.evaluate(oracle(task, told), 160) for told in (things, disturbed(things, 0.3)))
     assert perfect.sample.correctness().tolist() == [1.0] * len(things)

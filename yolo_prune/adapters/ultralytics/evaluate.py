@@ -154,7 +154,7 @@ class Evaluator:
         data: str | Path | DetectionData,
         *,
         imgsz: ImageSize,
-        split: str = "val",
+        split: str | None = None,
         max_images: int | None = None,
         batch: int = 16,
         device: str = "cpu",
@@ -166,7 +166,7 @@ class Evaluator:
         Args:
             data: A data yaml, or what ``resolve_data`` returned.
             imgsz: Longest side of the input, or its height and width, in pixels; rounded up to multiples of 32.
-            split: ``train``, ``val`` or ``test``.
+            split: ``train``, ``val`` or ``test``; None: that of a resolved split, of all else ``val``.
             max_images: At most so many images, spread evenly over the sorted list; None takes all.
             batch: Images per batch.
             device: The host's ``device``.
@@ -176,6 +176,8 @@ class Evaluator:
         Raises:
             DataError: The data is missing or broken, or the chosen images hold no box.
         """
+        if split is None:
+            split = data.split if isinstance(data, DetectionData) else "val"
         self.data = _slice(resolve_data(data, split, task=task), max_images)
         self._imgsz = rounded_up(imgsz, STRIDE)
         self._batch = batch

@@ -61,6 +61,7 @@ class BoxTask:
         quick = evaluate.Evaluator(
             self.split,
             imgsz=imgsz,
+            split="val",  # also where the model is judged on test
             max_images=self.quick_images,
             batch=self.batch,
             device=self.device,
