@@ -58,7 +58,12 @@ def draw(rows: list[dict[str, Any]]) -> str:
         f'<polyline points="{points}" fill="none" stroke="{COLOURS["resolution"]}" stroke-width="1.5"/>'
     )
     for row in rows:
-        parts += point(row, across, up, floor)
+        crowded = any(
+            0 < across(other[SPEED][0]) - across(row[SPEED][0]) < 200
+            and abs(up(other["ap"]) - up(row["ap"])) < 15
+            for other in rows
+        )
+        parts += point(row, across, up, floor, crowded=crowded)
     parts += below(rows, across, up, floor)
     return "\n".join(parts) + "\n</svg>\n"
 
@@ -83,8 +88,8 @@ def frame(floor: float, top: float, start: float, widest: float, across: Any, up
     yield f'<text transform="translate(20 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor="middle" fill="#24303c">COCO AP</text>'
 
 
-def point(row: dict[str, Any], across: Any, up: Any, floor: float) -> Iterator[str]:
-    """Yield one model: a dot, its interval and its name; below the floor, an arrow."""
+def point(row: dict[str, Any], across: Any, up: Any, floor: float, *, crowded: bool) -> Iterator[str]:
+    """Yield one model: a dot, its interval and its name, on the left where another dot is near; below the floor, an arrow."""
     colour = COLOURS[row["group"]]
     value, low, high = row[SPEED]
     x, y = across(value), up(max(row["ap"], floor))
@@ -94,8 +99,9 @@ def point(row: dict[str, Any], across: Any, up: Any, floor: float) -> Iterator[s
     else:
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{colour}"/>'
     if row["ap"] >= floor:
+        side = (across(low) - x - 4, 19, "end") if crowded else (across(high) - x + 10, 5, "start")
         dx, dy, anchor = {"parent": (0, -14, "middle"), "resolution": (-10, 17, "end")}.get(
-            row["group"], (across(high) - x + 10, 5, "start")
+            row["group"], side
         )
         yield written(row["name"].removeprefix("parent at "), x + dx, y + dy, anchor, colour)
 
