@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from yolo_prune.criteria.corners import corner_reader
 from yolo_prune.criteria.predictions import (
+    OVERLAP,
     Predictions,
     bernoulli_divergence,
+    mean_missed,
     not_comparable,
     predictions_apart,
 )
@@ -27,7 +30,9 @@ def output_distance(ours: Any, theirs: Any) -> Tensor:
     * class scores (B, C): the Kullback-Leibler divergence, in nats;
     * scores in [0, 1] at many locations: the divergence of independent Bernoulli variables, summed, and what stands
       beside them (boxes) as a smooth L1 distance in units of its spread, weighted by the teacher's best score of the
-      location; both over the sum of these best scores. Where there are such predictions, other outputs do not count;
+      location; both over the sum of these best scores. Where the teacher's boxes show that they are corners, or centre
+      and size, what is missed of their overlap counts four times beside that. Where there are such predictions, other
+      outputs do not count;
     * anything else: the squared error relative to the teacher's variance.
 
     Args:
@@ -107,7 +112,11 @@ def _of_predictions(ours: Tensor, theirs: Tensor) -> Tensor:
     known = before[..., unit]
     wanted, best = rated(known, known)
     made = Predictions(rated(after[..., unit], known)[0], after[..., ~unit])
-    return predictions_apart(made, Predictions(wanted, before[..., ~unit]), best)
+    distance = predictions_apart(made, Predictions(wanted, before[..., ~unit]), best)
+    corners = corner_reader(before[..., ~unit], best)
+    if corners is None:
+        return distance
+    return distance + OVERLAP * mean_missed(corners(made.boxes), corners(before[..., ~unit]), best)
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> Tensor:

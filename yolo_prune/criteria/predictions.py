@@ -96,8 +96,7 @@ def _of_head(ours: Predictions, theirs: Predictions, overlap: float) -> Tensor:
     distance = predictions_apart(ours, theirs, best)
     if not overlap or ours.corners is None or theirs.corners is None:
         return distance
-    missed = missed_overlap(ours.corners, theirs.corners)[..., None]
-    return distance + overlap * (best * missed).sum() / best.sum().clamp(min=_SMALL)
+    return distance + overlap * mean_missed(ours.corners, theirs.corners, best)
 
 
 def predictions_apart(ours: Predictions, theirs: Predictions, best: Tensor) -> Tensor:
@@ -128,6 +127,12 @@ def bernoulli_divergence(ours: Tensor, theirs: Tensor) -> Tensor:
     """Return the divergence of every probability."""
     p, q = (values.clamp(_SMALL, 1 - _SMALL) for values in (theirs, ours))
     return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+
+def mean_missed(ours: Tensor, theirs: Tensor, best: Tensor) -> Tensor:
+    """Return the mean of what :func:`missed_overlap` returns, by the teacher's best scores, shape (B, locations, 1)."""
+    missed = missed_overlap(ours, theirs)[..., None]
+    return (best * missed).sum() / best.sum().clamp(min=_SMALL)
 
 
 def missed_overlap(ours: Tensor, theirs: Tensor) -> Tensor:
