@@ -213,6 +213,21 @@ def test_a_rate_is_given_up_where_it_is_too_far_away_for_what_is_left_of_it(cour
     assert taken == [[4, 60], [2, 100], [1, 240]]
 
 
+@pytest.mark.parametrize(("steps", "first"), [(80, 0.03), (79, 0.01)])
+def test_few_steps_begin_at_a_lower_rate(courses, monkeypatch, steps, first):
+    tried = []
+
+    def learn(self, rate, *_, **__):
+        tried.append(rate)
+        return imitate._Reached(0.5, rate, steps, self.student.state_dict())
+
+    courses()
+    monkeypatch.setattr(imitate._Lesson, "learn", learn)
+    assert learn_with(steps=steps).rate == first
+    assert learn_with(steps=steps, rates=(0.1, 0.05)).rate == 0.1, "the user's own"
+    assert tried == [first, 0.1]
+
+
 def test_a_rate_that_had_the_whole_does_not_get_it_again(courses):
     taken = courses(r2=lambda step: max(1.01, 1.99 - step / 240), r1=lambda step: 1.95)
     assert learn_with(steps=240, rates=(2, 1)).steps == 0

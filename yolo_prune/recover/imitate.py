@@ -32,6 +32,8 @@ from yolo_prune.words import counted
 RATES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
 """Of the root mean square of each tensor: trained long or short, weights differ by ten in size, and what moves one a
 little ruins another."""
+_SHORT, _SHORT_RATE = 80, 1e-2
+"""Fewer steps than these begin at a lower rate: the highest ruins what folding has left, and has no time to mend it."""
 _SMALLEST = 0.01  # root mean square that a tensor counts as at least: biases begin at 0
 LESSONS = 256  # images that are imitated on, where there are so many: more than moments need
 _PASSES = 20  # over the images; more of them only learn these by heart
@@ -89,7 +91,8 @@ def imitate_(
             batch.
         seconds: Take fewer steps where so many would take longer than this; the result then depends on the machine.
             None: no limit.
-        rates: Of the optimizer, relative to the size of each tensor, from the first to begin with on.
+        rates: Of the optimizer, relative to the size of each tensor, from the first to begin with on; fewer than 80
+            steps begin at 0.01 at most, where one of them is no higher.
 
     Returns:
         How far it got.
@@ -214,7 +217,8 @@ class _Lesson:
             )
 
         best: _Reached | None = None
-        for rate in self.rates:
+        low = [rate for rate in self.rates if rate <= _SHORT_RATE] if affordable() < _SHORT else []
+        for rate in low or self.rates:
             reached = self.learn(rate, affordable(), deadline, closer_than=before)
             best = _closest(best, reached)
             late = deadline is not None and time.monotonic() > deadline
