@@ -28,6 +28,15 @@ def test_what_no_score_stands_for_says_nothing():
     assert torch.equal(corner_reader(numbers, best)(numbers), numbers)
 
 
+@pytest.mark.parametrize("numbers", [CORNERS, CENTRES])
+def test_one_box_in_many_may_be_another(numbers):
+    """It reaches far over the border, or is turned inside out."""
+    many, odd = numbers.repeat(1, 10, 1), torch.tensor([[[5.0, 5, -90, 90]]])
+    best = torch.ones(1, 31, 1)
+    read = corner_reader(torch.cat([many, odd], 1), best)
+    assert torch.allclose(read(numbers), CORNERS)
+
+
 @pytest.mark.parametrize(
     "numbers",
     [
