@@ -46,6 +46,7 @@ from yolo_prune.options.fields import parse_overrides
 from yolo_prune.progress import log_to_console
 from yolo_prune.recover import Recipe, cut_in_steps
 from yolo_prune.recover.imitate import RATES, imitate_
+from yolo_prune.recover.learnable import learnable
 
 DEFAULTS: dict[str, Any] = {
     "models": "bccd_yolov5nu",
@@ -174,10 +175,10 @@ class Judge:
 
 
 def disturbed(module: nn.Module, seed: int) -> nn.Module:
-    """Return a copy whose matrices of weights got normal noise of 5 % of their root mean squares."""
+    """Return a copy whose matrices of weights got normal noise of 5 % of their root mean squares; constants stay."""
     module, generator = copy.deepcopy(module), torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in module.parameters():
+        for weight in learnable(module, module):
             if weight.dim() > 1:
                 noise = torch.randn(weight.shape, generator=generator)
                 weight.add_(NOISE * weight.square().mean().sqrt() * noise)
