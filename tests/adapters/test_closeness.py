@@ -57,14 +57,14 @@ def test_every_part_of_a_head_counts(config):
         assert apart(student, teacher) > 1e-9, part
 
 
-@pytest.mark.parametrize("config", ["yolov8n-cls.yaml"])
+@pytest.mark.parametrize("config", [*PARTS, "yolo26n-seg.yaml", "yolov8n-cls.yaml"])
 def test_imitation_brings_a_disturbed_model_closer(config):
     teacher = build(config)
     student = copy.deepcopy(teacher)
     disturb_(student.model[-1])
     result = imitate_(student, teacher, measured(teacher, images(8)), steps=6)
     assert result.steps
-    assert result.after < result.before
+    assert result.after < 0.8 * result.before
 
 
 @pytest.mark.slow
