@@ -61,7 +61,7 @@ class Moments:
             ridge: Share of the mean variance. Where an input hardly varies beside its mean, rounding leaves a
                 covariance with negative variances; there it is a share of the squares.
         """
-        variance = float(np.trace(self.covariance)) / len(self.mean)
+        variance = float((self.second.diagonal() - self.mean**2).mean())
         return ridge * max(variance, _ROUNDED * float(self.second.diagonal().max()), 1e-12)
 
 
