@@ -158,6 +158,19 @@ def test_retraining_that_hurt_is_called_a_loss():
     )
 
 
+def test_retraining_that_kept_the_pruned_model_is_said_to_have():
+    aps = {"parent": 0.6, "pruned": 0.55, "retrained": 0.55}
+    rows = [{"model": name, "ap": ap, "imgsz": 320} for name, ap in aps.items()]
+    drawn = resamples(0.01, parent=0.6, pruned=0.55)
+    drawn.append({**drawn[1], "model": "retrained"})
+    texts = [one.text for one in verdicts(RunReport.from_dict({"rows": rows, "resamples": drawn}))]
+    expected = (
+        "No epoch of the retraining validated better than the pruned model (AP 0.550), which was kept. "
+    )
+    assert f"{expected}More epochs= or a lower lr0= may change that." in texts
+    assert not any("retraining changed it" in text for text in texts)
+
+
 @pytest.mark.parametrize(
     ("proof", "expected"),
     [

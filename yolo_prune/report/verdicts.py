@@ -201,6 +201,9 @@ def judge_retraining(report: RunReport, final: Row) -> list[Verdict]:
     if gain < 0 and not (bounds is not None and 0.0 in bounds):
         text = f"Retraining lost {-gain:.3f} {name} ({signed(bounds)}): use weights/pruned.pt, "
         return [Verdict(f"{text}which had {before:.3f} before it.", "bad")]
+    if bounds is not None and gain == bounds.low == bounds.high == 0:
+        text = f"No epoch of the retraining validated better than the pruned model ({name} {before:.3f}), "
+        return [Verdict(f"{text}which was kept. More epochs= or a lower lr0= may change that.", "bad")]
     text = f"Before retraining the pruned model had {name} {before:.3f}; retraining changed it by {gain:+.3f}"
     return [Verdict(f"{text} ({signed(bounds)}).")]
 

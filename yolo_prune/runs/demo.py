@@ -14,6 +14,7 @@ from yolo_prune.runs.configure import make_config
 from yolo_prune.runs.demo_data import make_demo_detection
 from yolo_prune.runs.prune import PruneResult, prune_from_config
 from yolo_prune.runs.workspace import open_workspace
+from yolo_prune.words import counted
 
 _IMGSZ = 192
 _TRAIN_IMAGES, _VAL_IMAGES = 280, 60
@@ -70,7 +71,9 @@ def run_demo(
     if model is None:
         host = find_host(PLAIN_CHECKPOINT)
         length = train_epochs or _TRAIN_EPOCHS
-        with space.stage("train", f"training {host.demo_model} from random weights for {length} epochs"):
+        with space.stage(
+            "train", f"training {host.demo_model} from random weights for {counted(length, 'epoch')}"
+        ):
             model = str(
                 host.train_demo(
                     Path(data),

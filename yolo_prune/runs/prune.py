@@ -39,6 +39,7 @@ from yolo_prune.runs.recovery import cut_and_recover, save_checkpoint
 from yolo_prune.runs.resume import ARGS_FILE, check_resumed
 from yolo_prune.runs.workspace import OUTPUTS, Workspace, open_workspace
 from yolo_prune.runtimes import RUNTIMES
+from yolo_prune.words import counted
 
 _GIVEN = "given"  # folder of the objects that a run started from
 
@@ -158,7 +159,7 @@ def _run(job: PruneJob) -> PruneResult:
     with space.stage("evaluate pruned", "evaluating the pruned model"):
         models.append(_evaluated("pruned", space.weights / "pruned.pt", job))
     if config.epochs:
-        with space.stage("retrain", f"retraining for {config.epochs} epochs"):
+        with space.stage("retrain", f"retraining for {counted(config.epochs, 'epoch')}"):
             _retrain(job, models[-1].module, cut.plan)
         with space.stage("evaluate retrained", "evaluating the retrained model"):
             models.append(_evaluated("retrained", space.weights / "best.pt", job))
