@@ -151,6 +151,14 @@ def test_the_numbers_are_those_of_pycocotools_to_the_bit(kind, seed):
 
 
 @pytest.mark.parametrize("kind", COMPARED)
+def test_a_class_found_more_often_than_8_bits_count_is_evaluated(kind):
+    truth, found = scene(3, images=260)
+    assert min(sum(each["category_id"] == number for each in found) for number in (1, 2)) > 255
+    ours, sample = coco_ap_by_image(truth, found, compared=COMPARED[kind])
+    assert_the_same(ours, sample, evaluation(truth, found, kind))
+
+
+@pytest.mark.parametrize("kind", COMPARED)
 def test_a_weight_counts_an_image_as_often_as_copies_of_it_do(kind):
     truth, found = scene(5)
     _, sample = coco_ap_by_image(truth, found, compared=COMPARED[kind])

@@ -157,7 +157,8 @@ class Masks:
         """Return the number of their pixels."""
         from pycocotools.mask import area
 
-        return np.asarray(area(list(found)), dtype=np.float64) if len(found) else np.zeros(0)
+        # one at a time: it keeps the length of a list in 8 bits, which NumPy 2 refuses from 256 on
+        return np.array([area(each) for each in found], dtype=np.float64)
 
     def overlaps(self, found: NDArray[Any], objects: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
         """Return intersections over unions, of crowd regions over the detection."""
