@@ -9,7 +9,8 @@ import pytest
 from yolo_prune.cut.record import PrunePlan
 from yolo_prune.errors import BudgetError, ConfigError
 from yolo_prune.files import write_text
-from yolo_prune.options import SweepConfig, to_yaml
+from yolo_prune.options import PruneConfig, SweepConfig, to_yaml
+from yolo_prune.options.fields import option_fields
 from yolo_prune.report import Row, RunReport
 from yolo_prune.report.rows import Speedup, write_json
 from yolo_prune.runs.configure import make_config
@@ -85,6 +86,30 @@ def test_speeds_of_trials_are_compared_through_the_parent(pruned, tmp_path):
 def test_floors_are_those_of_every_trial(pruned, tmp_path):
     run_sweep(options(tmp_path, min_width="16", min_keep="0.4", round_to="4"))
     assert {(config.min_width, config.min_keep, config.round_to) for config in pruned} == {(16, 0.4, 4)}
+
+
+def test_what_prune_takes_every_trial_takes_but_for_what_a_sweep_decides(pruned, tmp_path):
+    given = {
+        "calibration_images": 32,
+        "split": "test",
+        "epochs": 2,
+        "lr0": 0.001,
+        "optimizer": "SGD",
+        "distill": False,
+        "keep_layers": ("model.0",),
+    }
+    run_sweep(options(tmp_path, **given))
+    assert len(pruned) == 6
+    assert all(getattr(config, key) == value for config in pruned for key, value in given.items())
+    lacking = set(option_fields(PruneConfig)) - set(option_fields(SweepConfig))
+    one_run = {"gmacs", "keep_params", "latency", "depth", "fold", "recalibrate_bn"}
+    of_the_chosen = {"bench", "file_images", "pictures", "quantize", "runtimes"}
+    assert lacking == one_run | of_the_chosen
+
+
+def test_rates_of_a_retraining_that_there_is_not_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"^lr0, optimizer: for retraining, and epochs=0 asks for none\."):
+        options(tmp_path, lr0=0.001, optimizer="SGD")
 
 
 def test_a_sweep_goes_on_where_it_was(pruned, tmp_path):

@@ -46,6 +46,9 @@ _FOLD = "fold what removed channels contributed into the kept ones"
 _IMAGES = "training images that folding and scoring look at"
 _IMITATION = "most time for the cut model to imitate its parent on training images, no labels; 0: none"
 _EPOCHS = "epochs of retraining after the cut; 0 for none"
+_DISTILL = "learn from the parent while retraining"
+_LR0 = "first learning rate of retraining; chosen when not given"
+_OPTIMIZER = "the host's optimizer for retraining; auto is the package's gentle recipe"
 _SPLIT = "split of the data set to evaluate on"
 _DEVICE = "cpu, cuda:0 or the number of a GPU; chosen when not given"
 _THREADS = "CPU threads while measuring; all when not given"
@@ -88,6 +91,9 @@ _SHARED = {
     "calibration_images": partial(option, help=_IMAGES, default=96, group=RECOVERY, low=1),
     "recover_seconds": partial(option, help=_IMITATION, default=300.0, group=RECOVERY, low=0),
     "epochs": partial(option, help=_EPOCHS, default=0, group=TRAINING, low=0),
+    "distill": partial(option, help=_DISTILL, default=True, group=TRAINING),
+    "lr0": partial(option, help=_LR0, default=None, group=TRAINING, low=0),
+    "optimizer": partial(option, help=_OPTIMIZER, default="auto", group=TRAINING),
     "split": partial(option, help=_SPLIT, default="val", group=MEASURING, choices=("val", "test", "train")),
     "runtimes": partial(
         option,

@@ -71,13 +71,9 @@ class PruneConfig:
     fold: bool = shared("fold")
     calibration_images: int | None = shared("calibration_images", help=_CALIBRATION, default=None)
     recover_seconds: float = shared("recover_seconds")
-    distill: bool = option("learn from the parent while retraining", True, group=TRAINING)
-    lr0: float | None = option(
-        "first learning rate of retraining; chosen when not given", None, group=TRAINING, low=0
-    )
-    optimizer: str = option(
-        "the host's optimizer for retraining; auto is the package's gentle recipe", "auto", group=TRAINING
-    )
+    distill: bool = shared("distill")
+    lr0: float | None = shared("lr0")
+    optimizer: str = shared("optimizer")
     split: str = shared("split")
     quantize: int | None = option(
         "8 quantises the final model for onnxruntime and openvino of runtimes=, a row in the report for each",
@@ -127,8 +123,7 @@ def _refuse_training_options(config: PruneConfig | SweepConfig) -> None:
         ConfigError: Some are given, and ``epochs`` is 0.
     """
     given = list(config.train_args)
-    if isinstance(config, PruneConfig):
-        given += ["lr0"] * (config.lr0 is not None) + ["optimizer"] * (config.optimizer != "auto")
+    given += ["lr0"] * (config.lr0 is not None) + ["optimizer"] * (config.optimizer != "auto")
     if given and not config.epochs:
         raise ConfigError(
             f"{', '.join(given)}: for retraining, and epochs=0 asks for none. Give epochs=, or leave it out."
@@ -203,7 +198,13 @@ class SweepConfig:
     round_to: int | str = shared("round_to")
     min_width: int = shared("min_width")
     min_keep: float | None = shared("min_keep")
+    keep_layers: tuple[str, ...] = shared("keep_layers")
+    calibration_images: int | None = shared("calibration_images", help=_CALIBRATION, default=None)
     recover_seconds: float = shared("recover_seconds")
+    distill: bool = shared("distill")
+    lr0: float | None = shared("lr0")
+    optimizer: str = shared("optimizer")
+    split: str = shared("split")
     min_fps: float | None = option(
         "pick the most accurate model that is at least this fast", None, group=CHOICE, low=0
     )

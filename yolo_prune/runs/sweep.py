@@ -111,7 +111,8 @@ def trials_of(config: SweepConfig, folder: Path) -> list[PruneConfig]:
     """Return the options of every trial: all budgets with all criteria."""
     keys = (
         *("model", "data", "weights", "imgsz", "device", "seed", "epochs", "batch", "workers", "steps"),
-        *("round_to", "min_width", "min_keep", "recover_seconds"),
+        *("round_to", "min_width", "min_keep", "keep_layers", "calibration_images", "recover_seconds"),
+        *("distill", "lr0", "optimizer", "split"),
     )
     shared = {key: getattr(config, key) for key in keys}
     where: dict[str, Any] = {"runtime": config.runtime, "target_device": config.target_device}
