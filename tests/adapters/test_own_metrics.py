@@ -79,6 +79,11 @@ def test_the_quick_evaluation_and_the_sample_have_the_same_number(made):
     every = np.ones((1, len(things)), dtype=int)
     assert result.sample.accuracy(every) == pytest.approx(result.own.ap, abs=1e-9)
     assert result.own.ap != pytest.approx(result.coco.ap, abs=1e-3), "the control: boxes have another AP"
+    boxes = result.of_files
+    assert (boxes.metric, boxes.value) == ("ap", result.coco.ap)
+    assert boxes.sample.accuracy(every) == pytest.approx(boxes.value, abs=1e-9), (
+        "what its interval is made of"
+    )
 
 
 def renamed_to_test(data, folder):

@@ -133,6 +133,11 @@ def ap_of(data, shift, imgsz, stretched=False):
     assert quick == result.scores[metric]
     assert result.scores["ap"] is not None
     assert "as said" in result.evaluator
+    boxes, every = result.of_files, np.ones((1, result.images), dtype=int)
+    assert boxes.sample.accuracy(every) == pytest.approx(boxes.value, abs=1e-9), (
+        "what its interval is made of"
+    )
+    assert "as said" not in boxes.source
     return result.scores[metric]
 
 

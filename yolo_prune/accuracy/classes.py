@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.accuracy.bootstrap import ImageHits
+from yolo_prune.accuracy.number import Accuracy
 from yolo_prune.errors import DataError
 from yolo_prune.runtimes.images import IMAGE_ENDINGS
 
@@ -44,6 +45,11 @@ class ClassifierResult:
     def host_scores(self) -> dict[str, float]:
         """Nothing: the host's own numbers are these."""
         return {}
+
+    @property
+    def of_files(self) -> Accuracy:
+        """Top-1."""
+        return Accuracy("top1", self.top1, self.images, self.evaluator, self.sample)
 
     @property
     def ap_of(self) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.accuracy.bootstrap import ImageSample
 from yolo_prune.accuracy.box_data import BoxData, read_boxes
 from yolo_prune.accuracy.classes import ClassificationData, read_class_folders, score_classes
+from yolo_prune.accuracy.number import Accuracy
 from yolo_prune.errors import ConfigError, DataError, MissingRuntimeError
 from yolo_prune.imgsz import ImageSize, height_width
 from yolo_prune.progress import track
@@ -47,27 +47,6 @@ class DeployedModel:
     imgsz: ImageSize
     stretched: bool = False
     suppresses: bool = False
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """One number, and what it is of.
-
-    Attributes:
-        metric: ``ap`` or ``top1``, fields of a report's row.
-        value: In [0, 1].
-        images: Number of images.
-        source: What it was computed from and by.
-        sample: What was found in each image.
-        notes: What a reader has to know, in sentences.
-    """
-
-    metric: str
-    value: float
-    images: int
-    source: str
-    sample: ImageSample | None = field(default=None, repr=False, compare=False)
-    notes: tuple[str, ...] = ()
 
 
 def file_accuracy(
@@ -180,7 +159,7 @@ def _top1(
     result = score_classes(
         np.concatenate(scores), np.array(folders.labels), folders.names, f"yolo_prune, {folders.root}"
     )
-    return Accuracy("top1", result.top1, result.images, result.evaluator, result.sample, notes)
+    return replace(result.of_files, notes=notes)
 
 
 def _batches(files: Sequence[Path], batch: int, watch: _Watch) -> Iterator[Sequence[Path]]:

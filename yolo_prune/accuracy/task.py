@@ -12,6 +12,7 @@ from yolo_prune.accuracy.bootstrap import ImageSample
 from yolo_prune.accuracy.box_data import BoxData
 from yolo_prune.accuracy.classes import ClassificationData
 from yolo_prune.accuracy.looks import Look
+from yolo_prune.accuracy.number import Accuracy
 from yolo_prune.criteria.calibration import Labels
 from yolo_prune.imgsz import ImageSize
 
@@ -50,6 +51,10 @@ class Result(Protocol):
     @property
     def sample(self) -> ImageSample | None:
         """What was found in each image."""
+
+    @property
+    def of_files(self) -> Accuracy:
+        """What exported files of such a model are judged by: AP of boxes whatever the task, of a classifier top-1."""
 
     @property
     def evaluator(self) -> str:

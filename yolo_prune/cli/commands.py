@@ -6,7 +6,7 @@ Stages are imported inside the functions, so that help and errors in the options
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,8 @@ def evaluate(config: EvalConfig) -> None:
         say(note)
     found = {"imgsz": plain_size(imgsz), "split": config.split, "ap_of": result.ap_of, "notes": result.notes}
     found |= {"low": bounds.low, "high": bounds.high} if bounds else {}
-    found |= {key: value for key, value in asdict(replace(result, sample=None)).items() if key != "sample"}
+    samples = {each.name: None for each in fields(result) if each.name.endswith("sample")}
+    found |= {key: value for key, value in asdict(replace(result, **samples)).items() if key not in samples}
     write_json_answer(config.json, found)
 
 

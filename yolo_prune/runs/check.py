@@ -23,7 +23,7 @@ from yolo_prune.runtimes.resampling import resized_by
 from yolo_prune.runtimes.runtime import Settings, available_cpus, parse_device, runtime_for
 
 if TYPE_CHECKING:
-    from yolo_prune.accuracy.deployed import Accuracy
+    from yolo_prune.accuracy.number import Accuracy
 
 _OWN, _OTHER = "model", "against"
 

@@ -23,7 +23,7 @@ from yolo_prune.runtimes.runtime import (
 )
 
 if TYPE_CHECKING:
-    from yolo_prune.accuracy.deployed import Accuracy
+    from yolo_prune.accuracy.number import Accuracy
 
 
 @dataclass(frozen=True)

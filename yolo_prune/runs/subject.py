@@ -23,7 +23,8 @@ from yolo_prune.runtimes.runtime import (
 )
 
 if TYPE_CHECKING:
-    from yolo_prune.accuracy.deployed import Accuracy, DeployedModel
+    from yolo_prune.accuracy.deployed import DeployedModel
+    from yolo_prune.accuracy.number import Accuracy
     from yolo_prune.accuracy.task import Task
     from yolo_prune.adapters.stored import LoadedModel
 
@@ -116,7 +117,7 @@ def _exported(name: str, file: Path, runtime: str, config: CheckConfig) -> Subje
 
 def accuracy_of(own: Subject, runtime: str, settings: Settings, config: CheckConfig) -> Accuracy:
     """Return the accuracy of an exported file on its runtime, or of a checkpoint as its host evaluates it."""
-    from yolo_prune.accuracy.deployed import Accuracy, file_accuracy
+    from yolo_prune.accuracy.deployed import file_accuracy
 
     data = config.data or ""
     if own.deployed is not None:
@@ -127,12 +128,9 @@ def accuracy_of(own: Subject, runtime: str, settings: Settings, config: CheckCon
         return file_accuracy(opened, own.deployed, data, imgsz=own.imgsz, batch=own.batch, split=config.split)
     if own.loaded is None:
         raise CheckpointError(f"'{own.name}' does not say its task, classes and image size.")
-    result = _task(own.name, own.loaded, config, settings.device).evaluate(own.loaded.module, own.imgsz)
-    metric = "top1" if own.task == "classify" else "ap"
-    value = result.scores[metric]
-    if value is None:
-        raise BenchmarkError(f"'{own.name}' has no {metric} on {data}.")
-    return Accuracy(metric, value, result.images, result.evaluator, result.sample, result.notes)
+    return (
+        _task(own.name, own.loaded, config, settings.device).evaluate(own.loaded.module, own.imgsz).of_files
+    )
 
 
 def _task(name: str, loaded: LoadedModel, config: CheckConfig, device: str) -> Task:

@@ -16,6 +16,7 @@ from yolo_prune.accuracy.classes import read_class_folders
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
 from yolo_prune.accuracy.labels import class_sizes
 from yolo_prune.accuracy.looks import Look, looks_of
+from yolo_prune.accuracy.number import Accuracy
 from yolo_prune.accuracy.shapes import BOXES, Compared
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.torchvision import files as stored
@@ -48,7 +49,8 @@ class BoxResult:
         metric: What models are judged by.
         own: AP of masks or key points, None of boxes alone.
         how: How those are compared.
-        sample: What was found in each image.
+        sample: What was found in each image, of what models are judged by.
+        box_sample: The same of boxes.
     """
 
     coco: CocoResult
@@ -58,6 +60,7 @@ class BoxResult:
     own: CocoResult | None = None
     how: str = ""
     sample: ImageMatches | None = field(default=None, repr=False, compare=False)
+    box_sample: ImageMatches | None = field(default=None, repr=False, compare=False)
 
     @property
     def images(self) -> int:
@@ -84,6 +87,12 @@ class BoxResult:
     def boxes(self) -> int:
         """Number of ground-truth boxes."""
         return self.coco.boxes
+
+    @property
+    def of_files(self) -> Accuracy:
+        """AP of its boxes alone."""
+        source, notes = f"{self.coco.evaluator}, {self.source}", () if self.own else self.notes
+        return Accuracy("ap", self.coco.ap, self.images, source, self.box_sample, notes)
 
     @property
     def ap_of(self) -> str:
@@ -124,10 +133,11 @@ class BoxTask:
         batches = self._loaded(self.split, imgsz)
         found = self._find(module, track(batches, "Evaluating", total=self._steps(self.split)))
         truth, own = self.split.ground_truth, None
-        coco, sample = coco_ap_by_image(truth, found)
+        coco, of_boxes = coco_ap_by_image(truth, found)
+        sample = of_boxes
         if self.compared is not BOXES:
             own, sample = coco_ap_by_image(truth, found, by_size=False, compared=self.compared)
-        return BoxResult(coco, self.split.source, self.notes, self.metric, own, self.how, sample)
+        return BoxResult(coco, self.split.source, self.notes, self.metric, own, self.how, sample, of_boxes)
 
     def scorer(self, imgsz: ImageSize) -> Callable[[nn.Module], float]:
         """Return a function that gives COCO AP on some images of ``val``."""

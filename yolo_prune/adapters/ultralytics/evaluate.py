@@ -108,6 +108,7 @@ def evaluate_detector(
         notes=notes,
         own=own,
         sample=own_sample or sample,
+        box_sample=sample,
     )
 
 

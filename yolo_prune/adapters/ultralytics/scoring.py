@@ -9,6 +9,7 @@ from typing import Any
 
 from yolo_prune.accuracy.bootstrap import ImageSample
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
+from yolo_prune.accuracy.number import Accuracy
 from yolo_prune.accuracy.shapes import BOXES, MASKS, OBJECT_OF_BOX, POSES, Compared, Keypoints
 from yolo_prune.adapters.ultralytics.data import YOLO_LABELS, DetectionData
 from yolo_prune.adapters.ultralytics.oriented import HostMatches
@@ -52,6 +53,7 @@ class EvalResult:
         notes: Things to know, in sentences.
         own: AP of masks, key points or oriented boxes, None of a model that finds boxes alone.
         sample: What was found in each image, of what the task is about.
+        box_sample: The same of boxes.
     """
 
     coco: CocoResult
@@ -63,6 +65,7 @@ class EvalResult:
     notes: tuple[str, ...] = ()
     own: OwnAp | None = None
     sample: ImageSample | None = field(default=None, repr=False, compare=False)
+    box_sample: ImageSample | None = field(default=None, repr=False, compare=False)
 
     @property
     def scores(self) -> dict[str, float | None]:
@@ -85,6 +88,12 @@ class EvalResult:
     def boxes(self) -> int:
         """Number of ground-truth boxes."""
         return self.coco.boxes
+
+    @property
+    def of_files(self) -> Accuracy:
+        """AP of its boxes alone."""
+        source, notes = f"{self.coco.evaluator}, {self.source}", () if self.own else self.notes
+        return Accuracy("ap", self.coco.ap, self.images, source, self.box_sample, notes)
 
     @property
     def ap_of(self) -> str:

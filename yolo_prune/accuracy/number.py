@@ -1,0 +1,28 @@
+"""One accuracy, and what it is of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from yolo_prune.accuracy.bootstrap import ImageSample
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One number, and what it is of.
+
+    Attributes:
+        metric: ``ap`` or ``top1``, fields of a report's row.
+        value: In [0, 1].
+        images: Number of images.
+        source: What it was computed from and by.
+        sample: What was found in each image.
+        notes: What a reader has to know, in sentences.
+    """
+
+    metric: str
+    value: float
+    images: int
+    source: str
+    sample: ImageSample | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
