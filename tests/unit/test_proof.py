@@ -344,6 +344,21 @@ def test_what_numbers_decide_may_be_cached_between_models():
     assert net.stem.out_channels == 16
 
 
+def test_what_a_number_decides_may_be_worked_out_in_the_first_run_alone():
+    """As pooling of regions does with its scales, which it then keeps."""
+    x = torch.tensor([[0.2, 0.7, 0.4]])
+    with Decisions() as first:
+        assert float(torch.tensor(0.25).log2().round()) == -2
+        kept = x > 0.5
+    with Decisions(first.made) as second:
+        same = (1 - x) > 0.5
+    assert ([decision.name for decision in first.made], second.diverged) == (["gt"], "")
+    assert torch.equal(same, kept)
+    with Decisions() as of_a_list:
+        torch.tensor([0.2, 0.7]).round()
+    assert [decision.name for decision in of_a_list.made] == ["round"], "NumPy may have had them of a feature"
+
+
 def test_a_constant_that_a_feature_is_written_into_decides_as_the_feature():
     x = torch.rand(1, 8)
     with Decisions() as decisions:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_FROM_PYTHON = torch.ops.aten.lift_fresh.default
+"""What ``torch.tensor`` calls. Of more than a number the values may be NumPy's, who took them from other tensors."""
+
 
 class Constants:
     """Told every operator of a run, knows the tensors that no weight and no input reaches.
@@ -34,6 +37,7 @@ class Constants:
         constant = not drawn and all(
             tensor.layout is torch.strided and storage_of(tensor) in self._held for tensor in read
         )
+        constant |= func is _FROM_PYTHON and read[0].dim() == 0
         for result in results:
             if not isinstance(result, Tensor) or result.layout is not torch.strided:
                 continue
