@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "keeps": "0.5",
     "architecture": "yolo11n",
     "imgsz": 320,
-    "epochs": 20,
+    "epochs": 15,
     "threads": 1,
     "seed": 0,
 }

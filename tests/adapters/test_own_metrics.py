@@ -81,6 +81,10 @@ def test_the_quick_evaluation_and_the_sample_have_the_same_number(made):
     assert result.own.ap != pytest.approx(result.coco.ap, abs=1e-3), "the control: boxes have another AP"
     boxes = result.of_files
     assert (boxes.metric, boxes.value) == ("ap", result.coco.ap)
+    said = "upright boxes" if task == "obb" else "boxes"
+    assert boxes.notes[0].startswith(
+        f"AP is of {said}. The {METRIC_OF_TASK[task]} of the checkpoint is another"
+    )
     assert boxes.sample.accuracy(every) == pytest.approx(boxes.value, abs=1e-9), (
         "what its interval is made of"
     )

@@ -90,7 +90,7 @@ def draw(folder, kind):
     return folder / "data.yaml"
 
 
-@pytest.fixture(scope="module", params=["segment", pytest.param("pose", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["segment", "pose"])
 def finished(request, tmp_path_factory, _names):
     """One training and one whole run."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -26,3 +26,8 @@ class Accuracy:
     source: str
     sample: ImageSample | None = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()
+
+
+def of_boxes_alone(ap_of: str, metric: str) -> tuple[str, ...]:
+    """Say which boxes AP is of where the task is judged by something else, a field of a report's row."""
+    return (f"AP is of {ap_of}. The {metric} of the checkpoint is another number: 'yolo-prune eval' has it.",)

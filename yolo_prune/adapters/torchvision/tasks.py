@@ -16,7 +16,7 @@ from yolo_prune.accuracy.classes import read_class_folders
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
 from yolo_prune.accuracy.labels import class_sizes
 from yolo_prune.accuracy.looks import Look, looks_of
-from yolo_prune.accuracy.number import Accuracy
+from yolo_prune.accuracy.number import Accuracy, of_boxes_alone
 from yolo_prune.accuracy.shapes import BOXES, Compared
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.torchvision import files as stored
@@ -91,7 +91,8 @@ class BoxResult:
     @property
     def of_files(self) -> Accuracy:
         """AP of its boxes alone."""
-        source, notes = f"{self.coco.evaluator}, {self.source}", () if self.own else self.notes
+        source = f"{self.coco.evaluator}, {self.source}"
+        notes = of_boxes_alone(self.ap_of, self.metric) if self.own else self.notes
         return Accuracy("ap", self.coco.ap, self.images, source, self.box_sample, notes)
 
     @property

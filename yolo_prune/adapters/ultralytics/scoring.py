@@ -9,7 +9,7 @@ from typing import Any
 
 from yolo_prune.accuracy.bootstrap import ImageSample
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
-from yolo_prune.accuracy.number import Accuracy
+from yolo_prune.accuracy.number import Accuracy, of_boxes_alone
 from yolo_prune.accuracy.shapes import BOXES, MASKS, OBJECT_OF_BOX, POSES, Compared, Keypoints
 from yolo_prune.adapters.ultralytics.data import YOLO_LABELS, DetectionData
 from yolo_prune.adapters.ultralytics.oriented import HostMatches
@@ -92,7 +92,8 @@ class EvalResult:
     @property
     def of_files(self) -> Accuracy:
         """AP of its boxes alone."""
-        source, notes = f"{self.coco.evaluator}, {self.source}", () if self.own else self.notes
+        source = f"{self.coco.evaluator}, {self.source}"
+        notes = of_boxes_alone(self.ap_of, METRIC_OF_TASK[self.task]) if self.own else self.notes
         return Accuracy("ap", self.coco.ap, self.images, source, self.box_sample, notes)
 
     @property
