@@ -29,6 +29,12 @@ with contextlib.redirect_stdout(io.StringIO()):
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Let what a module draws as it is imported be the same, whatever was imported before it."""
+    if isinstance(collector, pytest.Module):
+        importlib.import_module("torch").manual_seed(1)
+
+
 def pytest_collection_finish() -> None:
     """Leave what was imported out of every collection of garbage: the host asks for one each epoch."""
     gc.collect()
