@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from yolo_prune.accuracy.box_data import BoxData, read_boxes
 from yolo_prune.accuracy.classes import ClassificationData, read_class_folders, score_classes
-from yolo_prune.accuracy.number import Accuracy
+from yolo_prune.accuracy.number import Accuracy, accuracy_of_boxes
 from yolo_prune.errors import ConfigError, DataError, MissingRuntimeError
 from yolo_prune.imgsz import ImageSize, height_width
 from yolo_prune.progress import track
@@ -133,7 +133,7 @@ def _box_ap(
             *notes,
             "The file suppresses boxes by itself, at its own thresholds: what it dropped is not in this AP.",
         )
-    return Accuracy("ap", result.ap, result.images, f"{result.evaluator}, {boxes.source}", sample, notes)
+    return accuracy_of_boxes(result, boxes.source, sample, notes)
 
 
 def _as_coco(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from yolo_prune.accuracy.bootstrap import ImageSample
+from yolo_prune.accuracy.coco import CocoResult
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,13 @@ class Accuracy:
     source: str
     sample: ImageSample | None = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()
+
+
+def accuracy_of_boxes(
+    coco: CocoResult, source: str, sample: ImageSample | None, notes: tuple[str, ...]
+) -> Accuracy:
+    """Return AP of boxes, whose ground truth came from ``source``."""
+    return Accuracy("ap", coco.ap, coco.images, f"{coco.evaluator}, {source}", sample, notes)
 
 
 def of_boxes_alone(ap_of: str, metric: str) -> tuple[str, ...]:

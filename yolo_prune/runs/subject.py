@@ -128,9 +128,8 @@ def accuracy_of(own: Subject, runtime: str, settings: Settings, config: CheckCon
         return file_accuracy(opened, own.deployed, data, imgsz=own.imgsz, batch=own.batch, split=config.split)
     if own.loaded is None:
         raise CheckpointError(f"'{own.name}' does not say its task, classes and image size.")
-    return (
-        _task(own.name, own.loaded, config, settings.device).evaluate(own.loaded.module, own.imgsz).of_files
-    )
+    task = _task(own.name, own.loaded, config, settings.device)
+    return task.evaluate(own.loaded.module, own.imgsz).of_files
 
 
 def _task(name: str, loaded: LoadedModel, config: CheckConfig, device: str) -> Task:

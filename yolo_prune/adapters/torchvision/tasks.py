@@ -16,7 +16,7 @@ from yolo_prune.accuracy.classes import read_class_folders
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
 from yolo_prune.accuracy.labels import class_sizes
 from yolo_prune.accuracy.looks import Look, looks_of
-from yolo_prune.accuracy.number import Accuracy, of_boxes_alone
+from yolo_prune.accuracy.number import Accuracy, accuracy_of_boxes, of_boxes_alone
 from yolo_prune.accuracy.shapes import BOXES, Compared
 from yolo_prune.accuracy.task import Task
 from yolo_prune.adapters.torchvision import files as stored
@@ -91,9 +91,8 @@ class BoxResult:
     @property
     def of_files(self) -> Accuracy:
         """AP of its boxes alone."""
-        source = f"{self.coco.evaluator}, {self.source}"
         notes = of_boxes_alone(self.ap_of, self.metric) if self.own else self.notes
-        return Accuracy("ap", self.coco.ap, self.images, source, self.box_sample, notes)
+        return accuracy_of_boxes(self.coco, self.source, self.box_sample, notes)
 
     @property
     def ap_of(self) -> str:

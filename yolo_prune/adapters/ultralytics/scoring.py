@@ -9,7 +9,7 @@ from typing import Any
 
 from yolo_prune.accuracy.bootstrap import ImageSample
 from yolo_prune.accuracy.coco import CocoResult, coco_ap_by_image
-from yolo_prune.accuracy.number import Accuracy, of_boxes_alone
+from yolo_prune.accuracy.number import Accuracy, accuracy_of_boxes, of_boxes_alone
 from yolo_prune.accuracy.shapes import BOXES, MASKS, OBJECT_OF_BOX, POSES, Compared, Keypoints
 from yolo_prune.adapters.ultralytics.data import YOLO_LABELS, DetectionData
 from yolo_prune.adapters.ultralytics.oriented import HostMatches
@@ -92,9 +92,8 @@ class EvalResult:
     @property
     def of_files(self) -> Accuracy:
         """AP of its boxes alone."""
-        source = f"{self.coco.evaluator}, {self.source}"
         notes = of_boxes_alone(self.ap_of, METRIC_OF_TASK[self.task]) if self.own else self.notes
-        return Accuracy("ap", self.coco.ap, self.images, source, self.box_sample, notes)
+        return accuracy_of_boxes(self.coco, self.source, self.box_sample, notes)
 
     @property
     def ap_of(self) -> str:
